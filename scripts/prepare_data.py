@@ -1,0 +1,138 @@
+"""Pack images once, so that every training run reads one memory-mapped file.
+
+    python scripts/prepare_data.py folder --root DIR --out data/NAME     your images: a folder or a CSV manifest
+    python scripts/prepare_data.py phantoms --out data/phantoms          synthetic ultrasound, made here
+    python scripts/prepare_data.py leakage --pool data/A --protected data/B     is the test set in the training set?
+
+A folder is a class per sub-folder; or images/ with masks/ of the same names; or low_quality/ with high_quality/; or it
+holds a manifest.csv with the columns path, label, group, split, mask, target (all but path optional).
+An interrupted command continues when it is repeated.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from vfm4us.data import phantoms, splits, store
+
+
+def main(arguments=None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        words = error.strerror if isinstance(error, OSError) and error.strerror and error.filename is None else error
+        print(f"error: {words}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(required=True, metavar="folder | phantoms | leakage")
+
+    folder = commands.add_parser("folder", help="pack a folder of images or a CSV manifest")
+    folder.add_argument("--root", type=Path, required=True, help="folder of images, or CSV manifest")
+    folder.add_argument("--out", type=Path, required=True, help="folder of the prepared dataset, e.g. data/NAME")
+    folder.add_argument("--size", type=int, default=256, help="side of the packed images in pixels (default 256)")
+    folder.add_argument("--splits", default="0.8,0.1,0.1", help="shares of train,val,test where the source has none")
+    folder.add_argument("--seed", type=int, default=0, help="of the splits (default 0)")
+    folder.add_argument("--workers", type=int, help="threads (default: one per core); the bytes do not depend on it")
+    folder.set_defaults(run=pack_folder)
+
+    synthetic = commands.add_parser("phantoms", help="make synthetic ultrasound images with masks and pack them")
+    synthetic.add_argument("--out", type=Path, required=True, help="e.g. data/phantoms")
+    synthetic.add_argument("--count", type=int, default=2000, help="images (default 2000)")
+    synthetic.add_argument("--size", type=int, default=256, help="side in pixels (default 256)")
+    synthetic.add_argument("--seed", type=int, default=0)
+    synthetic.set_defaults(run=make_phantoms)
+
+    leaks = commands.add_parser("leakage", help="find val and test images of some datasets among others' train images")
+    leaks.add_argument("--pool", type=Path, nargs="+", required=True, help="prepared datasets to train on")
+    leaks.add_argument("--protected", type=Path, nargs="+", required=True, help="prepared datasets to test on")
+    leaks.add_argument("--csv", type=Path, help="write every pair here")
+    leaks.set_defaults(run=report_leakage)
+    return top
+
+
+def pack_folder(options) -> None:
+    try:
+        shares = tuple(float(share) for share in options.splits.split(","))
+    except ValueError:
+        raise ValueError(f"--splits {options.splits}: give three shares, e.g. 0.8,0.1,0.1") from None
+    dataset = store.prepare(
+        options.root, options.out, size=options.size, splits=shares, seed=options.seed, workers=options.workers
+    )
+    print(summary(dataset))
+
+
+def make_phantoms(options) -> None:
+    folder = phantoms.write_phantoms(options.out, count=options.count, size=options.size, seed=options.seed)
+    if store.is_prepared(folder):
+        print(summary(store.PreparedDataset(folder)))
+    else:
+        print(f"phantoms: {options.count} images in {folder}")
+
+
+def summary(dataset: store.PreparedDataset) -> str:
+    """What was packed, in words: counts per label and split, what was rejected, the size on disk."""
+    told = dataset.description
+    lines = [f"{dataset.name}: {len(dataset)} images of {dataset.size} x {dataset.size} in {dataset.folder}"]
+    names = [name for name in ("train", "val", "test", "exclude") if name in told["splits"]]
+    labels = list(told["labels"])
+    width = max(len(label) for label in [*labels, "label", "(none)"])
+    lines.append("  " + "label".ljust(width) + "".join(name.rjust(9) for name in names) + "total".rjust(9))
+    for label in [*labels[:40], None] if len(labels) > 1 else [None]:
+        of_label = np.array([label is None or own == label for own in dataset.labels])
+        counts = [int((of_label & (dataset.splits == name)).sum()) for name in names]
+        row = "all" if label is None else label or "(none)"
+        lines.append("  " + row.ljust(width) + "".join(f"{count:9d}" for count in [*counts, sum(counts)]))
+    if len(labels) > 40:
+        lines.append(f"  ({len(labels) - 40} more labels are in the row 'all' only)")
+    have = [f"{told[role]} with a {role[:-1]}" for role in ("masks", "targets") if told[role]]
+    lines.append("  " + ", ".join([f"{told['groups']} groups", *have]))
+    crossing = told["groups_in_two_splits"]
+    if crossing:
+        lines.append(f"  warning: the source's splits divide {len(crossing)} duplicate clusters, e.g. {crossing[0]}")
+    if told["rejected"]:
+        lines.append(f"  {told['rejected']} rejected, see {dataset.folder / 'rejected.csv'}")
+    else:
+        lines.append("  none rejected")
+    size = sum(file.stat().st_size for file in dataset.folder.iterdir())
+    lines.append(f"  {size / 1e6:.1f} MB on disk")
+    return "\n".join(lines)
+
+
+def report_leakage(options) -> None:
+    rows, compared = [], 0
+    for pool in map(store.PreparedDataset, options.pool):
+        train = pool.fingerprints(pool.indices("train"))
+        compared += len(train.ids)
+        for dataset in map(store.PreparedDataset, options.protected):
+            held_out = np.concatenate([dataset.indices("val"), dataset.indices("test")])
+            protected = dataset.fingerprints(held_out)
+            for leak in splits.leakage(train, protected):
+                names = train.ids[leak.pool_index], protected.ids[leak.protected_index]
+                rows.append((pool.name, names[0], dataset.name, names[1], leak.kind, leak.distance))
+    identical = sum(row[4] == "identical" for row in rows)
+    images = len({row[:2] for row in rows})
+    print(f"{images} of {compared} train images are also held out: {identical} identical, {len(rows) - identical} near")
+    for row in rows[:10]:
+        print(f"  {row[0]}/{row[1]}  {row[4]} (distance {row[5]})  {row[2]}/{row[3]}")
+    if len(rows) > 10:
+        print(f"  and {len(rows) - 10} more")
+    if options.csv:
+        with open(options.csv, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["pool", "pool_id", "protected", "protected_id", "kind", "distance"])
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

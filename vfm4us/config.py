@@ -1,0 +1,185 @@
+"""Typed configuration: dataclass defaults, then a YAML file, then `section.key=value` on the command line.
+
+The dataclass is the documentation: `option(default, "meaning, unit")` declares a key, its type, its default and its range.
+An unknown key, a wrong type or a value out of range is a ValueError that names the key and the remedy.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+
+import yaml
+
+
+def option(default, doc, *, low=None, high=None, choices=None, free=False):
+    """A dataclass field with its documentation and range; `free` keys may change when a run is continued."""
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "free": free}
+    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=lambda: _copy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls, doc):
+    """A nested dataclass with all its defaults."""
+    return dataclasses.field(default_factory=cls, metadata={"doc": doc})
+
+
+def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = ()):
+    """Build `cls` from its defaults, `file` (YAML) and `overrides` such as `stages.0.epochs=3`."""
+    values: dict = {}
+    if file is not None:
+        file = Path(file)
+        if not file.is_file():
+            near = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
+            hint = f" Configs here: {', '.join(near)}" if near else ""
+            raise FileNotFoundError(f"config file {file} does not exist.{hint}")
+        try:
+            values = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: expected keys and values at the top level, found {type(values).__name__}")
+    for item in overrides:
+        _override(values, item)
+    return from_dict(cls, values)
+
+
+def from_dict(cls, values: dict, where: str = ""):
+    """Build dataclass `cls` from nested plain `values`, checking every key, type and range."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'config'}: expected keys and values, got {values!r}")
+    arguments = {}
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise ValueError(f"unknown config key {name!r}: {hint}")
+        arguments[key] = _convert(value, hints[key], name)
+        _check_range(arguments[key], fields[key].metadata, name)
+    try:
+        return cls(**arguments)
+    except TypeError as error:  # a key without default is missing
+        raise ValueError(f"{where or 'config'}: {error}") from error
+
+
+def to_dict(config) -> dict:
+    """Nested plain types of a dataclass, fit for YAML, JSON and checkpoints."""
+    return dataclasses.asdict(config)
+
+
+def changed_keys(old: dict, new, prefix: str = "") -> list[str]:
+    """`key: old -> new` for each key of dataclass `new` that differs from plain `old`, leaving out the free ones."""
+    rows = []
+    for field in dataclasses.fields(new):
+        name, value, free = prefix + field.name, getattr(new, field.name), field.metadata.get("free", False)
+        before = old.get(field.name)
+        if dataclasses.is_dataclass(value) and isinstance(before, dict):
+            rows += changed_keys(before, value, name + ".")
+        elif not free and before != (now := _plain(value)):
+            rows.append(f"{name}: {before!r} -> {now!r}")
+    return rows
+
+
+def describe(cls, prefix: str = "") -> str:
+    """One line per key: name, default, meaning; the text that --help prints."""
+    lines = []
+    for field in dataclasses.fields(cls):
+        hint = typing.get_type_hints(cls)[field.name]
+        doc = field.metadata.get("doc", "")
+        if dataclasses.is_dataclass(hint):
+            lines += [f"\n  {prefix}{field.name}: {doc}", describe(hint, f"{prefix}{field.name}.")]
+        elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+            lines += [f"\n  {prefix}{field.name}: list; {doc}"]
+            lines += [describe(typing.get_args(hint)[0], f"{prefix}{field.name}.0.")]
+        else:
+            default = "(required)" if field.default is dataclasses.MISSING else repr(field.default)
+            if field.default_factory is not dataclasses.MISSING:
+                default = repr(field.default_factory())
+            choices = field.metadata.get("choices")
+            doc += f" [{' | '.join(map(str, choices))}]" if choices else ""
+            lines.append(f"    {prefix + field.name + ' = ' + default:<44} {doc}")
+    return "\n".join(lines)
+
+
+def _override(values: dict, item: str) -> None:
+    key, sign, text = item.partition("=")
+    if not sign or not key:
+        raise ValueError(f"{item!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ValueError(f"{item!r}: the value is not valid YAML ({error})") from error
+    node, parts = values, key.split(".")
+    for depth, part in enumerate(parts[:-1]):
+        if isinstance(node, list):
+            node = node[_index(part, node, item)]
+        elif isinstance(node.get(part), (dict, list)):
+            node = node[part]
+        elif node.get(part) is None and not parts[depth + 1].isdigit():
+            node = node.setdefault(part, {})
+        else:
+            raise ValueError(f"{item!r}: {'.'.join(parts[: depth + 1])} is no section of the config in use")
+    if isinstance(node, list):
+        node[_index(parts[-1], node, item)] = value
+    else:
+        node[parts[-1]] = value
+
+
+def _index(part: str, items: list, item: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ValueError(f"{item!r}: {part!r} must be a number from 0 to {len(items) - 1}")
+    return int(part)
+
+
+def _convert(value, hint, name: str):
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, {} if value is None else value, name)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{name}: expected a list, got {value!r}")
+        return [_convert(v, typing.get_args(hint)[0], f"{name}.{i}") for i, v in enumerate(value)]
+    if origin is types.UnionType:
+        return None if value is None else _convert(value, typing.get_args(hint)[0], name)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # a folder may be called 2024
+    if type(value) is not hint:
+        raise ValueError(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _check_range(value, metadata, name: str) -> None:
+    low, high, choices = (metadata.get(k) for k in ("low", "high", "choices"))
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}{hint}")
+    if isinstance(value, float) and value != value:
+        raise ValueError(f"{name}: not a number")
+    if low is not None and value < low:
+        raise ValueError(f"{name}: {value!r} is below the least allowed value {low!r}")
+    if high is not None and value > high:
+        raise ValueError(f"{name}: {value!r} is above the greatest allowed value {high!r}")
+
+
+def _plain(value):
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    return [_plain(v) for v in value] if isinstance(value, list) else value
+
+
+def _copy(default):
+    return [_copy(v) for v in default] if isinstance(default, list) else (
+        dataclasses.replace(default) if dataclasses.is_dataclass(default) else dict(default))

@@ -1,0 +1,157 @@
+"""Training pools: which images of which prepared datasets a stage sees, in which order, and which it must never see."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfm4us.config import option
+from vfm4us.data.splits import leakage
+from vfm4us.data.store import PreparedDataset, open_or_prepare
+
+
+@dataclass
+class SourceConfig:
+    path: str = option("", "folder of images, CSV manifest, or prepared dataset")
+    split: str = option("train", "which split of it", choices=["train", "val", "test", "all"])
+    label: str = option("", "one label for all its images (a body part), for measuring; empty: the source's own")
+    limit: int = option(0, "at most this many images, a seeded choice; 0: all", low=0)
+
+
+class Pool:
+    """Images of several sources under one running index: `pool.batch(items)` -> (b, S, S) uint8 and valid (b, 4)."""
+
+    def __init__(self, datasets: list[PreparedDataset], parts: list[np.ndarray], labels: list[list[str]]):
+        sizes = {d.name: d.size for d in datasets}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"datasets packed at different sizes cannot share a pool: {sizes}; prepare them again with "
+                             "one size (data.size, or --size of prepare_data.py)")
+        self.datasets, self.parts, self.part_labels = datasets, parts, labels
+        self.source = np.concatenate([np.full(len(p), i) for i, p in enumerate(parts)])
+        self.index = np.concatenate(parts)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> list[str]:
+        return [label for part in self.part_labels for label in part]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(p) for p in self.parts]
+
+    def batch(self, items: np.ndarray) -> tuple[Tensor, Tensor]:
+        images = np.stack([self.datasets[self.source[i]].images[self.index[i]] for i in items])
+        valid = np.stack([self.datasets[self.source[i]].valid[self.index[i]] for i in items])
+        return torch.from_numpy(images), torch.from_numpy(valid)
+
+    __getitems__ = batch  # what a DataLoader calls with the whole list of a batch
+
+    def take(self, limit: int, seed: int = 0) -> np.ndarray:
+        """At most `limit` items, a seeded choice, in order; 0 for all."""
+        if not limit or limit >= len(self):
+            return np.arange(len(self))
+        return np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False))
+
+
+def concatenate(pools: list[Pool]) -> Pool:
+    """One pool of several, their items one after the other."""
+    return Pool([d for p in pools for d in p.datasets], [i for p in pools for i in p.parts],
+                [labels for p in pools for labels in p.part_labels])
+
+
+def open_sources(sources: list[SourceConfig], where: str, cache: Path, size: int, hint: str = "") -> list[PreparedDataset]:
+    """Each source's dataset, prepared once where it is a plain folder. FileNotFoundError names key, path and remedy."""
+    if not sources:
+        raise ValueError(f"{where} lists no data: give it at least one source with a path")
+    opened = []
+    for i, source in enumerate(sources):
+        if not source.path or not Path(source.path).exists():
+            raise FileNotFoundError(
+                f"{where}.{i}.path: {source.path!r} does not exist{f' (looked in {Path.cwd()})' if source.path else ''}. "
+                f"Point it at a folder of images with {where}.{i}.path=DIR on the command line." + (f"\n{hint}" if hint else "")
+            )
+        opened.append(open_or_prepare(source.path, cache, size))
+    return opened
+
+
+def build_pool(sources: list[SourceConfig], datasets: list[PreparedDataset], split: str | None = None, seed: int = 0) -> Pool | None:
+    """The sources' images of their own split, or of `split` for all of them; None where no image is left."""
+    parts, labels = [], []
+    for source, dataset in zip(sources, datasets, strict=True):
+        chosen = split or source.split
+        limit = source.limit if split is None else 0
+        part = dataset.indices(None if chosen == "all" else chosen, limit=limit or None, seed=seed)
+        parts.append(part)
+        labels.append([source.label or dataset.labels[i] for i in part])
+    return Pool(datasets, parts, labels) if sum(map(len, parts)) else None
+
+
+def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, list[list], int]:
+    """`pool` without the images that equal or nearly equal one of a val or test split of `protected`.
+
+    Compared are sha256 and perceptual hash. Returns the pool, a row for each removed image and the image it resembles
+    (see `write_leaks`), and the number of protected images that were compared.
+    """
+    drop, rows, checked = set(), [], 0
+    for dataset in protected:
+        held_out = np.flatnonzero(np.isin(dataset.splits, ["val", "test"]))
+        checked += len(held_out)
+        offset = 0
+        for other, part in zip(pool.datasets, pool.parts, strict=True):
+            for leak in leakage(_Slice(other, part), _Slice(dataset, held_out)):
+                inside = other.records[part[leak.pool_index]]
+                outside = dataset.records[held_out[leak.protected_index]]
+                drop.add(offset + leak.pool_index)
+                rows.append([other.name, inside.path, dataset.name, outside.path, outside.split, leak.kind, leak.distance])
+            offset += len(part)
+    keep = np.setdiff1d(np.arange(len(pool)), sorted(drop))
+    all_labels = pool.labels
+    mine = [keep[pool.source[keep] == i] for i in range(len(pool.parts))]
+    kept = Pool(pool.datasets, [pool.index[m] for m in mine], [[all_labels[j] for j in m] for m in mine])
+    return kept, rows, checked
+
+
+def write_leaks(path: Path, rows: list[list]) -> None:
+    """The leakage report: a CSV row for each image that was left out of a pool, with the held-out image it resembles."""
+    with open(path, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["pool", "removed_image", "dataset", "held_out_image", "split", "kind", "hash_distance"])
+        writer.writerows(rows)
+
+
+class _Slice:
+    """Some rows of a prepared dataset, as far as a leakage check looks at it."""
+
+    def __init__(self, dataset: PreparedDataset, rows: np.ndarray):
+        self.phash = dataset.phash[rows]
+        self.sha256 = [dataset.sha256[i] for i in rows]
+        self.ids = [dataset.records[i].id for i in rows]
+        self.images = dataset.images[rows] if len(rows) else dataset.images[:0]
+
+
+def epoch_order(sizes: list[int], shares: list[float], count: int, seed: tuple[int, ...]) -> np.ndarray:
+    """`count` indices into the concatenation of parts of these `sizes`, part i taking its share, shuffled.
+
+    A part is gone through whole before an image of it comes again. A function of its arguments alone.
+    """
+    rng = np.random.default_rng(seed)
+    exact = np.array(shares, dtype=float) / sum(shares) * count
+    quota = np.floor(exact).astype(int)
+    quota[np.argsort(quota - exact, kind="stable")[: count - quota.sum()]] += 1
+    start, order = 0, []
+    for size, wanted in zip(sizes, quota, strict=True):
+        passes = [rng.permutation(size) for _ in range(-(-int(wanted) // size))] if size and wanted else []
+        order.append(start + np.concatenate(passes)[:wanted] if passes else np.empty(0, int))
+        start += size
+    return rng.permutation(np.concatenate(order)).astype(np.int64)
+
+
+def source_shares(sizes: list[int], balance: float) -> list[float]:
+    """Share of each source in an epoch: its number of images to the power 1 - balance (0 natural, 1 equal)."""
+    weights = np.array([s ** (1 - balance) if s else 0.0 for s in sizes])
+    return list(weights / weights.sum())

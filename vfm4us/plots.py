@@ -1,0 +1,81 @@
+"""Every picture the project draws. Figures are built without pyplot, so nothing global is touched and no screen is needed."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def contact_sheet(path: Path, images: Tensor, patches: Tensor, adversarial: Tensor, cells: Tensor, epsilon: float,
+                  title: str = "", columns: int = 6) -> np.ndarray:
+    """What the network saw, one row per image: the image, its patches, adversarial patches, the change, masked patches.
+
+    images (b, S, S) uint8; patches, adversarial (n, b, 1, P, P) in [0, 1]; cells (n, b, 1, P, P) bool. Written as PNG to
+    `path`; returned as (H, W, 3) uint8.
+    """
+    rows = min(4, images.shape[0])
+    columns = min(columns, patches.shape[0])
+    n = columns // 2 + 1
+    titles = ["image"] + ["patch"] * columns + ["adversarial"] * n + ["change"] * n + ["masked"] * n
+    figure = Figure(figsize=(1.05 * len(titles), 1.12 * rows + 0.55))
+    grid = figure.subplots(rows, len(titles), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
+    change = (adversarial - patches)[:, :, 0].float().cpu()
+    masked = np.where(cells[:, :, 0].cpu(), np.nan, adversarial[:, :, 0].cpu())
+    for i in range(rows):
+        shown = [(images[i].cpu(), "gray", 0, 255)]
+        shown += [(patches[p, i, 0].cpu(), "gray", 0, 1) for p in range(columns)]
+        shown += [(adversarial[p, i, 0].cpu(), "gray", 0, 1) for p in range(n)]
+        shown += [(change[p, i], "RdBu_r", -max(epsilon, 1e-6), max(epsilon, 1e-6)) for p in range(n)]
+        shown += [(masked[p, i], "gray", 0, 1) for p in range(n)]
+        for axis, (picture, colours, low, high) in zip(grid[i], shown, strict=True):
+            axis.set_facecolor("tab:orange")  # shows through where a cell is masked
+            axis.imshow(picture, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for k, name in enumerate(titles):
+        if k == 0 or titles[k - 1] != name:
+            grid[0][k].set_title(name if name != "change" else f"change (±{epsilon:g})", fontsize=8, loc="left")
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    return _save(figure, path)
+
+
+def training_curve(path: Path, lines: list[dict], title: str = "") -> None:
+    """Loss terms per step and held-out k-NN and effective rank per epoch, from the lines of metrics.jsonl."""
+    steps = [line for line in lines if line["kind"] == "train"]
+    epochs = [line for line in lines if line["kind"] == "monitor"]
+    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    axes = figure.subplots(1, 4)
+    for axis, key, name in zip(axes[:2], ("similarity", "coding_rate"), ("patch similarity", "coding rate"), strict=True):
+        axis.plot([s["step"] for s in steps], [s[key] for s in steps], linewidth=1, label="clean")
+        attacked = [s for s in steps if "adversarial_" + key in s]
+        if attacked:
+            axis.plot([s["step"] for s in attacked], [s["adversarial_" + key] for s in attacked], linewidth=1,
+                      label="adversarial")
+            axis.legend(fontsize=7)
+        axis.set_title(name, fontsize=9)
+    for axis, key, name in ((axes[2], "knn", "held-out k-NN balanced accuracy"), (axes[3], "effective_rank", "effective rank")):
+        for dataset in dict.fromkeys(e["dataset"] for e in epochs):
+            points = [(e["step"], e[key]) for e in epochs if e["dataset"] == dataset and key in e]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=dataset) if points else None
+        axis.set_title(name, fontsize=9)
+        if axis.lines:
+            axis.legend(fontsize=7)
+    changes = [b["step"] for a, b in zip(steps, steps[1:], strict=False) if a["stage"] != b["stage"]]
+    for axis in axes:
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        for step in changes:
+            axis.axvline(step, color="0.6", linestyle=":", linewidth=1)
+    figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> np.ndarray:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas = FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

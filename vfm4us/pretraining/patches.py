@@ -1,0 +1,158 @@
+"""Many patches per image, cut and varied for the whole batch at once on the device, from one packed uint8 image each.
+
+Every random number of a batch comes from one CPU generator and is drawn for the *global* batch, in a fixed order. So the
+same seed gives the same patches on CPU and GPU, for any number of loader workers, and process r of k gets exactly the
+patches that one process would have cut for the same images.
+
+What is varied is what a scanner varies: position and size of the window, left/right, gain, dynamic range (contrast),
+gamma, sharpness, time-gain compensation (a slope over depth), an acoustic shadow, and multiplicative speckle.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfm4us.config import option
+
+
+@dataclass
+class PatchConfig:
+    count: int = option(20, "patches per image (n)", low=2)
+    size: int = option(96, "side of a patch, px (P)", low=16)
+    scale_low: float = option(0.25, "smallest share of the image's area in a patch", low=0.001, high=1.0)
+    scale_high: float = option(0.25, "largest share of the image's area in a patch", low=0.001, high=1.0)
+    ratio: float = option(1.333, "widest aspect ratio of a window before it is resized to a square", low=1.0)
+    flip: float = option(0.5, "probability of a left/right flip", low=0.0, high=1.0)
+    jitter: float = option(0.8, "probability of each change of gain, contrast and gamma", low=0.0, high=1.0)
+    gain: float = option(0.4, "gain factor within 1 +- this", low=0.0, high=0.95)
+    contrast: float = option(0.4, "contrast factor within 1 +- this", low=0.0, high=0.95)
+    gamma: float = option(0.3, "log of gamma within +- this", low=0.0, high=2.0)
+    blur: float = option(0.3, "probability of a loss of sharpness", low=0.0, high=1.0)
+    speckle: float = option(0.3, "probability of added multiplicative speckle", low=0.0, high=1.0)
+    speckle_strength: float = option(0.25, "largest standard deviation of that speckle", low=0.0, high=1.0)
+    depth_gain: float = option(0.5, "probability of a gain slope over depth", low=0.0, high=1.0)
+    shadow: float = option(0.1, "probability of an acoustic shadow", low=0.0, high=1.0)
+
+
+# The uniform numbers drawn per patch; a name ending in _on decides whether the change of that name happens.
+_NAMES = (
+    "area", "aspect", "down", "right", "flip_on", "blur_on", "blur", "gain_on", "gain", "contrast_on", "contrast",
+    "gamma_on", "gamma", "slope_on", "slope", "shadow_on", "shadow_column", "shadow_width", "shadow_depth",
+    "speckle_on", "speckle", "speckle_row", "speckle_column",
+)  # fmt: skip
+
+
+class PatchSampler:
+    """Cuts `config.count` patches from each image of a batch.
+
+    >>> patches = PatchSampler(PatchConfig(count=20, size=96))(images, valid, torch.Generator().manual_seed(0))
+
+    images: (b, S, S) uint8, the packed store's. valid: (b, 4) top, left, height, width of the part that is no padding.
+    Returns (n, b, 1, P, P) float32 in [0, 1] on the images' device. Windows never leave the valid rectangle.
+    """
+
+    def __init__(self, config: PatchConfig):
+        if config.scale_low > config.scale_high:
+            raise ValueError(f"patches.scale_low {config.scale_low} is above patches.scale_high {config.scale_high}")
+        self.config = config
+
+    def __call__(self, images: Tensor, valid: Tensor, generator: torch.Generator,
+                 rank: int = 0, world_size: int = 1) -> Tensor:
+        numbers, bank = self.draw(len(images) * world_size, generator)
+        own = slice(rank * len(images), (rank + 1) * len(images))
+        numbers = dict(zip(_NAMES, numbers[:, :, own].to(images.device), strict=True))
+        valid = valid.to(images.device)
+        boxes = self.boxes(valid, numbers)
+        return self.vary(self.cut(images, valid, boxes, numbers), numbers, bank.to(images.device))
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """All random numbers of a global batch: uniform (names, n, b), and a speckle field patches take windows of."""
+        numbers = torch.rand((len(_NAMES), self.config.count, batch), generator=generator)
+        side = 3 * self.config.size
+        field = torch.randn((1, 1, side + 2, side + 2), generator=generator)
+        field = F.avg_pool2d(field, 3, stride=1)[0, 0] * 3  # grains about 3 px wide, unit variance
+        return numbers, field
+
+    def boxes(self, valid: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+        """Windows (n, b, 4) as top, left, height, width in px of the store, inside `valid` (b, 4)."""
+        c = self.config
+        top, left, height, width = valid.float().unbind(-1)  # (b,)
+        share = c.scale_low + (c.scale_high - c.scale_low) * numbers["area"]
+        stretch = torch.exp((2 * numbers["aspect"] - 1) * math.log(c.ratio))
+        h = (share * height * width / stretch).sqrt()
+        w = h * stretch
+        h, w = h.minimum(height), w.minimum(width)
+        return torch.stack([top + numbers["down"] * (height - h), left + numbers["right"] * (width - w), h, w], dim=-1)
+
+    def cut(self, images: Tensor, valid: Tensor, boxes: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+        """Resample each window to P x P: one grid_sample for the whole batch, (n, b, 1, P, P) in [0, 1]."""
+        (n, b), size, side = boxes.shape[:2], self.config.size, images.shape[-1]
+        source = images[:, None].float().div_(255)
+        level = max(0, round(math.log2(max(1.0, float(boxes[..., 2:].mean()) / size))))
+        if level:  # a window more than 1.4 times the patch: average first, or fine speckle turns into moire
+            source = F.avg_pool2d(source, 2**level, ceil_mode=True, count_include_pad=False)
+        steps = (torch.arange(size, device=images.device) + 0.5) / size
+        top, left, height, width = (v[..., None] for v in boxes.unbind(-1))  # (n, b, 1)
+        flipped = (numbers["flip_on"] < self.config.flip)[..., None]
+        y = top + steps * height
+        x = left + torch.where(flipped, 1 - steps, steps) * width
+        # Bilinear weights reach half a (pooled) pixel further than the window: keep them off the padding.
+        half = 0.5 * 2**level
+        low_y, low_x, span_y, span_x = (v.float()[None, :, None] for v in valid.unbind(-1))
+        y = y.clamp(min=low_y + half).minimum(low_y + span_y - half)
+        x = x.clamp(min=low_x + half).minimum(low_x + span_x - half)
+        extent = source.shape[-1] * 2**level
+        grid = torch.empty((b, n, size, size, 2), device=images.device)
+        grid[..., 0] = (2 * x / extent - 1).transpose(0, 1)[:, :, None, :]
+        grid[..., 1] = (2 * y / extent - 1).transpose(0, 1)[:, :, :, None]
+        out = F.grid_sample(source, grid.view(b, n * size, size, 2), mode="bilinear", padding_mode="border",
+                            align_corners=False)
+        return out.view(b, n, 1, size, size).transpose(0, 1)
+
+    def vary(self, patches: Tensor, numbers: dict[str, Tensor], bank: Tensor) -> Tensor:
+        """Photometric changes of (n, b, 1, P, P), each patch its own; black stays black, values stay in [0, 1]."""
+        c, (n, b), size = self.config, patches.shape[:2], self.config.size
+        x = patches.reshape(n * b, 1, size, size)
+        u = {name: value.reshape(n * b, 1, 1, 1) for name, value in numbers.items()}
+
+        def drawn(name: str, probability: float, low: float, high: float) -> Tensor:
+            """Uniform in [low, high] with this probability, else 0; (N, 1, 1, 1)."""
+            return (u[name + "_on"] < probability) * (low + (high - low) * u[name])
+
+        if c.blur:
+            kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device) / 16
+            soft = F.pad(x, (2, 2, 2, 2), mode="replicate")
+            soft = F.conv2d(F.conv2d(soft, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))
+            x = torch.lerp(x, soft, drawn("blur", c.blur, 0, 1))
+        lit = (x > 0).to(x.dtype)  # outside the sector a scanner shows 0 whatever its gain
+        gain = 1 + drawn("gain", c.jitter, -c.gain, c.gain)
+        contrast = 1 + drawn("contrast", c.jitter, -c.contrast, c.contrast)
+        depth = torch.linspace(0, 1, size, device=x.device).view(1, 1, size, 1)
+        factor = gain * contrast * (1 + drawn("slope", c.depth_gain, -0.4, 0.4) * (2 * depth - 1))  # (N, 1, P, 1)
+        offset = gain * (1 - contrast) * x.mean((2, 3), keepdim=True)
+        if c.shadow:  # a band of columns that darkens from some depth on
+            column = torch.linspace(0, 1, size, device=x.device).view(1, 1, 1, size)
+            band = torch.exp(-(((column - u["shadow_column"]) / (0.05 + 0.1 * u["shadow_width"])) ** 2))
+            below = torch.sigmoid((depth - u["shadow_depth"]) * 20)
+            factor = factor * (1 - 0.8 * (u["shadow_on"] < c.shadow) * band * below)
+        x = x * factor
+        x = x.addcmul_(lit, offset)
+        if c.speckle:
+            grains = windows(bank, u["speckle_row"].flatten(), u["speckle_column"].flatten(), size)
+            x = x.addcmul_(x, grains * drawn("speckle", c.speckle, 0, c.speckle_strength))
+        if c.gamma:
+            x = x.clamp_(1e-6, 1).pow(torch.exp(drawn("gamma", c.jitter, -c.gamma, c.gamma))).mul_(lit)
+        return x.clamp_(0, 1).view(n, b, 1, size, size)
+
+
+def windows(field: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
+    """Windows (N, 1, size, size) of one random `field` at places `row`, `column` (N,) in [0, 1).
+
+    One field of 9 P^2 numbers serves a whole batch, since numbers for every pixel of every patch would cost more to draw
+    than the patches to cut; two patches share pixels of it, at another place in each.
+    """
+    every = field.unfold(0, size, 1).unfold(1, size, 1)  # a view
+    return every[(row * every.shape[0]).long(), (column * every.shape[1]).long()][:, None]

@@ -1,0 +1,560 @@
+"""The coarse-to-fine loop: stage after stage, each on its own data, each from the weights of the one before.
+
+`pretrain(config)` is the whole method; `Trainer.step` is one update. Every random number is a function of
+(seed, stage, step), so a run that was stopped anywhere and continued ends in the same weights.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.optim import Lars
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vfm4us import checkpoints, plots, run
+from vfm4us.config import from_dict, option, section, to_dict
+from vfm4us.data import pools
+from vfm4us.data.phantoms import write_phantoms
+from vfm4us.data.pools import Pool, SourceConfig
+from vfm4us.encoders import NAMES, Encoder, EncoderSpec
+from vfm4us.pretraining import monitor
+from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
+from vfm4us.pretraining.masking import MaskingConfig, choose_cells, fill_cells
+from vfm4us.pretraining.objective import MultiPatchLoss
+from vfm4us.pretraining.patches import PatchConfig, PatchSampler
+
+
+@dataclass
+class EncoderConfig:
+    name: str = option("resnet18", "network", choices=list(NAMES))
+    in_channels: int = option(1, "channels the network runs on; checkpoints always hold 3", choices=[1, 3])
+    weights: str = option("", "checkpoint or run folder to start the first stage from; empty: random")
+
+
+@dataclass
+class ProjectorConfig:
+    hidden: int = option(4096, "width of its two hidden layers", low=8)
+    out: int = option(1024, "length of the embedding that the objective sees (d)", low=8)
+
+
+@dataclass
+class ObjectiveConfig:
+    similarity_weight: float = option(200.0, "of patch similarity", low=0.0)
+    coding_rate_weight: float = option(1.0, "of total coding rate", low=0.0)
+    epsilon: float = option(0.2, "distortion in the coding rate (not squared)", low=1e-6)
+
+
+@dataclass
+class OptimizerConfig:
+    momentum: float = option(0.9, "of LARS", low=0.0, high=0.999)
+    weight_decay: float = option(1e-4, "on matrices and kernels only", low=0.0)
+    trust: float = option(0.005, "LARS trust coefficient (eta)", low=0.0)
+
+
+@dataclass
+class DataConfig:
+    size: int = option(224, "longer side to which plain folders are packed, px", low=32)
+    cache: str = option("data", "folder for what is packed from plain folders", free=True)
+    phantoms: int = option(0, "make this many built-in synthetic images first, in <cache>/phantoms-<n>", low=0)
+    protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
+    hint: str = option("", "what to tell a user whose data are missing: where to get them")
+
+
+@dataclass
+class StageConfig:
+    name: str = option("coarse", "also the name of its checkpoint")
+    data: list[SourceConfig] = option([], "sources of images")
+    epochs: int = option(30, "passes over the stage's images", low=1)
+    learning_rate: float = option(0.3, "peak, per 100 images of the global batch", low=0.0)
+    warmup: float = option(0.0, "share of the stage's steps over which the rate rises from 0", low=0.0, high=1.0)
+    epoch_images: int = option(0, "images that count as one epoch; 0: as many as the stage has", low=0)
+    balance: float = option(0.0, "0: each source by its size, 1: all sources equally often", low=0.0, high=1.0)
+    replay: float = option(0.0, "share of images drawn from the earlier stages' pools", low=0.0, high=0.95)
+    projector: str = option("keep", "start from the previous stage's projector, or a new one", choices=["keep", "reset"])
+
+
+@dataclass
+class MonitorConfig:
+    reference: int = option(1000, "training images k-NN votes with, at most; 0: all", low=0)
+    held_out: int = option(500, "held-out images measured, at most; 0: all", low=0)
+    patches: int = option(9, "patches of the bag-of-patches embedding at the ends of stages; 0: do without", low=0)
+
+
+@dataclass
+class PretrainingConfig:
+    name: str = option("pretraining", "of the run: its folder is logs/<name>")
+    logs: str = option("logs", "where run folders lie", free=True)
+    seed: int = option(0, "of everything random", low=0)
+    device: str = option("auto", "auto, cpu, cuda", free=True)
+    precision: str = option("auto", "of the network; auto: bfloat16 on a GPU, float32 on a CPU",
+                            choices=["auto", "float32", "bfloat16"])
+    compile: bool = option(False, "torch.compile the network", free=True)
+    num_workers: int = option(0, "loader processes; does not change any number", low=0, free=True)
+    batch_size: int = option(100, "images per step over all processes (b)", low=2)
+    log_every: int = option(10, "steps between logged lines", low=1, free=True)
+    save_minutes: float = option(10.0, "longest time between two checkpoints", low=0.0, free=True)
+    keep_last: int = option(2, "epoch checkpoints kept beside last, best and each stage's", low=0, free=True)
+    stop_after: int = option(0, "leave after this many further epochs, to be continued; 0: never", low=0, free=True)
+    resume: bool = option(True, "continue a run of this name; false: move it aside and start afresh", free=True)
+    encoder: EncoderConfig = section(EncoderConfig, "the network that is kept")
+    projector: ProjectorConfig = section(ProjectorConfig, "three layers on top, dropped after pretraining")
+    objective: ObjectiveConfig = section(ObjectiveConfig, "EMP-SSL")
+    patches: PatchConfig = section(PatchConfig, "what is cut from an image and how it is varied")
+    adversary: AdversaryConfig = section(AdversaryConfig, "worst-case pixel changes")
+    masking: MaskingConfig = section(MaskingConfig, "hidden cells, on the adversarial patches (on all without adversary)")
+    optimizer: OptimizerConfig = section(OptimizerConfig, "LARS")
+    data: DataConfig = section(DataConfig, "how images are packed and guarded")
+    monitor: MonitorConfig = section(MonitorConfig, "held-out measurements after each epoch")
+    stages: list[StageConfig] = option([], "run in this order; [coarse], [fine] and [coarse, fine] are the released kinds")
+
+
+class Network(nn.Module):
+    """Encoder and projector: patches (N, 1, P, P) in [0, 1] -> unit-norm embeddings (N, d)."""
+
+    def __init__(self, encoder: Encoder, projector: ProjectorConfig):
+        super().__init__()
+        self.base_encoder = encoder
+        self.projector = build_projector(encoder.width, projector)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return F.normalize(self.projector(self.base_encoder(patches)).float(), dim=-1)
+
+
+def build_projector(width: int, config: ProjectorConfig) -> nn.Sequential:
+    hidden = config.hidden
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Linear(hidden, config.out),
+    )  # fmt: skip
+
+
+def cosine_with_warmup(step: int, steps: int, warmup: float, peak: float) -> float:
+    """Learning rate at `step` of `steps`: linear from 0 over the first share `warmup`, then a half cosine to 0."""
+    rising = int(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    return 0.5 * peak * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def lars(network: nn.Module, config: OptimizerConfig) -> Lars:
+    """LARS on matrices and kernels; plain momentum without decay on biases and batch norm."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay, "always_adapt": True},
+              {"params": vectors, "weight_decay": 0.0}]
+    return Lars(groups, lr=0.0, momentum=config.momentum, trust_coeff=config.trust)
+
+
+@dataclass
+class Draws:
+    """The random numbers of one step that belong to the attack and the masks, for this process's images."""
+
+    start: Tensor | None  # (n * b, 1, P, P) in [-1, 1]
+    scores: Tensor | None  # (n * b, rows, columns)
+
+    @classmethod
+    def of(cls, config: PretrainingConfig, generator: torch.Generator, b: int, device, rank=0, world_size=1) -> "Draws":
+        """Drawn for the global batch and cut to this process's part, as the patches are."""
+        n, size, own = config.patches.count, config.patches.size, slice(rank * b, (rank + 1) * b)
+        start = scores = None
+        if config.adversary.weight:
+            start = random_start(n, own, b * world_size, size, generator).to(device)
+        if config.masking.strategy == "random":
+            rows = -(-size // config.masking.cell)
+            scores = torch.rand((n, b * world_size, rows, rows), generator=generator)[:, own].flatten(0, 1).to(device)
+        return cls(start, scores)
+
+
+def harden(network: nn.Module, patches: Tensor, center: Tensor, config: PretrainingConfig, draws: Draws):
+    """Attacked and masked patches: (N, 1, P, P) of images with clean mean embeddings `center` (N, d).
+
+    Returns what the network is to be shown, the attacked patches without masks, and the masked cells or None.
+    """
+    attacked, gradient, cells = patches, None, None
+    if config.adversary.weight:
+        attack = perturb(network, patches, center, config.adversary, start=draws.start)
+        attacked, gradient = patches + attack.delta, attack.gradient
+    shown = attacked
+    if config.masking.strategy != "none":
+        cells = choose_cells(attacked, config.masking, gradient=gradient, scores=draws.scores)
+        shown = fill_cells(attacked, cells)
+    return shown, attacked, cells
+
+
+def compute_loss(network: nn.Module, objective: MultiPatchLoss, patches: Tensor, config: PretrainingConfig,
+                 draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of patches (n, b, 1, P, P), and its terms as detached scalars.
+
+    EMP-SSL on the patches, plus `adversary.weight` times the same on the attacked ones, compared with the clean means:
+        loss = EMP(x) + weight * [200 (1 - S(x + delta; zbar)) - R(x + delta)]
+    Weight 0 is EMP-SSL exactly, on masked patches if there is masking.
+    """
+    n, b = patches.shape[:2]
+    flat = patches.flatten(0, 1)
+    if not config.adversary.weight:
+        shown, _, _ = harden(network, flat, flat, config, draws)
+        terms = objective(network(shown).view(n, b, -1))
+        return terms.loss, {"similarity": terms.similarity.detach(), "coding_rate": terms.coding_rate.detach()}
+
+    z = network(flat).view(n, b, -1)
+    center = z.mean(0)  # (b, d), not detached: the clean patches move towards the attacked ones too
+    clean = objective(z)
+    with frozen_statistics(network):  # running statistics describe clean patches alone
+        shown, _, _ = harden(network, flat, center.detach().repeat(n, 1), config, draws)
+        hard = objective(network(shown).view(n, b, -1), center)
+    # The constant makes the term 0 instead of -200 where the attack achieves nothing.
+    loss = clean.loss + config.adversary.weight * (hard.loss + objective.similarity_weight)
+    values = {"similarity": clean.similarity, "coding_rate": clean.coding_rate,
+              "adversarial_similarity": hard.similarity, "adversarial_coding_rate": hard.coding_rate}
+    return loss, {k: v.detach() for k, v in values.items()}
+
+
+def pretrain(config: PretrainingConfig) -> Path:
+    """Run (or continue) every stage of `config`; returns the run folder."""
+    check(config)
+    device = run.choose_device(config.device)
+    with run.processes(device.type) as (rank, world_size):
+        trainer = Trainer(config, device, rank, world_size)
+        try:
+            with run.StopSignal() as stop:
+                trainer.fit(stop)
+        finally:
+            trainer.folder.close()
+    return trainer.folder.folder
+
+
+def check(config: PretrainingConfig) -> None:
+    """Everything about a config that can be wrong before data are looked at; ValueError names the key."""
+    if not config.stages:
+        raise ValueError("stages is empty: list at least one stage with its data, see configs/pretraining/folder.yaml")
+    names = [s.name for s in config.stages]
+    if len(set(names)) < len(names) or any(not n or n in ("last", "best") or "/" in n for n in names):
+        raise ValueError(f"stages need different names, other than 'last' and 'best', got {names}")
+    if config.masking.strategy == "adversarial" and not config.adversary.weight:
+        raise ValueError("masking.strategy=adversarial needs the adversary: set adversary.weight above 0")
+    if config.stages[0].replay:
+        raise ValueError("stages.0.replay: the first stage has no earlier stage to replay")
+    if config.encoder.name not in ("resnet18", "resnet34", "resnet50") and config.patches.size % 16:
+        raise ValueError(f"patches.size {config.patches.size} must be a multiple of 16 for {config.encoder.name}")
+    PatchSampler(config.patches)
+
+
+class Trainer:
+    """State of a run: network, optimizer, position; `fit` goes through all stages from wherever that is."""
+
+    def __init__(self, config: PretrainingConfig, device: torch.device, rank: int, world_size: int):
+        self.config, self.device, self.rank, self.world_size = config, device, rank, world_size
+        if config.batch_size % world_size:
+            raise ValueError(f"batch_size {config.batch_size} is not divisible by {world_size} processes")
+        leaks = self._open_pools()
+        self.folder = run.RunFolder(Path(config.logs) / config.name, config, config.resume, main=rank == 0)
+        for stage, rows in leaks.items():
+            if rank == 0:
+                pools.write_leaks(self.folder.folder / f"leakage_{stage}.csv", rows)
+        torch.manual_seed(config.seed)
+        encoder = Encoder(EncoderSpec(config.encoder.name, config.encoder.in_channels))
+        if config.encoder.weights:
+            source = checkpoints.load_encoder(config.encoder.weights, config.encoder.in_channels)
+            if source.spec.name != config.encoder.name:
+                raise ValueError(f"encoder.weights {config.encoder.weights} holds a {source.spec.name}, "
+                                 f"but encoder.name is {config.encoder.name}")
+            encoder = source
+            self._say(f"encoder.weights {config.encoder.weights}: {source.report}")
+        network = Network(encoder, config.projector).to(device, memory_format=torch.channels_last)
+        if world_size > 1 and device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network = network
+        self.forward = torch.compile(network) if config.compile else network
+        self.objective = MultiPatchLoss(**to_dict(config.objective))
+        self.sampler = PatchSampler(config.patches)
+        self.optimizer = lars(network, config.optimizer)
+        self.stage, self.epoch, self.step = 0, 0, 0  # step counts within the stage
+        self.best, self.seconds, self.finished = -math.inf, 0.0, False
+        self.values: dict[str, float] = {}  # of the latest step
+
+    # ---- data -----------------------------------------------------------------------------------------------------
+
+    def _open_pools(self) -> dict[str, list]:
+        """Fill `self.training` and `self.held_out`, a pool per stage; returns the removed images of each stage."""
+        config = self.config
+        cache, size = Path(config.data.cache), config.data.size
+        if config.data.phantoms and self.rank == 0:
+            write_phantoms(cache / f"phantoms-{config.data.phantoms}", config.data.phantoms, size)
+        if self.world_size > 1:
+            dist.barrier()
+        datasets = [pools.open_sources(s.data, f"stages.{i}.data", cache, size, config.data.hint)
+                    for i, s in enumerate(config.stages)]
+        protected = {d.folder: d for d in sum(datasets, [])}
+        for k, path in enumerate(config.data.protect):
+            [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", cache, size)
+            protected[extra.folder] = extra
+        self.training, self.held_out, leaks = [], [], {}
+        for i, (stage, opened) in enumerate(zip(config.stages, datasets, strict=True)):
+            pool = pools.build_pool(stage.data, opened, seed=config.seed)
+            if pool is None:
+                raise ValueError(f"stages.{i}.data: no image has the split asked for; see the split column of the manifests")
+            before = len(pool)
+            pool, leaks[stage.name], checked = pools.remove_leaks(pool, list(protected.values()))
+            self._say(f"stage {stage.name}: {len(pool)} images to train on; {before - len(pool)} left out because they equal "
+                      f"or nearly equal one of {checked} val and test images (leakage_{stage.name}.csv)")
+            if len(pool) < config.batch_size:
+                raise ValueError(f"stages.{i} ({stage.name}) has {len(pool)} images, fewer than batch_size "
+                                 f"{config.batch_size}: lower batch_size or add data")
+            if (packed := pool.datasets[0].size) < config.patches.size:
+                raise ValueError(f"patches.size {config.patches.size} is larger than the images, packed at {packed} px: "
+                                 f"lower patches.size, or raise data.size and pack again")
+            self.training.append(pool)
+            self.held_out.append(pools.build_pool(stage.data, opened, split="val"))
+        return leaks
+
+    def steps_per_epoch(self, stage: int) -> int:
+        images = self.config.stages[stage].epoch_images or len(self.training[stage])
+        return max(1, images // self.config.batch_size)
+
+    def _batches(self):
+        """This process's (images, valid) of the rest of the current epoch, in an order that only the seed decides."""
+        stage = self.config.stages[self.stage]
+        used = [self.training[self.stage]] + (self.training[: self.stage] if stage.replay else [])
+        pool = pools.concatenate(used) if len(used) > 1 else used[0]
+        shares = pools.source_shares(used[0].sizes, stage.balance)
+        if stage.replay:
+            earlier = [size for p in used[1:] for size in p.sizes]
+            shares = [(1 - stage.replay) * s for s in shares]
+            shares += [stage.replay * s for s in pools.source_shares(earlier, stage.balance)]
+        steps, b = self.steps_per_epoch(self.stage), self.config.batch_size
+        order = pools.epoch_order(pool.sizes, shares, steps * b, (self.config.seed, self.stage, self.epoch))
+        local = b // self.world_size
+        lists = [order[s * b + self.rank * local : s * b + (self.rank + 1) * local]
+                 for s in range(self.step - self.epoch * steps, steps)]
+        return torch.utils.data.DataLoader(
+            pool, batch_sampler=lists, num_workers=self.config.num_workers, collate_fn=lambda batch: batch,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def fit(self, stop: run.StopSignal) -> None:
+        if not self._restore():
+            self.folder.open_log(-1)
+            if self.rank == 0:
+                for i in range(len(self.config.stages)):
+                    self._monitor(i, "initial", both=True)
+        if self.finished:
+            return self._say(f"{self.folder.folder}: this run is finished; resume=false starts it afresh")
+        epochs_done, saved = 0, time.monotonic()
+        for self.stage in range(self.stage, len(self.config.stages)):
+            stage = self.config.stages[self.stage]
+            if self.epoch == 0 and self.step == 0:
+                self._enter_stage()
+            per_epoch = self.steps_per_epoch(self.stage)
+            for self.epoch in range(self.epoch, stage.epochs):
+                bar = tqdm(self._batches(), desc=f"{stage.name} {self.epoch + 1}/{stage.epochs}", unit="step",
+                           initial=self.step - self.epoch * per_epoch, total=per_epoch, disable=self.rank > 0,
+                           dynamic_ncols=True)
+                for images, valid in bar:
+                    began = time.monotonic()
+                    values = self.values = self.update(images, valid)
+                    self.step += 1
+                    self.seconds += time.monotonic() - began
+                    bar.set_postfix(S=f"{values['similarity']:.3f}", R=f"{values['coding_rate']:.1f}", refresh=False)
+                    if self.step % self.config.log_every == 0:
+                        self.folder.log("train", self._global_step(), {"stage": stage.name, "epoch": self.epoch} | values)
+                    asked = stop.seen_by_any(self.world_size, self.device)
+                    if asked or time.monotonic() - saved > 60 * self.config.save_minutes:
+                        self._save("last")
+                        saved = time.monotonic()
+                    if asked:
+                        bar.close()
+                        raise Stopped(stop.number, self.folder.folder)
+                last_epoch = self.epoch + 1 == stage.epochs
+                self._after_epoch(last_epoch)
+                self.epoch += 1  # what is saved is the position to go on from
+                if last_epoch and self.stage + 1 == len(self.config.stages):
+                    self.finished = True
+                self._save("last")
+                saved, epochs_done = time.monotonic(), epochs_done + 1
+                if epochs_done == self.config.stop_after and not self.finished:
+                    return self._say(f"stopped after {epochs_done} epochs as asked; the same command goes on")
+            self.epoch, self.step = 0, 0
+
+    def update(self, images: Tensor, valid: Tensor) -> dict[str, float]:
+        """One optimizer step on this process's images (b / k, S, S) uint8; returns loss, its terms and the rate."""
+        config, stage = self.config, self.config.stages[self.stage]
+        rate = cosine_with_warmup(self.step, stage.epochs * self.steps_per_epoch(self.stage), stage.warmup,
+                                  stage.learning_rate * config.batch_size / 100)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        draw = run.generator(config.seed, self.stage, self.step)
+        patches = self.sampler(images.to(self.device, non_blocking=True), valid, draw, self.rank, self.world_size)
+        draws = Draws.of(config, draw, len(images), self.device, self.rank, self.world_size)
+        with run.autocast(self.device, config.precision):
+            loss, terms = compute_loss(self.forward, self.objective, patches, config, draws)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        run.average_gradients(list(self.network.parameters()))
+        values = {"loss": loss.item()} | {k: v.item() for k, v in terms.items()} | {"learning_rate": rate}
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(f"the loss is {values['loss']} at step {self.step} of stage {stage.name}: lower "
+                                     f"stages.{self.stage}.learning_rate; the last checkpoint is from before that")
+        self.optimizer.step()
+        return values
+
+    def _enter_stage(self) -> None:
+        """A fresh optimizer, and a new projector if asked; the encoder goes on as it is."""
+        stage = self.config.stages[self.stage]
+        if self.stage and stage.projector == "reset":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.seed + self.stage)
+                new = build_projector(self.network.base_encoder.width, self.config.projector)
+            self.network.projector.load_state_dict(new.state_dict())
+        self.optimizer = lars(self.network, self.config.optimizer)
+        if self.world_size > 1:
+            for tensor in self.network.state_dict().values():
+                dist.broadcast(tensor, 0)
+        self.best = -math.inf
+
+    # ---- measuring ------------------------------------------------------------------------------------------------
+
+    def _after_epoch(self, last_epoch: bool) -> None:
+        if self.rank == 0:
+            stage = self.config.stages[self.stage]
+            result = {}
+            for i in range(len(self.config.stages)) if last_epoch else [self.stage]:
+                measured = self._monitor(i, stage.name, both=last_epoch)
+                result = measured if i == self.stage else result
+            score = result.get("knn", result.get("effective_rank"))
+            if score is not None and score > self.best:
+                self.best = score
+                self._save("best")
+            self._pictures()
+            checkpoints.save(self.folder.checkpoints / f"{stage.name}_{self.epoch + 1:04d}.pt", self._state())
+            checkpoints.keep_last(self.folder.checkpoints, f"{stage.name}_*.pt", self.config.keep_last)
+            if last_epoch:
+                self._save(stage.name)
+                if self.stage + 1 == len(self.config.stages):
+                    checkpoints.save(self.folder.folder / "encoder.pt", self._state())
+        if self.world_size > 1:
+            dist.barrier()
+
+    def _monitor(self, index: int, after: str, both: bool) -> dict[str, float]:
+        """Held-out measurements of the encoder on stage `index`'s images, logged and printed."""
+        training, held_out, c = self.training[index], self.held_out[index], self.config.monitor
+        if held_out is None:
+            return {}
+        encoder, result = self.network.base_encoder, {}
+        chosen = training.take(c.reference, self.config.seed), held_out.take(c.held_out, self.config.seed)
+        labels = [[pool.labels[i] for i in items] for pool, items in zip((training, held_out), chosen, strict=True)]
+        for suffix, patches in (("", 0), ("_patches", c.patches)) if both and c.patches else (("", 0),):
+            sides = []
+            for pool, items in zip((training, held_out), chosen, strict=True):
+                images, valid = pool.batch(items)
+                sides.append(encoder.embed(images, patches=patches, valid=valid))
+            found = monitor.measure(sides[0], labels[0], sides[1], labels[1])
+            result |= {name + suffix: value for name, value in found.items()}
+            if not patches:
+                embeddings = sides[1]
+        name = self.config.stages[index].name
+        self.folder.log("monitor", self._global_step(), {"dataset": name, "after": after} | result)
+        numbers = ", ".join(f"{k} {v:.3f}" if "knn" in k else f"{k} {v:.1f}" for k, v in result.items())
+        self._say(f"  {after}: held-out {name} images: {numbers}")
+        values = self.values
+        if values and (warning := monitor.collapse_warning(embeddings, values["similarity"], values["coding_rate"])):
+            self._say(f"  WARNING: {warning}")
+            self.folder.log("warning", self._global_step(), {"text": warning})
+        return result
+
+    def _pictures(self) -> None:
+        """A contact sheet of a few images of the stage, cut, attacked and masked as in training; and the curve."""
+        config, stage, pool = self.config, self.config.stages[self.stage], self.training[self.stage]
+        images, valid = pool.batch(pool.take(4, config.seed))
+        draw = run.generator(config.seed, self.stage, self.step)
+        patches = self.sampler(images.to(self.device), valid, draw)
+        draws, (n, b) = Draws.of(config, draw, len(images), self.device), patches.shape[:2]
+        self.network.eval()  # running statistics: a picture takes one process, and must not change the network
+        flat = patches.flatten(0, 1)
+        with torch.no_grad():
+            center = self.network(flat).view(n, b, -1).mean(0).repeat(n, 1)
+        _, attacked, cells = harden(self.network, flat, center, config, draws)
+        cells = torch.zeros_like(flat, dtype=torch.bool) if cells is None else cells
+        attack = config.adversary.method if config.adversary.weight else "off"
+        title = f"{config.name}, {stage.name} epoch {self.epoch + 1}: adversary {attack}, masking {config.masking.strategy}"
+        sheet = plots.contact_sheet(self.folder.folder / f"contact_sheet_{stage.name}.png", images, patches,
+                                    attacked.view_as(patches), cells.view_as(patches), config.adversary.epsilon, title)
+        self.folder.tensorboard.add_image("what_the_network_saw", sheet, self._global_step(), dataformats="HWC")
+        plots.training_curve(self.folder.folder / "curve.png", self.folder.metrics(), config.name)
+
+    def _global_step(self) -> int:
+        """Steps since the start of the run."""
+        before = sum(self.config.stages[i].epochs * self.steps_per_epoch(i) for i in range(self.stage))
+        return before + self.step
+
+    # ---- saving ---------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict:
+        """A checkpoint in the published form."""
+        encoder, stage = self.network.base_encoder, self.config.stages[self.stage]
+        tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
+        tensors |= {checkpoints.PROJECTOR_PREFIX + k: v.detach().cpu()
+                    for k, v in self.network.projector.state_dict().items()}
+        return {"state_dict": tensors, "encoder": encoder.spec_dict(), "stage": stage.name, "epoch": self.epoch + 1,
+                "step": self._global_step(), "config": to_dict(self.config)}
+
+    def _save(self, name: str) -> None:
+        """checkpoints/<name>.pt; `last` also holds what the run needs to go on."""
+        if self.rank:
+            return
+        state = self._state()
+        if name == "last":
+            encoder = self.network.base_encoder
+            state["epoch"] = self.epoch
+            state["resume"] = {
+                "optimizer": self.optimizer.state_dict(),
+                # a third of a kernel, summed three times, is not the same kernel in the last bit
+                "first_convolution": encoder.body.state_dict()[encoder.first_convolution].cpu(),
+                "stage": self.stage, "epoch": self.epoch, "step": self.step, "best": self.best,
+                "seconds": self.seconds, "finished": self.finished, "values": self.values,
+            }  # fmt: skip
+        checkpoints.save(self.folder.checkpoints / f"{name}.pt", state)
+
+    def _restore(self) -> bool:
+        """Go back to where last.pt was written; False where there is none."""
+        path = self.folder.checkpoints / "last.pt"
+        if not path.is_file():
+            return False
+        state = checkpoints.read(path)
+        encoder, saved = self.network.base_encoder, state["resume"]
+        checkpoints.fill_encoder(encoder, state["state_dict"], str(path))
+        with torch.no_grad():
+            encoder.body.get_parameter(encoder.first_convolution).copy_(saved["first_convolution"])
+        prefix = checkpoints.PROJECTOR_PREFIX
+        self.network.projector.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)})
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.stage, self.epoch, self.step = saved["stage"], saved["epoch"], saved["step"]
+        self.best, self.seconds, self.finished = saved["best"], saved["seconds"], saved["finished"]
+        self.values = saved["values"]
+        self.folder.open_log(self._global_step())
+        if not self.finished:
+            self._say(f"continuing {self.folder.folder}: stage {self.config.stages[self.stage].name}, "
+                      f"epoch {self.epoch + 1}, step {self.step}")
+        return True
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            tqdm.write(text)
+
+
+class Stopped(Exception):
+    """Asked to stop by a signal; everything is saved."""
+
+    def __init__(self, number: int, folder: Path):
+        super().__init__(f"saved in {folder}; the same command goes on from here")
+        self.number = number

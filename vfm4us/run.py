@@ -1,0 +1,213 @@
+"""A run: its folder, its device, its processes, its random numbers, its log, and how it stops and continues."""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+
+from vfm4us import __version__
+from vfm4us.config import changed_keys, to_dict
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is this process's GPU where there is one, else the CPU. Raises ValueError for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: {name!r} is no device; use auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={name}: PyTorch sees no GPU here; use device=cpu or device=auto")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return device
+
+
+def autocast(device: torch.device, precision: str = "auto"):
+    """bf16 autocast where `precision` asks for it; `auto` is bf16 on a GPU and float32 on a CPU."""
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextlib.contextmanager
+def processes(device_type: str):
+    """(rank, world size) under torchrun, with the process group open; (0, 1) for a plain `python script`."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        yield 0, 1
+        return
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Replace each gradient by its mean over all processes; one flat message."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator that is a function of (seed, stage, step, ...) alone, so that resuming needs no saved state."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)
+
+
+class StopSignal:
+    """Remembers the first SIGINT or SIGTERM, so that the loop can save and leave; a second one leaves at once."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __enter__(self):
+        self.before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _frame):
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
+
+    def seen_by_any(self, world_size: int, device: torch.device) -> bool:
+        """Whether any process has been asked to stop; all of them agree."""
+        if world_size == 1:
+            return self.number != 0
+        flag = torch.tensor([float(self.number != 0)], device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return flag.item() > 0
+
+
+class RunFolder:
+    """`logs/<name>/`: config.yaml, run.json, metrics.jsonl, TensorBoard events, checkpoints/.
+
+    The same command continues; a changed config raises ValueError that lists the changed keys, unless `resume` is False,
+    which moves the old folder aside (nothing is deleted).
+    """
+
+    def __init__(self, folder: Path, config, resume: bool = True, main: bool = True):
+        self.folder, self.main = Path(folder), main
+        self.checkpoints = self.folder / "checkpoints"
+        if main:
+            self._open(config, resume)
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
+
+    def _open(self, config, resume: bool) -> None:
+        described = self.folder / "config.yaml"
+        if described.is_file() and not resume:
+            number = 1
+            while (aside := self.folder.with_name(f"{self.folder.name}-old{number}")).exists():
+                number += 1
+            self.folder.rename(aside)
+            print(f"resume=false: the earlier run now lies in {aside}")
+        elif described.is_file():
+            changed = changed_keys(yaml.safe_load(described.read_text()), config)
+            if changed:
+                raise ValueError(
+                    f"{self.folder} holds a run with another config:\n  " + "\n  ".join(changed) +
+                    "\nGive the run another name (name=...), or resume=false to start afresh (the old one is moved aside)."
+                )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        _write(described, yaml.safe_dump(to_dict(config), sort_keys=False))
+        history = self.folder / "run.json"
+        starts = json.loads(history.read_text()) if history.is_file() else []
+        _write(history, json.dumps(starts + [describe_run()], indent=1))
+
+    def open_log(self, step: int) -> None:
+        """Begin to log at `step`: lines of a later step, left by a run that was killed, are cut off."""
+        if not self.main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        lines = [line for line in self.metrics() if line["step"] <= step]
+        _write(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        self.stream = open(self.folder / "metrics.jsonl", "a", buffering=1)
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=step + 1)
+
+    def log(self, kind: str, step: int, values: dict) -> None:
+        """One line of metrics.jsonl and, for the numbers, TensorBoard scalars `kind/name`."""
+        if not self.main:
+            return
+        self.stream.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def metrics(self) -> list[dict]:
+        """All complete lines of metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        lines = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that lost power may be cut short
+                lines.append(json.loads(line))
+        return lines
+
+    def close(self) -> None:
+        if self.main and hasattr(self, "stream"):
+            self.stream.close()
+            self.tensorboard.close()
+
+
+def describe_run() -> dict:
+    """What a reader needs to repeat a run: arguments, code, versions, machine, time."""
+
+    def git(*arguments: str) -> str:
+        try:
+            answer = subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True)
+        except OSError:
+            return ""
+        return answer.stdout.strip() if answer.returncode == 0 else ""
+
+    return {
+        "argv": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "vfm4us": __version__, "torch": torch.__version__, "python": platform.python_version(),
+        "device": device_name(), "threads": torch.get_num_threads(),
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+    }  # fmt: skip
+
+
+def device_name() -> str:
+    """The GPU's name, else the CPU's with the number of threads in use."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
