@@ -38,8 +38,10 @@ def digest(phantom) -> str:
 
 
 def lateral_correlation_width(image: np.ndarray) -> float:
-    """Lag, in pixels, at which the correlation along the rows falls to one half, after removing slow changes."""
-    detail = image.astype(float) - ndimage.gaussian_filter(image.astype(float), 8)
+    """Lag in pixels where the correlation of the speckle along the rows, in the middle of the depth, falls to one half."""
+    rows = np.flatnonzero(image.any(axis=1))
+    image = image[rows[0] + len(rows) // 4 : rows[0] + len(rows) * 3 // 5, 8:-8].astype(float)
+    detail = image - ndimage.gaussian_filter(image, 2)  # anatomy is larger than speckle
     power = np.mean(np.abs(np.fft.fft(detail, axis=1)) ** 2, axis=0)
     correlation = np.fft.ifft(power).real
     correlation /= correlation[0]
@@ -133,8 +135,8 @@ def test_point_spread_widens_away_from_the_focus_and_with_wavelength():
     assert width(slow, 50) > 1.5 * width(probe, 50)
 
 
-def test_shadow_below_malignant_and_enhancement_below_benign(monkeypatch):
-    """Against the same picture with the lesion painted but not attenuating: only what lies behind it may change."""
+def test_shadow_below_malignant_and_enhancement_below_benign():
+    """The tissue below a lesion against the tissue at both sides of it, on average over patients."""
     change = defaultdict(list)
     for index in range(0, 60 * IMAGES_PER_BLOCK, IMAGES_PER_BLOCK):
         phantom = make_phantom(index, size=96, organ="breast", plane="radial")
@@ -159,9 +161,10 @@ def test_low_quality_is_the_same_anatomy_but_worse(sample):
         assert np.corrcoef(*smooth)[0, 1] > 0.6
         assert structural_similarity(high, low) < 0.95
         assert len(np.unique(low)) <= 40 < len(np.unique(high))
-    linear = [p for p in sample if p.geometry == "linear"][:30]
-    wider = [lateral_correlation_width(p.low_quality) > lateral_correlation_width(p.image) for p in linear]
-    assert np.mean(wider) > 0.8
+    uniform = [p for p in sample if p.geometry == "linear" and p.organ in ("liver", "gallbladder", "kidney", "thyroid")]
+    widths = [[lateral_correlation_width(image) for image in (p.image, p.low_quality)] for p in uniform]
+    high, low = np.mean(widths, axis=0)
+    assert low > 1.25 * high
 
 
 def test_degrade_is_seeded_coarser_smoother_and_grows_with_strength():
@@ -192,8 +195,8 @@ def fingerprint(out: Path) -> dict[str, str]:
 
 
 def test_folder_tables_name_existing_files_of_the_right_content(folder):
-    labels = {"coarse": set(ORGANS), "fine": {f"{organ}_{plane}" for organ, planes in ORGANS.items() for plane in planes}}
-    names = {}
+    fine = {f"{organ}_{plane}" for organ, planes in ORGANS.items() for plane in planes}
+    labels, names = {"coarse": set(ORGANS), "fine": fine}, {}
     for part in ("coarse", "fine"):
         manifest, pairs = read(folder / part / "manifest.csv"), read(folder / part / "pairs.csv")
         assert len(manifest) == len(pairs) == COUNT // 2

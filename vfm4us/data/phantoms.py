@@ -1,15 +1,15 @@
-"""Synthetic ultrasound with known answers: seven organs, three planes each, lesions with masks, low/high-quality pairs.
+"""Synthetic ultrasound with known answers: seven organs, three planes each, lesions with masks, low/high quality.
 
-Lets every script run without a download, and tests what a network learns where the truth is known. It is a simulation of
-how a scanner makes a picture, not noise on a drawing. Depth d runs along the beam, x across it:
+Lets every script run without a download, and tests what a network learns where the truth is known. It simulates how a
+scanner makes a picture. Depth d runs along the beam, x across it:
 
 1. Anatomy is drawn on the beam grid as backscatter (dB), attenuation (dB/cm/MHz) and impedance, from random ellipses,
    tubes, layers and fibres. A virtual patient shares its parameters over three planes.
 2. Scatterers: circular complex Gaussian times 10^(backscatter/20), i.e. fully developed speckle, whose envelope is
    Rayleigh with mean/std = 1.91 (Burckhardt 1978; Wagner 1983). Specular echoes: |grad impedance| * cos^3 of the angle
    between beam and interface normal.
-3. Attenuation on both ways, A(d) = 2 f * integral of alpha (dB), f in MHz (Szabo, Diagnostic Ultrasound Imaging): a stone,
-   bone or dense tumour leaves a shadow, fluid an enhancement, because the time-gain compensation expects tissue.
+3. Attenuation on both ways, A(d) = 2 f * integral of alpha (dB), f in MHz (Szabo, Diagnostic Ultrasound Imaging):
+   stone, bone or dense tumour leave a shadow, fluid an enhancement, as the time-gain compensation expects tissue.
 4. Point spread, Gaussian to first order: axial sigma = 0.425 * cycles * lambda / 2; lateral
    sigma(d) = 0.425 * lambda * F * sqrt(1 + ((d - focus) / (7 lambda F^2))^2), lambda = 1.54 / f mm, F the f-number,
    7 lambda F^2 the depth of field (Cobbold, Foundations of Biomedical Ultrasound), plus a side-lobe pedestal.
@@ -44,7 +44,7 @@ ORGANS: dict[str, tuple[str, str, str]] = {
     "muscle": ("gastrocnemius_longitudinal", "rectus_femoris_transverse", "forearm_transverse"),
     "gallbladder": ("longitudinal", "transverse", "porta_hepatis"),
 }
-DEPTH_MM = {"breast": 40, "liver": 140, "thyroid": 40, "kidney": 115, "fetal_head": 115, "muscle": 45, "gallbladder": 100}
+DEPTH_MM = dict(zip(ORGANS, (40, 140, 40, 115, 115, 45, 100), strict=True))  # imaged depth, before the zoom
 IMAGES_PER_BLOCK = 3 * len(ORGANS)  # one virtual patient per organ, each seen in three planes
 TISSUE_ALPHA = 0.5  # dB/cm/MHz, what the time-gain compensation expects
 
@@ -108,7 +108,7 @@ def envelope(reflectors: np.ndarray, probe: Probe, pitch: np.ndarray | float) ->
     rows = reflectors.shape[0]
     step = probe.depth / rows
     sigma = max(probe.axial_sigma() / step, 0.6)
-    gain = np.sqrt(2 * np.sqrt(np.pi) * sigma)  # keeps the energy of white noise, like the lateral blur
+    gain = math.sqrt(2 * math.sqrt(math.pi) * sigma)  # keeps the energy of white noise, like the lateral blur
     axial = [ndimage.gaussian_filter1d(part, sigma, axis=0, truncate=3) for part in (reflectors.real, reflectors.imag)]
     depth = (np.arange(rows) + 0.5) * step
     return np.abs(lateral_blur((axial[0] + 1j * axial[1]) * gain, probe.lateral_sigma(depth) / pitch, probe.side_lobe))
@@ -123,14 +123,15 @@ def scan(scene: Scene, probe: Probe, scatterers: np.ndarray, specular: np.ndarra
     """Log-compressed beam image, dB relative to tissue, (depth samples, lines) float32."""
     step_cm = probe.depth / scene.rows / 10
     loss = 2 * probe.frequency * step_cm * scene.path + scene.contact  # dB, both ways
-    depth_cm = (np.arange(scene.rows) + 0.5)[:, None] * step_cm
+    depth_cm = (np.arange(scene.rows, dtype=np.float32) + 0.5)[:, None] * step_cm
     compensation = 2 * probe.frequency * TISSUE_ALPHA * depth_cm
-    noise = 10 ** ((-compensation[-1] - probe.noise_margin) / 20)
+    noise = 10 ** ((-float(compensation[-1, 0]) - probe.noise_margin) / 20)
     # Compensation is linear, so reflectors and noise are amplified before the blur: same picture, no second pass.
-    amplified = (scatterers + specular) * 10 ** ((compensation + sliders - loss) / 20)
+    gain = 10 ** ((compensation + sliders) / 20)
+    amplified = (scatterers + specular) * (gain * 10 ** (loss / -20))
     clean = envelope(amplified.astype(np.complex64), probe, scene.pitch * probe.depth)
-    floor = np.abs(complex_noise(rng, clean.shape)) * noise * 10 ** ((compensation + sliders) / 20)
-    decibel = 10 * np.log10(clean**2 + floor**2 + 1e-12).astype(np.float32)
+    floor = np.abs(complex_noise(rng, clean.shape)) * (noise * gain)
+    decibel = 10 * np.log10(clean**2 + floor**2 + 1e-12)
     return ndimage.gaussian_filter(decibel, probe.smoothing, truncate=2.5) if probe.smoothing else decibel
 
 
@@ -185,6 +186,11 @@ class Scene:
         noise = value + u * du + v * (dv + u * both)
         return noise if coarse == 1 else stretch(stretch(noise, self.x.shape[0], 0), self.x.shape[1], 1)
 
+    def septa(self, base: float, bright: float, length: float, spacing: float, angle=0.0) -> np.ndarray:
+        """Backscatter in dB of lobules, about length x spacing, with thin bright walls (where noise crosses 0)."""
+        noise = self.noise(length, spacing, angle)
+        return base + 2.5 * noise + bright * np.exp(-((noise / 0.16) ** 2))
+
     def streaks(self, base: float, bright: float, share: float, length: float, spacing: float, angle=0.0) -> np.ndarray:
         """Backscatter in dB of fibres or septa: `bright` dB over `base`, over about `share` of the area."""
         ridge = np.maximum(1.6 * self.noise(length, spacing, angle) + 1.6 * share - 0.8, 0)
@@ -236,7 +242,7 @@ class Scene:
         """Skin, fat with septa and a muscle layer under the probe; returns the depth where they end."""
         end = self.pick(low, high)
         skin, fat = 0.02 * self.pick(0.7, 1.6), self.pick(0.35, 0.75)
-        self.paint(self.layer(-0.2, end * fat, 0.01, "d"), self.streaks(-8, 18, 0.3, 0.2, 0.016, self.pick(-0.1, 0.1)))
+        self.paint(self.layer(-0.2, end * fat, 0.01, "d"), self.septa(-10, 14, 0.2, 0.035, self.pick(-0.1, 0.1)))
         muscle = self.streaks(-9, 16, 0.4, 0.3, 0.012, self.pick(-0.08, 0.08))
         self.paint(self.layer(end * fat, end, 0.012, "d"), muscle, wall=self.pick(0.2, 0.7))
         self.paint(self.layer(-0.2, skin, 0.002, "d"), echo=6.0, wall=0.5)
@@ -282,8 +288,8 @@ class Scene:
 
 def breast(s: Scene, plane: str, probe: Probe):
     fat, muscle = s.pick(0.12, 0.3), s.pick(0.36, 0.5) if plane == "axillary" else s.pick(0.66, 0.88)
-    s.echo += s.streaks(-11, 20, 0.35, 0.22, 0.018, s.pick(-0.25, 0.25))  # fat with septa
-    gland = s.streaks(-5, 14, 0.55, 0.16, 0.02, s.pick(-0.25, 0.25)) + 3 * s.noise(0.2, 0.08)
+    s.echo += s.septa(-13, 17, 0.22, 0.05, s.pick(-0.25, 0.25))  # fat with septa
+    gland = s.streaks(-7, 13, 0.5, 0.12, 0.014, s.pick(-0.25, 0.25)) + 4 * s.noise(0.2, 0.08)
     if plane != "axillary":
         s.paint(s.layer(fat, muscle - 0.06, 0.08), gland, soft=8)
     for _ in range(s.view.integers(2, 6)):  # fat lobules between Cooper's ligaments
@@ -354,7 +360,7 @@ def liver(s: Scene, plane: str, probe: Probe):
 
 
 def thyroid(s: Scene, plane: str, probe: Probe):
-    s.echo += s.streaks(-12, 19, 0.33, 0.25, 0.015, s.pick(-0.15, 0.15))  # muscles of the neck
+    s.echo += s.septa(-14, 18, 0.3, 0.045, s.pick(-0.15, 0.15))  # muscles of the neck
     gland, side = 1 + 2 * s.noise(0.06, 0.05) + 2 * s.noise(0.02, 0.015), int(s.view.choice((-1, 1)))
     top = s.body_wall(0.14, 0.24)
 
@@ -367,29 +373,31 @@ def thyroid(s: Scene, plane: str, probe: Probe):
         radius = s.pick(0.13, 0.18)
         for edge in (-1, 1):
             s.fluid(s.ellipse(edge * s.pick(0.5, 0.58), top + 0.3, 0.065, 0.06), wall=0.7)
-            s.paint(s.ellipse(edge * s.pick(0.26, 0.32), top + s.pick(0.17, 0.21), 0.17, 0.14, edge * 0.4), gland, wall=0.4)
+            lobe = s.ellipse(edge * s.pick(0.26, 0.32), top + s.pick(0.17, 0.21), 0.17, 0.14, edge * 0.4)
+            s.paint(lobe, gland, wall=0.4)
         s.paint(s.ellipse(0, top + 0.05, 0.24, 0.04), gland, wall=0.3)
         trachea(0, top + 0.09 + radius, radius)
     elif plane == "transverse_lobe":
-        s.paint(s.ellipse(0, top + s.pick(0.17, 0.23), s.pick(0.2, 0.26), s.pick(0.15, 0.19), 0.25 * side), gland, wall=0.5)
+        lobe = s.ellipse(0, top + s.pick(0.17, 0.23), s.pick(0.2, 0.26), s.pick(0.15, 0.19), 0.25 * side)
+        s.paint(lobe, gland, wall=0.5)
         trachea(-0.42 * side, top + 0.24, 0.17)
         s.fluid(s.ellipse(0.36 * side, top + s.pick(0.26, 0.34), 0.09, 0.085), wall=0.8)
         s.fluid(s.ellipse(0.48 * side, top + s.pick(0.1, 0.15), 0.1, s.pick(0.03, 0.06)), wall=0.3)
     else:
-        s.paint(s.ellipse(0, top + s.pick(0.16, 0.2), s.pick(0.48, 0.62), s.pick(0.12, 0.17), 0.08 * side), gland, wall=0.5)
+        lobe = s.ellipse(0, top + s.pick(0.16, 0.2), s.pick(0.48, 0.62), s.pick(0.12, 0.17), 0.08 * side)
+        s.paint(lobe, gland, wall=0.5)
         deep = s.streaks(-13, 20, 0.35, 0.4, 0.013, 0.08 * side)
         s.paint(s.layer(top + 0.37, top + 0.58), deep, wall=0.6)
-    lobe = 0.28 * side if plane == "transverse_isthmus" else 0.0
-    s.add_lesion(lobe, top + s.pick(0.16, 0.22), s.pick(0.06, 0.11), probe)
+    s.add_lesion(0.28 * side if plane == "transverse_isthmus" else 0.0, top + s.pick(0.16, 0.22), s.pick(0.06, 0.11), probe)
 
 
 def kidney(s: Scene, plane: str, probe: Probe):
     side, tilt = int(s.view.choice((-1, 1))), s.pick(-0.3, 0.3)
-    s.echo += s.streaks(-9, 14, 0.45, 0.25, 0.035, s.pick(-0.5, 0.5)) + 3 * s.noise(0.2, 0.12)  # psoas, bowel
+    s.echo += s.septa(-9, 12, 0.25, 0.07, s.pick(-0.5, 0.5)) + 4 * s.noise(0.2, 0.12)  # psoas, bowel
     cx, cz = s.pick(-0.08, 0.08), s.pick(0.44, 0.58)
     liver_side = s.layer(0.0, cz - 0.1, 0.05)
     s.paint(liver_side, 2 * s.noise(0.2, 0.2) + 2 * s.noise(0.03, 0.02), soft=3)
-    rx, rz = (s.pick(0.2, 0.25), s.pick(0.18, 0.22)) if plane == "transverse" else (s.pick(0.34, 0.44), s.pick(0.16, 0.21))
+    rx, rz = s.pick(0.2, 0.25) if plane == "transverse" else s.pick(0.34, 0.44), s.pick(0.17, 0.21)
     outline = s.ellipse(cx, cz, rx, rz, tilt)
     s.paint(np.abs(outline) - 0.02 - 0.012 * s.noise(0.2, 0.2), 4 + 3 * s.noise(0.06, 0.04), soft=5)  # perirenal fat
     s.paint(outline, s.pick(-9, -4) + 2 * s.noise(0.04, 0.04), wall=0.7)
@@ -414,7 +422,7 @@ def kidney(s: Scene, plane: str, probe: Probe):
 def fetal_head(s: Scene, plane: str, probe: Probe):
     tilt, side = s.pick(-0.35, 0.35), int(s.view.choice((-1, 1)))
     cx, cz, rx, rz = s.pick(-0.08, 0.08), s.pick(0.5, 0.58), s.pick(0.38, 0.48), s.pick(0.27, 0.34)
-    s.echo += s.streaks(-5, 12, 0.45, 0.2, 0.03) + 3 * s.noise(0.25, 0.15)  # uterus, placenta
+    s.echo += s.septa(-5, 9, 0.25, 0.06) + 3 * s.noise(0.25, 0.15)  # uterus, placenta
     s.fluid(s.ellipse(cx + s.pick(-0.1, 0.1), cz, rx + s.pick(0.0, 0.3), rz + s.pick(-0.02, 0.1)))
     skull = s.ellipse(cx, cz, rx, rz, tilt)
     s.paint(skull - 0.02, -10.0, alpha=TISSUE_ALPHA)
@@ -495,7 +503,8 @@ def gallbladder(s: Scene, plane: str, probe: Probe):
         s.fluid(s.tube(body, neck, s.pick(0.08, 0.12), 0.02, 0.02), wall=wall)
         if plane == "porta_hepatis":  # portal vein and bile duct run past the neck
             for offset, width in ((0.12, 0.036), (0.05, 0.012)):
-                s.fluid(s.tube((cx - 0.42, cz + offset + 0.04), (cx + 0.42, cz + offset - 0.1), width, width * 0.8, 0.02), wall=0.9)
+                start, end = (cx - 0.42, cz + offset + 0.04), (cx + 0.42, cz + offset - 0.1)
+                s.fluid(s.tube(start, end, width, width * 0.8, 0.02), wall=0.9)
     if plane != "porta_hepatis" and s.patient.random() < 0.35:
         for _ in range(s.view.integers(1, 4)):  # stones lie on the floor
             size = s.view.uniform(0.018, 0.035)
@@ -538,11 +547,11 @@ def make_phantom(
         pitch = (radius + d[:, 0]) * 2 * half / lines
     else:
         half, radius = view.uniform(0.42, 0.72), 0.0  # half the width
-        x, z, pitch = half * across + 0 * d, d + 0 * across, np.full(rows, 2 * half / lines)
+        x, z, pitch = half * across + 0 * d, d + 0 * across, np.full(rows, 2 * half / lines, np.float32)
     depth = DEPTH_MM[organ] * zoom
     frequency = float(np.clip(480 / depth * view.uniform(0.75, 1.2), 2.2, 13))
     probe = Probe(depth, frequency, view.uniform(2.2, 3.8), depth * view.uniform(0.35, 0.65), view.uniform(1.6, 2.4),
-                  0.01, view.uniform(10, 28), view.uniform(48, 66), 256, view.uniform(0.5, 1.0) * size / 256)  # fmt: skip
+                  0.01, view.uniform(14, 30), view.uniform(48, 66), 256, view.uniform(0.5, 1.0) * size / 256)  # fmt: skip
 
     scene = Scene(x * zoom, z * zoom, (d + 0 * across) * zoom, pitch, patient, view)
     ANATOMY[organ](scene, plane, probe)
@@ -558,9 +567,9 @@ def make_phantom(
     sliders = 4.0 * scene.noise(9.0, 0.25)[:, :1]  # dB, the operator's time-gain sliders
     high = scan(scene, probe, scatterers, specular, grain, sliders)
     worse = replace(
-        probe, frequency=probe.frequency * view.uniform(0.55, 0.7), f_number=probe.f_number * view.uniform(1.3, 1.8),
-        side_lobe=view.uniform(0.03, 0.06), noise_margin=view.uniform(2, 12), smoothing=0.0, levels=int(view.integers(20, 40)),
-        dynamic_range=probe.dynamic_range * view.uniform(0.62, 0.78),
+        probe, frequency=probe.frequency * view.uniform(0.55, 0.7), f_number=probe.f_number * view.uniform(1.9, 2.7),
+        side_lobe=view.uniform(0.02, 0.05), noise_margin=probe.noise_margin - view.uniform(4, 10), smoothing=0.0, levels=int(view.integers(20, 40)),
+        dynamic_range=probe.dynamic_range * view.uniform(0.7, 0.85),
     )  # fmt: skip
     low = scan(scene, worse, scatterers, specular, grain, sliders)
 
@@ -581,7 +590,7 @@ def make_phantom(
     def picture(decibel: np.ndarray, scanner: Probe) -> np.ndarray:
         top = np.percentile(decibel[::4, ::4], 99) - gain
         grey = np.clip(1 + (decibel - top) / scanner.dynamic_range, 0, 1) ** gamma
-        grey = ndimage.map_coordinates(grey, where, order=1, mode="nearest") * inside
+        grey = ndimage.map_coordinates(grey, where, np.float32, order=1, mode="nearest") * inside
         return np.round(np.round(grey * (scanner.levels - 1)) * (255 / (scanner.levels - 1))).astype(np.uint8)
 
     mask = ndimage.map_coordinates(scene.label, where, order=0, mode="nearest") * inside
@@ -680,12 +689,12 @@ def write_phantoms(
     """
     out, least = Path(out), 4 * IMAGES_PER_BLOCK
     if count < least:
-        raise ValueError(f"count={count}: at least {least}, so that every label has training images and no split is empty")
+        raise ValueError(f"count={count}: at least {least}, so that every label is trained on and no split is empty")
     arguments = {"version": VERSION, "count": count, "size": size, "seed": seed}
     done, begun = out / "phantoms.json", out / ".phantoms.begun.json"
     for record in (done, begun):
         if record.exists() and (there := json.loads(record.read_text())) != arguments:
-            raise ValueError(f"{out} holds phantoms made with {there}, asked for {arguments}: use another folder or delete it")
+            raise ValueError(f"{out} holds phantoms made with {there}, not {arguments}: use another folder or delete it")
     if done.exists():
         return out
     if not begun.exists() and ((out / "coarse").exists() or (out / "fine").exists()):
@@ -702,7 +711,8 @@ def write_phantoms(
             plane = ORGANS[organ][index // len(names) % 3]
             label, name = organ if part == "coarse" else f"{organ}_{plane}", f"{index:06d}.png"
             block = index // IMAGES_PER_BLOCK
-            group, split = f"patient_{organ}_{block:05d}", _split((block - first // IMAGES_PER_BLOCK), names.index(organ))
+            group = f"patient_{organ}_{block:05d}"
+            split = _split(block - first // IMAGES_PER_BLOCK, names.index(organ))
             image, low, mask = (f"{tree}/{label}/{name}" for tree in ("images", "low_quality", "masks"))
             manifest.append([image, label, group, split, mask, ""])
             pairs.append([low, image, label, group, split])

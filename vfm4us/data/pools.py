@@ -64,18 +64,20 @@ def concatenate(pools: list[Pool]) -> Pool:
                 [labels for p in pools for labels in p.part_labels])
 
 
-def open_sources(sources: list[SourceConfig], where: str, cache: Path, size: int, hint: str = "") -> list[PreparedDataset]:
-    """Each source's dataset, prepared once where it is a plain folder. FileNotFoundError names key, path and remedy."""
+def open_sources(sources: list[SourceConfig], where: str, cache: Path, size: int, hint: str = "",
+                 root: str = "") -> list[PreparedDataset]:
+    """Each source's dataset (under `root`), prepared once where it is a plain folder; FileNotFoundError names the key."""
     if not sources:
         raise ValueError(f"{where} lists no data: give it at least one source with a path")
     opened = []
     for i, source in enumerate(sources):
-        if not source.path or not Path(source.path).exists():
+        path = Path(root) / source.path
+        if not source.path or not path.exists():
             raise FileNotFoundError(
-                f"{where}.{i}.path: {source.path!r} does not exist{f' (looked in {Path.cwd()})' if source.path else ''}. "
-                f"Point it at a folder of images with {where}.{i}.path=DIR on the command line." + (f"\n{hint}" if hint else "")
+                f"{where}.{i}.path: {str(path)!r} does not exist (looked from {Path.cwd()}). Point it at a folder of images "
+                f"with {where}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR." + (f"\n{hint}" if hint else "")
             )
-        opened.append(open_or_prepare(source.path, cache, size))
+        opened.append(open_or_prepare(path, cache, size))
     return opened
 
 
@@ -103,7 +105,7 @@ def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, li
         checked += len(held_out)
         offset = 0
         for other, part in zip(pool.datasets, pool.parts, strict=True):
-            for leak in leakage(_Slice(other, part), _Slice(dataset, held_out)):
+            for leak in leakage(other.fingerprints(part), dataset.fingerprints(held_out)):
                 inside = other.records[part[leak.pool_index]]
                 outside = dataset.records[held_out[leak.protected_index]]
                 drop.add(offset + leak.pool_index)
@@ -122,16 +124,6 @@ def write_leaks(path: Path, rows: list[list]) -> None:
         writer = csv.writer(stream)
         writer.writerow(["pool", "removed_image", "dataset", "held_out_image", "split", "kind", "hash_distance"])
         writer.writerows(rows)
-
-
-class _Slice:
-    """Some rows of a prepared dataset, as far as a leakage check looks at it."""
-
-    def __init__(self, dataset: PreparedDataset, rows: np.ndarray):
-        self.phash = dataset.phash[rows]
-        self.sha256 = [dataset.sha256[i] for i in rows]
-        self.ids = [dataset.records[i].id for i in rows]
-        self.images = dataset.images[rows] if len(rows) else dataset.images[:0]
 
 
 def epoch_order(sizes: list[int], shares: list[float], count: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -60,6 +60,7 @@ class OptimizerConfig:
 @dataclass
 class DataConfig:
     size: int = option(224, "longer side to which plain folders are packed, px", low=32)
+    root: str = option("", "folder that relative source paths start from; empty: the working directory")
     cache: str = option("data", "folder for what is packed from plain folders", free=True)
     phantoms: int = option(0, "make this many built-in synthetic images first, in <cache>/phantoms-<n>", low=0)
     protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
@@ -289,11 +290,11 @@ class Trainer:
             write_phantoms(cache / f"phantoms-{config.data.phantoms}", config.data.phantoms, size)
         if self.world_size > 1:
             dist.barrier()
-        datasets = [pools.open_sources(s.data, f"stages.{i}.data", cache, size, config.data.hint)
+        datasets = [pools.open_sources(s.data, f"stages.{i}.data", cache, size, config.data.hint, config.data.root)
                     for i, s in enumerate(config.stages)]
         protected = {d.folder: d for d in sum(datasets, [])}
         for k, path in enumerate(config.data.protect):
-            [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", cache, size)
+            [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", cache, size, root=config.data.root)
             protected[extra.folder] = extra
         self.training, self.held_out, leaks = [], [], {}
         for i, (stage, opened) in enumerate(zip(config.stages, datasets, strict=True)):

@@ -1,0 +1,117 @@
+"""Patches come from inside the valid rectangle, are the same for the same seed, and vary as they should."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vfm4us.pretraining.patches import PatchConfig, PatchSampler
+
+PLAIN = PatchConfig(count=8, size=24, flip=0, jitter=0, blur=0, speckle=0, depth_gain=0, shadow=0)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("size", [16, 24, 40])
+@pytest.mark.parametrize("scale", [(0.05, 0.3), (0.25, 0.25), (1.0, 1.0)])
+def test_no_patch_sees_anything_outside_the_valid_rectangle(size, scale):
+    # 0.5 inside, 1 outside: any reach over the border would show
+    valid = torch.tensor([[0, 0, 64, 40], [5, 9, 31, 50], [0, 0, 17, 64], [10, 10, 30, 30]])
+    images = torch.full((4, 64, 64), 255, dtype=torch.uint8)
+    for image, (top, left, height, width) in zip(images, valid.tolist(), strict=True):
+        image[top : top + height, left : left + width] = 128
+    config = dataclasses.replace(PLAIN, size=size, scale_low=scale[0], scale_high=scale[1], flip=0.5)
+    patches = PatchSampler(config)(images, valid, seeded())
+    assert patches.shape == (8, 4, 1, size, size)
+    torch.testing.assert_close(patches, torch.full_like(patches, 128 / 255), atol=1e-4, rtol=0)
+
+
+def test_boxes_lie_inside_and_have_the_area_asked_for():
+    valid = torch.tensor([[3, 4, 50, 40], [0, 0, 20, 64]])
+    sampler = PatchSampler(PatchConfig(count=50, scale_low=0.1, scale_high=0.4))
+    numbers, _ = sampler.draw(2, seeded())
+    names = ("area", "aspect", "down", "right")
+    top, left, height, width = sampler.boxes(valid, dict(zip(names, numbers, strict=False))).unbind(-1)
+    v = valid.float()
+    assert (top >= v[:, 0] - 1e-4).all() and (top + height <= v[:, 0] + v[:, 2] + 1e-4).all()
+    assert (left >= v[:, 1] - 1e-4).all() and (left + width <= v[:, 1] + v[:, 3] + 1e-4).all()
+    share = height * width / (v[:, 2] * v[:, 3])
+    assert share.max() <= 0.4 + 1e-5 and share.min() >= 0.1 - 1e-5
+
+
+def test_a_window_of_native_size_copies_the_pixels():
+    image = torch.randint(0, 256, (1, 48, 48), dtype=torch.uint8, generator=seeded(3))
+    config = dataclasses.replace(PLAIN, scale_low=0.25, scale_high=0.25, ratio=1.0, count=40)
+    sampler = PatchSampler(config)
+    numbers, bank = sampler.draw(1, seeded())
+    numbers[2] = (numbers[2] * 24).round() / 24  # windows at whole pixels
+    numbers[3] = (numbers[3] * 24).round() / 24
+    named = dict(zip(("area", "aspect", "down", "right", "flip_on"), numbers, strict=False))
+    boxes = sampler.boxes(torch.tensor([[0, 0, 48, 48]]), named)
+    patches = sampler.cut(image, torch.tensor([[0, 0, 48, 48]]), boxes, named)
+    for p in range(40):
+        top, left = (int(round(v)) for v in boxes[p, 0, :2].tolist())
+        expected = image[0, top : top + 24, left : left + 24].float() / 255
+        torch.testing.assert_close(patches[p, 0, 0], expected, atol=1e-4, rtol=0)
+
+
+def test_large_windows_are_averaged_not_skipped():
+    # a checkerboard of single pixels must become grey, not moire
+    image = (torch.arange(128)[:, None] + torch.arange(128)) % 2 * 255
+    config = dataclasses.replace(PLAIN, scale_low=0.9, scale_high=0.9, size=32)
+    patches = PatchSampler(config)(image[None].to(torch.uint8), torch.tensor([[0, 0, 128, 128]]), seeded())
+    assert patches.std() < 0.02
+
+
+def test_same_seed_same_patches_and_process_r_of_k_cuts_its_own_part():
+    images = torch.randint(0, 256, (6, 64, 64), dtype=torch.uint8, generator=seeded(1))
+    valid = torch.tensor([[0, 0, 64, 64]]).expand(6, 4)
+    sampler = PatchSampler(PatchConfig(count=5, size=24))
+    whole = sampler(images, valid, seeded(7))
+    assert torch.equal(whole, sampler(images, valid, seeded(7)))
+    assert not torch.equal(whole, sampler(images, valid, seeded(8)))
+    for rank in range(3):
+        part = slice(2 * rank, 2 * rank + 2)
+        theirs = sampler(images[part], valid[part], seeded(7), rank=rank, world_size=3)
+        torch.testing.assert_close(theirs, whole[:, part], atol=1e-6, rtol=0)
+
+
+def test_every_variation_changes_patches_and_keeps_their_range_and_black():
+    images = torch.randint(30, 230, (4, 64, 64), dtype=torch.uint8, generator=seeded(1))
+    images[:, :, :20] = 0
+    images = F.avg_pool2d(images[:, None].float(), 3, 1, 1)[:, 0].to(torch.uint8)
+    valid = torch.tensor([[0, 0, 64, 64]]).expand(4, 4)
+    base = PatchSampler(PLAIN)(images, valid, seeded())
+    for change in ({"jitter": 1.0, "gamma": 0.0}, {"jitter": 1.0, "gain": 0.0, "contrast": 0.0}, {"blur": 1.0},
+                   {"speckle": 1.0}, {"depth_gain": 1.0}, {"shadow": 1.0}):
+        varied = PatchSampler(dataclasses.replace(PLAIN, **change))(images, valid, seeded())
+        assert varied.min() >= 0 and varied.max() <= 1, change
+        assert (varied - base).abs().amax((2, 3, 4)).gt(0.01).float().mean() > 0.8, change
+        if "blur" not in change:
+            assert varied[base == 0].abs().max() == 0, change
+
+
+def test_speckle_is_multiplicative_and_of_unit_grain():
+    _, field = PatchSampler(PatchConfig(size=64)).draw(1, seeded())
+    assert field.std().item() == pytest.approx(1.0, abs=0.05)
+    bright = torch.full((1, 128, 128), 150, dtype=torch.uint8)
+    dim = torch.full((1, 128, 128), 50, dtype=torch.uint8)
+    sampler = PatchSampler(dataclasses.replace(PLAIN, speckle=1.0, speckle_strength=0.2, count=64))
+    valid = torch.tensor([[0, 0, 128, 128]])
+    spread = [sampler(x, valid, seeded())[:, 0].std((1, 2, 3)).mean().item() for x in (bright, dim)]
+    assert spread[0] / spread[1] == pytest.approx(3.0, rel=0.1)
+
+
+def test_shadow_darkens_below_and_not_above():
+    images = torch.full((1, 128, 128), 200, dtype=torch.uint8)
+    sampler = PatchSampler(dataclasses.replace(PLAIN, shadow=1.0, count=200, size=32))
+    patches = sampler(images, torch.tensor([[0, 0, 128, 128]]), seeded())[:, 0, 0]
+    assert patches[:, -1].mean() < patches[:, 0].mean() - 0.02
+
+
+def test_contradictory_scales_are_refused():
+    with pytest.raises(ValueError, match="scale_low"):
+        PatchSampler(PatchConfig(scale_low=0.5, scale_high=0.2))

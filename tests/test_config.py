@@ -1,0 +1,89 @@
+"""Config: types, ranges, overrides, and errors that name the key."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+from tests.conftest import ROOT
+
+from vfm4us import config
+from vfm4us.config import option, section
+from vfm4us.pretraining.stages import PretrainingConfig
+
+
+@dataclass
+class Inner:
+    rate: float = option(0.1, "a rate", low=0.0)
+    kind: str = option("a", "a kind", choices=["a", "bee"])
+
+
+@dataclass
+class Outer:
+    count: int = option(3, "a count", low=1)
+    on: bool = option(False, "a switch")
+    inner: Inner = section(Inner, "nested")
+    items: list[Inner] = field(default_factory=list)
+
+
+def test_the_file_then_the_command_line(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("count: 5\ninner: {rate: 1e-4}\nitems: [{kind: bee}, {}]\n")
+    read = config.load(Outer, file, ["inner.kind=bee", "items.1.rate=2", "on=true"])
+    assert read == Outer(5, True, Inner(1e-4, "bee"), [Inner(0.1, "bee"), Inner(2.0, "a")])
+    assert isinstance(read.inner.rate, float) and isinstance(read.items[1].rate, float)
+    assert config.from_dict(Outer, yaml.safe_load(yaml.safe_dump(config.to_dict(read)))) == read
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cuont=3", "unknown config key 'cuont': did you mean 'count'"),
+        ("inner.rat=3", "unknown config key 'inner.rat': did you mean 'rate'"),
+        ("count=2.5", "count: expected int, got 2.5"),
+        ("count=true", "count: expected int, got True"),
+        ("count=many", "count: expected int, got 'many'"),
+        ("count=0", "count: 0 is below the least allowed value 1"),
+        ("on=1", "on: expected bool"),
+        ("inner.rate=fast", "inner.rate: expected float"),
+        ("inner.rate=.nan", "inner.rate: not a number"),
+        ("inner.kind=be", "did you mean 'bee'"),
+        ("inner=3", "inner: expected keys and values"),
+        ("items=3", "items: expected a list"),
+        ("items.0.rate=1", "items"),
+        ("count", "section.key=value"),
+    ],
+)
+def test_errors_name_key_and_remedy(override, message):
+    with pytest.raises(ValueError, match=message):
+        config.load(Outer, None, [override])
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.yaml does not exist"):
+        config.load(Outer, tmp_path / "nothing.yaml")
+    (tmp_path / "b.yaml").write_text("a: [1, 2")
+    with pytest.raises(ValueError, match="b.yaml is not valid YAML"):
+        config.load(Outer, tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="c.yaml: expected keys"):
+        config.load(Outer, tmp_path / "c.yaml")
+
+
+def test_changed_keys_leave_out_the_free_ones():
+    before = PretrainingConfig()
+    after = config.from_dict(PretrainingConfig, {"device": "cpu", "num_workers": 3, "seed": 4, "patches": {"size": 64}})
+    assert config.changed_keys(config.to_dict(before), after) == ["seed: 0 -> 4", "patches.size: 96 -> 64"]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_every_shipped_pretraining_config_parses_and_names_its_command(file):
+    text = file.read_text()
+    assert text.startswith("# python Pretraining/US-SSL/adv_main.py"), "begin with the command"
+    read = config.load(PretrainingConfig, file)
+    assert read.stages and all(s.data for s in read.stages)
+
+
+def test_help_lists_every_key_with_its_meaning():
+    text = config.describe(PretrainingConfig)
+    for key in ("patches.count = 20", "adversary.epsilon = 0.009", "stages.0.data.0.path", "[none | random | adversarial]"):
+        assert key in text

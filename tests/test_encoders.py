@@ -1,0 +1,71 @@
+"""Encoders take grey and RGB, whole images and bags of patches, and give vectors of the width they state."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vfm4us.encoders import NAMES, Encoder, EncoderSpec, regular_patches
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_encoder_gives_its_width_and_a_pyramid(name):
+    encoder = Encoder(EncoderSpec(name)).eval()
+    with torch.no_grad():
+        assert encoder(torch.rand(2, 1, 64, 64)).shape == (2, encoder.width)
+        maps = encoder.pyramid(torch.rand(2, 3, 64, 64))
+    strides = [64 // m.shape[-1] for m in maps]
+    assert strides == ([2, 4, 8, 16, 32] if name.startswith("resnet") else [16])
+
+
+def test_one_channel_vit_loads_its_published_form():
+    torch.manual_seed(0)
+    grey = Encoder(EncoderSpec("vit_small", in_channels=1)).eval()
+    colour = Encoder(EncoderSpec("vit_small", in_channels=3)).eval()
+    colour.load_published_state(grey.published_state())
+    x = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(grey(x), colour(x), atol=1e-4, rtol=1e-3)
+
+
+def test_unknown_names_and_channels_are_refused():
+    with pytest.raises(ValueError, match="resnet18"):
+        Encoder(EncoderSpec("resnet19"))
+    with pytest.raises(ValueError, match="1 or 3"):
+        Encoder(EncoderSpec(in_channels=2))
+    with pytest.raises(ValueError, match=r"\(N, 1 or 3, H, W\)"):
+        Encoder()(torch.rand(2, 2, 32, 32))
+
+
+def test_embed_takes_what_people_have_and_leaves_the_mode_alone():
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec(in_channels=1)).train()
+    images = np.random.default_rng(0).integers(0, 256, (5, 48, 48), dtype=np.uint8)
+    whole = encoder.embed(images)
+    assert encoder.training and whole.shape == (5, 512)
+    for form in (torch.from_numpy(images), images[:, None], images / np.float32(255), np.repeat(images[:, None], 3, 1)):
+        torch.testing.assert_close(encoder.embed(form), whole, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(encoder.embed(images, batch_size=2), whole, atol=1e-5, rtol=1e-4)
+    assert encoder.embed(images[:0]).shape == (0, 512)
+    with pytest.raises(ValueError, match="shape"):
+        encoder.embed(images[0])
+
+
+def test_a_bag_of_patches_is_the_mean_of_unit_patch_vectors():
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec(in_channels=1)).eval()
+    images = torch.rand(3, 48, 48)
+    bag = encoder.embed(images, patches=4)
+    corners = [images[:, None, t : t + 24, l : l + 24] for t in (0, 24) for l in (0, 24)]
+    with torch.no_grad():
+        expected = torch.stack([F.normalize(encoder(c), dim=-1) for c in corners]).mean(0)
+    torch.testing.assert_close(bag, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_patches_of_the_bag_stay_inside_the_valid_part():
+    x = torch.ones(2, 1, 64, 64)
+    x[0, :, :40, :64] = 0.5
+    x[1, :, 8:64, 10:50] = 0.5
+    patches = regular_patches(x, 9, torch.tensor([[0, 0, 40, 64], [8, 10, 56, 40]]), size=16)
+    assert patches.shape == (9, 2, 1, 16, 16)
+    torch.testing.assert_close(patches, torch.full_like(patches, 0.5))

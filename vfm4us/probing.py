@@ -1,0 +1,59 @@
+"""What an encoder is worth without training it: k-NN and linear probe on held-out images, with intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfm4us.data.store import PreparedDataset
+from vfm4us.encoders import Encoder
+from vfm4us.pretraining.monitor import linear_probe, weighted_knn
+
+METHODS = ("knn", "linear")
+
+
+@dataclass
+class Predictions:
+    """What one encoder says of one dataset's held-out images."""
+
+    labels: np.ndarray  # (M,) true
+    groups: np.ndarray  # (M,) patient, video or duplicate cluster
+    predicted: dict[str, np.ndarray]  # method -> (M,)
+
+
+def embed_dataset(encoder: Encoder, dataset: PreparedDataset, rows: np.ndarray, patches: int = 0) -> Tensor:
+    """Vectors (len(rows), width) of some images of a prepared dataset."""
+    return encoder.embed(torch.from_numpy(dataset.images[rows]), patches=patches, valid=dataset.valid[rows])
+
+
+def probe(encoder: Encoder, dataset: PreparedDataset, split: str = "test", patches: int = 0, k: int = 20,
+          strength: float = 0.01) -> Predictions:
+    """Predict the labels of `split` from the train split's, by weighted k-NN and by a linear probe."""
+    train, held_out = dataset.indices("train"), dataset.indices(split)
+    if not len(train) or not len(held_out):
+        raise ValueError(f"{dataset.folder}: needs images in the splits train and {split} to probe an encoder")
+    labels = np.asarray(dataset.labels)
+    reference, queries = (embed_dataset(encoder, dataset, rows, patches) for rows in (train, held_out))
+    predicted = {"knn": weighted_knn(reference, labels[train], queries, k),
+                 "linear": linear_probe(reference, labels[train], queries, strength)}
+    return Predictions(labels[held_out], np.asarray(dataset.groups)[held_out], predicted)
+
+
+def bootstrap_counts(groups: np.ndarray, repeats: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often each image occurs in each resample of whole groups: (repeats, M) integers."""
+    names, codes = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=repeats)
+    return counts[:, codes]
+
+
+def weighted_balanced_accuracy(labels: np.ndarray, correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean recall over classes under image weights: correct (M,) or (seeds, M) averaged first; counts (R, M) -> (R,)."""
+    correct = correct.mean(0) if correct.ndim == 2 else correct
+    recalls = []
+    for label in np.unique(labels):
+        weight = counts[:, labels == label]
+        with np.errstate(invalid="ignore"):  # a resample may miss a class: its recall is left out of that mean
+            recalls.append(weight @ correct[labels == label] / weight.sum(1))
+    return np.nanmean(recalls, axis=0)
