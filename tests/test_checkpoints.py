@@ -32,7 +32,7 @@ def test_the_published_snippet_loads_our_checkpoint_into_smp(tiny):
     state_dict = checkpoint["state_dict"]
     for k in list(state_dict.keys()):
         if k.startswith("module.base_encoder") and not k.startswith("module.base_encoder.fc"):
-            state_dict[k[len("module.base_encoder."):]] = state_dict[k]
+            state_dict[k[len("module.base_encoder.") :]] = state_dict[k]
         del state_dict[k]
     model.encoder.load_state_dict(state_dict)
     # -------------------------------------------
@@ -68,9 +68,15 @@ def broken(content, change):
     ("change", "message"),
     [
         (lambda t: t.pop("module.base_encoder.bn1.weight"), "1 of 120 encoder tensors are missing"),
-        (lambda t: [t.__setitem__(k.replace("base_encoder", "backbone"), t.pop(k)) for k in list(t)], "module.backbone"),
+        (
+            lambda t: [t.__setitem__(k.replace("base_encoder", "backbone"), t.pop(k)) for k in list(t)],
+            "module.backbone",
+        ),
         (lambda t: t.__setitem__("module.base_encoder.extra", torch.ones(1)), "1 do not belong"),
-        (lambda t: t.__setitem__("module.base_encoder.bn1.weight", torch.ones(7)), r"bn1.weight \(7,\) instead of \(64,\)"),
+        (
+            lambda t: t.__setitem__("module.base_encoder.bn1.weight", torch.ones(7)),
+            r"bn1.weight \(7,\) instead of \(64,\)",
+        ),
         (lambda t: t.__setitem__("module.base_encoder.bn1.bias", torch.full((64,), float("nan"))), "NaN or infinity"),
     ],
 )
@@ -93,7 +99,12 @@ def test_files_that_are_no_checkpoint(tmp_path):
 
     good = io.BytesIO()
     torch.save({"state_dict": {}}, good)
-    files = {"text.pt": b"hello", "empty.pt": b"", "cut.pt": good.getvalue()[:200], "exploit.pt": pickle.dumps(Exploit())}
+    files = {
+        "text.pt": b"hello",
+        "empty.pt": b"",
+        "cut.pt": good.getvalue()[:200],
+        "exploit.pt": pickle.dumps(Exploit()),
+    }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
@@ -122,8 +133,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path, monk
             return super().write(data)
 
     real_open = open
-    monkeypatch.setattr("builtins.open", lambda p, mode="r", *a, **k: FullDisk(p, "w") if mode == "wb" else
-                        real_open(p, mode, *a, **k))
+    monkeypatch.setattr(
+        "builtins.open", lambda p, mode="r", *a, **k: FullDisk(p, "w") if mode == "wb" else real_open(p, mode, *a, **k)
+    )
     with pytest.raises(OSError, match="no space left on the disk.*previous checkpoint is untouched"):
         checkpoints.save(path, {"step": 2, "tensor": torch.zeros(100_000)})
     monkeypatch.undo()

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 import yaml
-from tests.conftest import ROOT
 
+from tests.conftest import ROOT
 from vfm4us import config
 from vfm4us.config import option, section
 from vfm4us.pretraining.stages import PretrainingConfig
@@ -85,5 +85,10 @@ def test_every_shipped_pretraining_config_parses_and_names_its_command(file):
 
 def test_help_lists_every_key_with_its_meaning():
     text = config.describe(PretrainingConfig)
-    for key in ("patches.count = 20", "adversary.epsilon = 0.009", "stages.0.data.0.path", "[none | random | adversarial]"):
+    for key in (
+        "patches.count = 20",
+        "adversary.epsilon = 0.009",
+        "stages.0.data.0.path",
+        "[none | random | adversarial]",
+    ):
         assert key in text

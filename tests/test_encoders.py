@@ -56,7 +56,7 @@ def test_a_bag_of_patches_is_the_mean_of_unit_patch_vectors():
     encoder = Encoder(EncoderSpec(in_channels=1)).eval()
     images = torch.rand(3, 48, 48)
     bag = encoder.embed(images, patches=4)
-    corners = [images[:, None, t : t + 24, l : l + 24] for t in (0, 24) for l in (0, 24)]
+    corners = [images[:, None, y : y + 24, x : x + 24] for y in (0, 24) for x in (0, 24)]
     with torch.no_grad():
         expected = torch.stack([F.normalize(encoder(c), dim=-1) for c in corners]).mean(0)
     torch.testing.assert_close(bag, expected, atol=1e-4, rtol=1e-3)

@@ -34,8 +34,10 @@ class LoadReport:
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{name} ({count})" for name, count in self.dropped.items()) or "none"
-        return (f"layout {self.layout}, {self.matched}/{self.expected} tensors, dropped: {dropped}, "
-                f"resized: {', '.join(self.resized) or 'none'}")
+        return (
+            f"layout {self.layout}, {self.matched}/{self.expected} tensors, dropped: {dropped}, "
+            f"resized: {', '.join(self.resized) or 'none'}"
+        )
 
 
 def save(path: Path, state: dict) -> None:
@@ -100,7 +102,9 @@ def load_encoder(path: str | Path, in_channels: int = 3) -> Encoder:
     state = read(path)
     tensors, about = state.get("state_dict"), state.get("encoder")
     if not isinstance(tensors, dict) or not isinstance(about, dict):
-        raise ValueError(f"{path} has no 'state_dict' and 'encoder'; its keys are: {', '.join(map(str, list(state)[:8]))}")
+        raise ValueError(
+            f"{path} has no 'state_dict' and 'encoder'; its keys are: {', '.join(map(str, list(state)[:8]))}"
+        )
     mean, std = (v[0] if isinstance(v := about[k], list) else v for k in ("mean", "std"))
     encoder = Encoder(EncoderSpec(about["name"], in_channels, mean, std))
     encoder.report = fill_encoder(encoder, tensors, str(path))
@@ -117,7 +121,7 @@ def latest(run_folder: Path) -> Path:
 
 def fill_encoder(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> LoadReport:
     """Copy `module.base_encoder.*` of `tensors` into `encoder`, all of it or ValueError."""
-    found = {k[len(ENCODER_PREFIX):]: v for k, v in tensors.items() if k.startswith(ENCODER_PREFIX)}
+    found = {k[len(ENCODER_PREFIX) :]: v for k, v in tensors.items() if k.startswith(ENCODER_PREFIX)}
     found = {k: v for k, v in found.items() if not k.startswith(("fc.", "head."))}
     expected = encoder.published_state()
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
@@ -129,8 +133,11 @@ def fill_encoder(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> L
             f"and {len(extra)} do not belong. Missing, for example: {missing[:3]}; there but unknown: {extra[:3]}; "
             f"prefixes found: {prefixes[:6]}" + (f"; nearest key: {near[0]!r}" if near else "")
         )
-    wrong = [f"{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}" for k, v in expected.items()
-             if found[k].shape != v.shape]
+    wrong = [
+        f"{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in expected.items()
+        if found[k].shape != v.shape
+    ]
     if wrong:
         raise ValueError(f"{source} does not hold a {encoder.spec.name}: {len(wrong)} shapes differ, e.g. {wrong[:3]}")
     bad = [k for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()]

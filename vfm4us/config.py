@@ -181,5 +181,8 @@ def _plain(value):
 
 
 def _copy(default):
-    return [_copy(v) for v in default] if isinstance(default, list) else (
-        dataclasses.replace(default) if dataclasses.is_dataclass(default) else dict(default))
+    return (
+        [_copy(v) for v in default]
+        if isinstance(default, list)
+        else (dataclasses.replace(default) if dataclasses.is_dataclass(default) else dict(default))
+    )

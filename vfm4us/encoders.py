@@ -161,6 +161,8 @@ def regular_patches(x: Tensor, count: int, valid: Tensor | None = None, size: in
     steps = (torch.arange(side, device=x.device) + 0.5) / side
     y = (top + down[:, None] * height / 2)[..., None] + steps * (height / 2)[:, None]  # (n, N, P)
     x_ = (left + right[:, None] * width / 2)[..., None] + steps * (width / 2)[:, None]
-    grid = torch.stack(torch.broadcast_tensors(
-        (2 * x_ / x.shape[-1] - 1)[:, :, None, :], (2 * y / x.shape[-2] - 1)[:, :, :, None]), dim=-1)
+    grid = torch.stack(
+        torch.broadcast_tensors((2 * x_ / x.shape[-1] - 1)[:, :, None, :], (2 * y / x.shape[-2] - 1)[:, :, :, None]),
+        dim=-1,
+    )
     return torch.stack([F.grid_sample(x, g, padding_mode="border", align_corners=False) for g in grid])

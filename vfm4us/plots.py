@@ -8,8 +8,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 
-def contact_sheet(path: Path, images: Tensor, patches: Tensor, adversarial: Tensor, cells: Tensor, epsilon: float,
-                  title: str = "", columns: int = 6) -> np.ndarray:
+def contact_sheet(
+    path: Path,
+    images: Tensor,
+    patches: Tensor,
+    adversarial: Tensor,
+    cells: Tensor,
+    epsilon: float,
+    title: str = "",
+    columns: int = 6,
+) -> np.ndarray:
     """What the network saw, one row per image: the image, its patches, adversarial patches, the change, masked patches.
 
     images (b, S, S) uint8; patches, adversarial (n, b, 1, P, P) in [0, 1]; cells (n, b, 1, P, P) bool. Written as PNG to
@@ -47,18 +55,29 @@ def training_curve(path: Path, lines: list[dict], title: str = "") -> None:
     epochs = [line for line in lines if line["kind"] == "monitor"]
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     axes = figure.subplots(1, 4)
-    for axis, key, name in zip(axes[:2], ("similarity", "coding_rate"), ("patch similarity", "coding rate"), strict=True):
+    for axis, key, name in zip(
+        axes[:2], ("similarity", "coding_rate"), ("patch similarity", "coding rate"), strict=True
+    ):
         axis.plot([s["step"] for s in steps], [s[key] for s in steps], linewidth=1, label="clean")
         attacked = [s for s in steps if "adversarial_" + key in s]
         if attacked:
-            axis.plot([s["step"] for s in attacked], [s["adversarial_" + key] for s in attacked], linewidth=1,
-                      label="adversarial")
+            axis.plot(
+                [s["step"] for s in attacked],
+                [s["adversarial_" + key] for s in attacked],
+                linewidth=1,
+                label="adversarial",
+            )
             axis.legend(fontsize=7)
         axis.set_title(name, fontsize=9)
-    for axis, key, name in ((axes[2], "knn", "held-out k-NN balanced accuracy"), (axes[3], "effective_rank", "effective rank")):
+    for axis, key, name in (
+        (axes[2], "knn", "held-out k-NN balanced accuracy"),
+        (axes[3], "effective_rank", "effective rank"),
+    ):
         for dataset in dict.fromkeys(e["dataset"] for e in epochs):
             points = [(e["step"], e[key]) for e in epochs if e["dataset"] == dataset and key in e]
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=dataset) if points else None
+            axis.plot(
+                *zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=dataset
+            ) if points else None
         axis.set_title(name, fontsize=9)
         if axis.lines:
             axis.legend(fontsize=7)

@@ -27,16 +27,24 @@ def embed_dataset(encoder: Encoder, dataset: PreparedDataset, rows: np.ndarray, 
     return encoder.embed(torch.from_numpy(dataset.images[rows]), patches=patches, valid=dataset.valid[rows])
 
 
-def probe(encoder: Encoder, dataset: PreparedDataset, split: str = "test", patches: int = 0, k: int = 20,
-          strength: float = 0.01) -> Predictions:
+def probe(
+    encoder: Encoder,
+    dataset: PreparedDataset,
+    split: str = "test",
+    patches: int = 0,
+    k: int = 20,
+    strength: float = 0.01,
+) -> Predictions:
     """Predict the labels of `split` from the train split's, by weighted k-NN and by a linear probe."""
     train, held_out = dataset.indices("train"), dataset.indices(split)
     if not len(train) or not len(held_out):
         raise ValueError(f"{dataset.folder}: needs images in the splits train and {split} to probe an encoder")
     labels = np.asarray(dataset.labels)
     reference, queries = (embed_dataset(encoder, dataset, rows, patches) for rows in (train, held_out))
-    predicted = {"knn": weighted_knn(reference, labels[train], queries, k),
-                 "linear": linear_probe(reference, labels[train], queries, strength)}
+    predicted = {
+        "knn": weighted_knn(reference, labels[train], queries, k),
+        "linear": linear_probe(reference, labels[train], queries, strength),
+    }
     return Predictions(labels[held_out], np.asarray(dataset.groups)[held_out], predicted)
 
 

@@ -131,8 +131,9 @@ class RunFolder:
             changed = changed_keys(yaml.safe_load(described.read_text()), config)
             if changed:
                 raise ValueError(
-                    f"{self.folder} holds a run with another config:\n  " + "\n  ".join(changed) +
-                    "\nGive the run another name (name=...), or resume=false to start afresh (the old one is moved aside)."
+                    f"{self.folder} holds a run with another config:\n  "
+                    + "\n  ".join(changed)
+                    + "\nGive the run another name (name=...), or resume=false to start afresh (the old one is moved aside)."
                 )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         _write(described, yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -180,7 +181,9 @@ def describe_run() -> dict:
 
     def git(*arguments: str) -> str:
         try:
-            answer = subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True)
+            answer = subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True
+            )
         except OSError:
             return ""
         return answer.stdout.strip() if answer.returncode == 0 else ""

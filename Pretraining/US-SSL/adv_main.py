@@ -9,11 +9,12 @@ Any key below can follow as section.key=value. The run is written to logs/<name>
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from vfm4us import config
-from vfm4us.pretraining.stages import PretrainingConfig, Stopped, pretrain
+from vfm4us.pretraining.stages import PretrainingConfig, Stopped, pretrain, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = ROOT / "configs" / "smoke" / "pretraining.yaml"
@@ -29,12 +30,15 @@ def main() -> int:
     arguments = parser.parse_args()
     file = arguments.config or BUILT_IN
     if not arguments.config:
-        print("No --config: pretraining on built-in synthetic ultrasound (configs/smoke/pretraining.yaml).\n"
-              "For real data: --config configs/pretraining/us510k.yaml, or configs/pretraining/folder.yaml for your own images.")
+        print(
+            "No --config: pretraining on built-in synthetic ultrasound (configs/smoke/pretraining.yaml).\n"
+            "For real data: --config configs/pretraining/us510k.yaml, or configs/pretraining/folder.yaml for your own images."
+        )
     elif not file.exists() and (ROOT / file).exists():
         file = ROOT / file  # a config of this repository, named from another working directory
     try:
-        folder = pretrain(config.load(PretrainingConfig, file, arguments.overrides))
+        settings = config.load(PretrainingConfig, file, arguments.overrides)
+        folder = pretrain(settings)
     except Stopped as stopped:
         print(stopped)
         return 128 + stopped.number
@@ -44,7 +48,10 @@ def main() -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"encoder: {folder / 'encoder.pt'}   pictures: {folder / 'contact_sheet_*.png'}, {folder / 'curve.png'}")
+    if int(os.environ.get("RANK", 0)) == 0 and (folder / "encoder.pt").is_file():
+        print(f"\n{summary(folder)}\n")
+        print(f"encoder   {folder / 'encoder.pt'}")
+        print(f"pictures  {', '.join(str(p) for p in sorted(folder.glob('*.png')))}")
     return 0
 
 

@@ -157,7 +157,7 @@ def test_missing_and_empty_folders_say_what_to_do(tmp_path):
 
 
 def test_prepared_manifest_comes_back_unchanged(tmp_path):
-    odd = "a, \"b\"\nc;d \udcff"  # comma, quote, line break, a byte that is not UTF-8
+    odd = 'a, "b"\nc;d \udcff'  # comma, quote, line break, a byte that is not UTF-8
     record = Record(odd, odd + ".png", "x", "g", "train", "m1.png;m2.png", "", 3, 4, 0, 0, 5, 6, "ab", "0" * 16)
     write_manifest(tmp_path / "manifest.csv", [record, Record("2", "2.png")])
     assert read_manifest(tmp_path / "manifest.csv") == [record, Record("2", "2.png")]

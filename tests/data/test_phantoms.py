@@ -1,4 +1,4 @@
-"""The built-in synthetic ultrasound: deterministic, physically plausible, labelled right, safe to write and to continue."""
+"""The synthetic ultrasound is deterministic, physically plausible, labelled right, safe to write and to continue."""
 
 import csv
 import hashlib
@@ -38,7 +38,7 @@ def digest(phantom) -> str:
 
 
 def lateral_correlation_width(image: np.ndarray) -> float:
-    """Lag in pixels where the correlation of the speckle along the rows, in the middle of the depth, falls to one half."""
+    """Lag in pixels where the correlation of the speckle along the rows, at middle depth, falls to one half."""
     rows = np.flatnonzero(image.any(axis=1))
     image = image[rows[0] + len(rows) // 4 : rows[0] + len(rows) * 3 // 5, 8:-8].astype(float)
     detail = image - ndimage.gaussian_filter(image, 2)  # anatomy is larger than speckle

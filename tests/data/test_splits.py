@@ -39,7 +39,9 @@ def altered(grey, scale=1.0, quality=40, gain=1.0):
 
 def side(pictures, names=None):
     return SimpleNamespace(
-        sha256=[name or str(hash(p.tobytes())) for name, p in zip(names or [None] * len(pictures), pictures, strict=True)],
+        sha256=[
+            name or str(hash(p.tobytes())) for name, p in zip(names or [None] * len(pictures), pictures, strict=True)
+        ],
         phash=np.array([perceptual_hash(p) for p in pictures], dtype=np.uint64),
         thumbnail_of=lambda i: thumbnail(pictures[i]),
     )

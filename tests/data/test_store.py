@@ -169,7 +169,14 @@ def test_header_bomb_is_refused_before_decoding(tmp_path):
 
 @pytest.mark.parametrize(
     "extension, options",
-    [("png", {}), ("jpg", {}), ("jpg", {"progressive": True}), ("bmp", {}), ("tif", {}), ("tif", {"compression": "tiff_lzw"})],
+    [
+        ("png", {}),
+        ("jpg", {}),
+        ("jpg", {"progressive": True}),
+        ("bmp", {}),
+        ("tif", {}),
+        ("tif", {"compression": "tiff_lzw"}),
+    ],
 )
 def test_truncated_files_are_never_half_decoded(tmp_path, extension, options):
     whole = save(picture(), tmp_path / f"x.{extension}", **options).read_bytes()
@@ -544,7 +551,9 @@ def test_two_processes_may_ask_at_once(tmp_path):
 
 def test_threads_of_one_process_may_ask_at_once(tmp_path):
     root, found = small_source(tmp_path / "source"), []
-    threads = [threading.Thread(target=lambda: found.append(open_or_prepare(root, tmp_path / "c", 32))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: found.append(open_or_prepare(root, tmp_path / "c", 32))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -585,11 +594,15 @@ def test_script_errors_are_one_line_and_exit_code_2(tmp_path, arguments, words):
 
 def test_script_interrupted_by_ctrl_c_says_how_to_go_on(tmp_path):
     small_source(tmp_path / "source", 60)
-    patch = "import runpy, sys, time\nfrom vfm4us.data import store\n" + PREPARE_SLOWLY.split("\n", 3)[3].rsplit("\n", 2)[0]
-    patch += f"\nsys.argv = ['prepare_data.py', 'folder', '--root', 'source', '--out', 'out', '--size', '48']\n"
+    patch = (
+        "import runpy, sys, time\nfrom vfm4us.data import store\n" + PREPARE_SLOWLY.split("\n", 3)[3].rsplit("\n", 2)[0]
+    )
+    patch += "\nsys.argv = ['prepare_data.py', 'folder', '--root', 'source', '--out', 'out', '--size', '48']\n"
     patch += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen([sys.executable, "-c", patch], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", patch], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
     journal, deadline = tmp_path / "out.partial" / "journal.jsonl", time.monotonic() + 30
     while not journal.exists() or not journal.read_bytes():
         assert child.poll() is None and time.monotonic() < deadline

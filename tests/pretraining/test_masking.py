@@ -22,7 +22,9 @@ def test_adversarial_cells_are_where_the_gradient_is_largest():
     gradient = torch.full((2, 1, 16, 16), 0.1)
     gradient[0, :, 4:8, 8:12] = -5.0  # the sign does not matter
     gradient[1, :, 12:, :4] = 5.0
-    cells = choose_cells(torch.rand(2, 1, 16, 16), MaskingConfig("adversarial", ratio=1 / 16, cell=4), gradient=gradient)
+    cells = choose_cells(
+        torch.rand(2, 1, 16, 16), MaskingConfig("adversarial", ratio=1 / 16, cell=4), gradient=gradient
+    )
     assert torch.equal(cells, gradient.abs() > 1)
     with pytest.raises(ValueError, match="adversary.weight"):
         choose_cells(torch.rand(2, 1, 16, 16), MaskingConfig("adversarial"))

@@ -85,8 +85,14 @@ def test_every_variation_changes_patches_and_keeps_their_range_and_black():
     images = F.avg_pool2d(images[:, None].float(), 3, 1, 1)[:, 0].to(torch.uint8)
     valid = torch.tensor([[0, 0, 64, 64]]).expand(4, 4)
     base = PatchSampler(PLAIN)(images, valid, seeded())
-    for change in ({"jitter": 1.0, "gamma": 0.0}, {"jitter": 1.0, "gain": 0.0, "contrast": 0.0}, {"blur": 1.0},
-                   {"speckle": 1.0}, {"depth_gain": 1.0}, {"shadow": 1.0}):
+    for change in (
+        {"jitter": 1.0, "gamma": 0.0},
+        {"jitter": 1.0, "gain": 0.0, "contrast": 0.0},
+        {"blur": 1.0},
+        {"speckle": 1.0},
+        {"depth_gain": 1.0},
+        {"shadow": 1.0},
+    ):
         varied = PatchSampler(dataclasses.replace(PLAIN, **change))(images, valid, seeded())
         assert varied.min() >= 0 and varied.max() <= 1, change
         assert (varied - base).abs().amax((2, 3, 4)).gt(0.01).float().mean() > 0.8, change

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from tests.conftest import ROOT
 
+from tests.conftest import ROOT
 from vfm4us import checkpoints, run
 from vfm4us.config import to_dict
 from vfm4us.data import pools
@@ -280,8 +280,9 @@ def _gradient(config, rank, world_size):
 
 def test_two_processes_train_as_one(tiny, tmp_path):
     # The attack takes the sign of a gradient, which rounding can flip; random masks and the plain loss have no such edge.
-    config = dataclasses.replace(tiny(), adversary=stages.AdversaryConfig(weight=0.0),
-                                 masking=stages.MaskingConfig("random", cell=4))
+    config = dataclasses.replace(
+        tiny(), adversary=stages.AdversaryConfig(weight=0.0), masking=stages.MaskingConfig("random", cell=4)
+    )
     torch.multiprocessing.spawn(_train_as_one_of_two, (config, str(tmp_path), True), nprocs=2)
     one = _gradient(config, 0, 1)
     for rank in range(2):
@@ -296,8 +297,16 @@ def test_torchrun_with_two_processes(tiny, tmp_path):
     file = tmp_path / "pair.yaml"
     file.write_text(yaml.safe_dump(to_dict(config)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(ROOT / "Pretraining/US-SSL/adv_main.py"), "--config", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "Pretraining/US-SSL/adv_main.py"),
+        "--config",
+        str(file),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out coarse images") == 2  # one process speaks
@@ -308,9 +317,11 @@ def test_golden_losses_of_the_built_in_config(tmp_path):
     """The first 10 losses of configs/smoke/pretraining.yaml; a refactoring must not move them."""
     from vfm4us import config as configs
 
-    built_in = configs.load(PretrainingConfig, ROOT / "configs/smoke/pretraining.yaml",
-                            [f"logs={tmp_path}/logs", f"data.cache={tmp_path}/data", f"data.root={tmp_path}",
-                             "stop_after=2"])
+    built_in = configs.load(
+        PretrainingConfig,
+        ROOT / "configs/smoke/pretraining.yaml",
+        [f"logs={tmp_path}/logs", f"data.cache={tmp_path}/data", f"data.root={tmp_path}", "stop_after=2"],
+    )
     folder = pretrain(built_in)
     losses = [line["loss"] for line in run.RunFolder(folder, None, main=False).metrics() if line["kind"] == "train"]
     golden = json.loads((ROOT / "tests/pretraining/golden_losses.json").read_text())

@@ -34,7 +34,7 @@ from PIL import Image
 from scipy import fft, ndimage
 from tqdm import tqdm
 
-VERSION = 1  # raise it whenever the pixels change
+VERSION = 2  # raise it whenever the pixels change
 ORGANS: dict[str, tuple[str, str, str]] = {
     "breast": ("radial", "antiradial", "axillary"),
     "liver": ("subcostal_oblique", "intercostal", "hepatorenal"),
@@ -268,7 +268,9 @@ class Scene:
             outline = np.zeros_like(self.x)
             for order, size in ((2, 0.1), (3, 0.1), (5, 0.08), (8, 0.06)):
                 outline += size * np.cos(order * angle + self.view.uniform(0, 2 * np.pi))
-            spikes = np.clip(np.cos(11 * angle + 3 * outline * 6 + self.view.uniform(0, 6)), 0, 1) ** 6
+            phase, drift = self.view.uniform(0, 6, 2)
+            spikes = np.clip(np.cos(9 * angle + 20 * outline + phase), 0, 1) ** 6
+            spikes *= 0.6 + 0.6 * np.cos(2 * angle + drift)  # longer on two sides
             scale = 1 + outline + self.pick(0.15, 0.4) * spikes
             rho = np.hypot((self.x - cx) / np.sqrt(ratio), (self.z - cz) * np.sqrt(ratio)) / radius
             distance = (rho / scale - 1) * radius
@@ -322,7 +324,7 @@ def liver_tissue(s: Scene):
         cx, cz = s.view.uniform((-0.5, 0.2), (0.5, 0.8))
         turn, size = s.view.uniform(0, np.pi), s.view.uniform(0.02, 0.09)
         end = (cx + size * np.cos(turn), cz + size * np.sin(turn))
-        s.paint(s.tube((cx, cz), end, s.view.uniform(0.006, 0.016), 0.006), -24.0, wall=float(s.view.choice((0.0, 0.3))))
+        s.paint(s.tube((cx, cz), end, s.view.uniform(0.006, 0.016), 0.006), -24.0, wall=s.view.uniform(0, 0.3))
 
 
 def diaphragm(s: Scene, side: int, depth: float):
@@ -388,7 +390,8 @@ def thyroid(s: Scene, plane: str, probe: Probe):
         s.paint(lobe, gland, wall=0.5)
         deep = s.streaks(-13, 20, 0.35, 0.4, 0.013, 0.08 * side)
         s.paint(s.layer(top + 0.37, top + 0.58), deep, wall=0.6)
-    s.add_lesion(0.28 * side if plane == "transverse_isthmus" else 0.0, top + s.pick(0.16, 0.22), s.pick(0.06, 0.11), probe)
+    across = 0.28 * side if plane == "transverse_isthmus" else 0.0
+    s.add_lesion(across, top + s.pick(0.16, 0.22), s.pick(0.06, 0.11), probe)
 
 
 def kidney(s: Scene, plane: str, probe: Probe):
@@ -415,7 +418,7 @@ def kidney(s: Scene, plane: str, probe: Probe):
         if s.patient.random() < 0.3:  # dilated renal pelvis
             s.fluid(s.ellipse(cx, cz, rx * 0.3, rz * s.pick(0.12, 0.25), tilt))
     pole = 0.0 if plane == "transverse" else s.view.choice((-0.55, 0.55)) * rx
-    s.add_lesion(cx + pole, cz + 0.3 * rz, s.pick(0.06, 0.1), probe)
+    s.add_lesion(cx + pole, cz + 0.3 * rz, s.pick(0.07, 0.12), probe)
     s.body_wall(0.1, 0.22)
 
 
@@ -426,7 +429,7 @@ def fetal_head(s: Scene, plane: str, probe: Probe):
     s.fluid(s.ellipse(cx + s.pick(-0.1, 0.1), cz, rx + s.pick(0.0, 0.3), rz + s.pick(-0.02, 0.1)))
     skull = s.ellipse(cx, cz, rx, rz, tilt)
     s.paint(skull - 0.02, -10.0, alpha=TISSUE_ALPHA)
-    brain = s.streaks(-22, 22, 0.25, 0.07, 0.02, tilt) + 4 * s.noise(0.15, 0.1, tilt)  # sulci in dark brain
+    brain = s.streaks(-21, 16, 0.25, 0.07, 0.014, tilt) + 4 * s.noise(0.15, 0.1, tilt)  # sulci in dark brain
     s.paint(skull, np.minimum(brain, -3))
     s.paint(np.abs(skull) - 0.006, 4 + 5 * s.noise(0.1, 0.1), alpha=s.pick(2.0, 5.0), wall=1.3)
 
@@ -491,7 +494,8 @@ def gallbladder(s: Scene, plane: str, probe: Probe):
     cx, cz = s.pick(-0.08, 0.08), s.pick(0.42, 0.55)
     bowel = s.layer(cz + s.pick(0.12, 0.2), 1.5, 0.08)
     gas = 0.6 + 3 * np.clip(s.noise(0.12, 9.0) - 0.2, 0, 1)  # dirty shadows below gas
-    s.paint(bowel, s.streaks(-6, 16, 0.45, 0.1, 0.04) + 4 * s.noise(0.12, 0.08), alpha=gas, wall=s.pick(0.1, 0.8), soft=3)
+    content = s.streaks(-6, 16, 0.45, 0.1, 0.04) + 4 * s.noise(0.12, 0.08)
+    s.paint(bowel, content, alpha=gas, wall=s.pick(0.1, 0.8), soft=3)
     wall = s.pick(0.5, 1.0)
     if plane == "transverse":
         floor = s.pick(0.12, 0.17)
@@ -550,15 +554,23 @@ def make_phantom(
         x, z, pitch = half * across + 0 * d, d + 0 * across, np.full(rows, 2 * half / lines, np.float32)
     depth = DEPTH_MM[organ] * zoom
     frequency = float(np.clip(480 / depth * view.uniform(0.75, 1.2), 2.2, 13))
-    probe = Probe(depth, frequency, view.uniform(2.2, 3.8), depth * view.uniform(0.35, 0.65), view.uniform(1.6, 2.4),
-                  0.01, view.uniform(14, 30), view.uniform(48, 66), 256, view.uniform(0.5, 1.0) * size / 256)  # fmt: skip
+    probe = Probe(
+        depth,
+        frequency,
+        f_number=view.uniform(2.2, 3.8),
+        focus=depth * view.uniform(0.35, 0.65),
+        cycles=view.uniform(1.6, 2.4),
+        noise_margin=view.uniform(14, 30),
+        dynamic_range=view.uniform(48, 66),
+        smoothing=view.uniform(0.5, 1.0) * size / 256,
+    )
 
     scene = Scene(x * zoom, z * zoom, (d + 0 * across) * zoom, pitch, patient, view)
     ANATOMY[organ](scene, plane, probe)
     slope_d = np.gradient(scene.impedance, axis=0)
     slope_x = np.gradient(scene.impedance, axis=1) / (rows * pitch[:, None])
     specular = 8 * np.abs(slope_d) ** 3 / (slope_d**2 + slope_x**2 + 1e-8)  # |gradient| cos^3
-    specular *= np.clip(0.8 + scene.noise(0.1, 0.1) + 0.9 * scene.noise(0.03, 0.02), 0.05, 2.5)  # rough, broken interfaces
+    specular *= np.clip(0.8 + scene.noise(0.1, 0.1) + 0.9 * scene.noise(0.03, 0.02), 0.05, 2.5)  # rough, broken
     # A wide aperture looks around small obstacles, so shadows are soft; poor contact darkens whole lines.
     stray = patient.uniform(0.8, 1.4)
     scene.path = ndimage.gaussian_filter1d(np.cumsum(scene.alpha, axis=0) * np.float32(stray), lines / 90, axis=1)
@@ -567,10 +579,15 @@ def make_phantom(
     sliders = 4.0 * scene.noise(9.0, 0.25)[:, :1]  # dB, the operator's time-gain sliders
     high = scan(scene, probe, scatterers, specular, grain, sliders)
     worse = replace(
-        probe, frequency=probe.frequency * view.uniform(0.55, 0.7), f_number=probe.f_number * view.uniform(1.9, 2.7),
-        side_lobe=view.uniform(0.02, 0.05), noise_margin=probe.noise_margin - view.uniform(4, 10), smoothing=0.0, levels=int(view.integers(20, 40)),
+        probe,
+        frequency=probe.frequency * view.uniform(0.55, 0.7),
+        f_number=probe.f_number * view.uniform(1.9, 2.7),  # fewer elements
+        side_lobe=view.uniform(0.02, 0.05),
+        noise_margin=probe.noise_margin - view.uniform(4, 10),
         dynamic_range=probe.dynamic_range * view.uniform(0.7, 0.85),
-    )  # fmt: skip
+        levels=int(view.integers(20, 40)),
+        smoothing=0.0,
+    )
     low = scan(scene, worse, scatterers, specular, grain, sliders)
 
     # Scan conversion: where in (row, line) each pixel of the square picture lies.
@@ -694,7 +711,7 @@ def write_phantoms(
     done, begun = out / "phantoms.json", out / ".phantoms.begun.json"
     for record in (done, begun):
         if record.exists() and (there := json.loads(record.read_text())) != arguments:
-            raise ValueError(f"{out} holds phantoms made with {there}, not {arguments}: use another folder or delete it")
+            raise ValueError(f"{out} holds phantoms of {there}, not {arguments}: use another folder or delete it")
     if done.exists():
         return out
     if not begun.exists() and ((out / "coarse").exists() or (out / "fine").exists()):

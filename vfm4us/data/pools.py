@@ -27,8 +27,10 @@ class Pool:
     def __init__(self, datasets: list[PreparedDataset], parts: list[np.ndarray], labels: list[list[str]]):
         sizes = {d.name: d.size for d in datasets}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"datasets packed at different sizes cannot share a pool: {sizes}; prepare them again with "
-                             "one size (data.size, or --size of prepare_data.py)")
+            raise ValueError(
+                f"datasets packed at different sizes cannot share a pool: {sizes}; prepare them again with "
+                "one size (data.size, or --size of prepare_data.py)"
+            )
         self.datasets, self.parts, self.part_labels = datasets, parts, labels
         self.source = np.concatenate([np.full(len(p), i) for i, p in enumerate(parts)])
         self.index = np.concatenate(parts)
@@ -60,12 +62,16 @@ class Pool:
 
 def concatenate(pools: list[Pool]) -> Pool:
     """One pool of several, their items one after the other."""
-    return Pool([d for p in pools for d in p.datasets], [i for p in pools for i in p.parts],
-                [labels for p in pools for labels in p.part_labels])
+    return Pool(
+        [d for p in pools for d in p.datasets],
+        [i for p in pools for i in p.parts],
+        [labels for p in pools for labels in p.part_labels],
+    )
 
 
-def open_sources(sources: list[SourceConfig], where: str, cache: Path, size: int, hint: str = "",
-                 root: str = "") -> list[PreparedDataset]:
+def open_sources(
+    sources: list[SourceConfig], where: str, cache: Path, size: int, hint: str = "", root: str = ""
+) -> list[PreparedDataset]:
     """Each source's dataset (under `root`), prepared once where it is a plain folder; FileNotFoundError names the key."""
     if not sources:
         raise ValueError(f"{where} lists no data: give it at least one source with a path")
@@ -75,13 +81,16 @@ def open_sources(sources: list[SourceConfig], where: str, cache: Path, size: int
         if not source.path or not path.exists():
             raise FileNotFoundError(
                 f"{where}.{i}.path: {str(path)!r} does not exist (looked from {Path.cwd()}). Point it at a folder of images "
-                f"with {where}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR." + (f"\n{hint}" if hint else "")
+                f"with {where}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR."
+                + (f"\n{hint}" if hint else "")
             )
         opened.append(open_or_prepare(path, cache, size))
     return opened
 
 
-def build_pool(sources: list[SourceConfig], datasets: list[PreparedDataset], split: str | None = None, seed: int = 0) -> Pool | None:
+def build_pool(
+    sources: list[SourceConfig], datasets: list[PreparedDataset], split: str | None = None, seed: int = 0
+) -> Pool | None:
     """The sources' images of their own split, or of `split` for all of them; None where no image is left."""
     parts, labels = [], []
     for source, dataset in zip(sources, datasets, strict=True):
@@ -109,7 +118,9 @@ def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, li
                 inside = other.records[part[leak.pool_index]]
                 outside = dataset.records[held_out[leak.protected_index]]
                 drop.add(offset + leak.pool_index)
-                rows.append([other.name, inside.path, dataset.name, outside.path, outside.split, leak.kind, leak.distance])
+                rows.append(
+                    [other.name, inside.path, dataset.name, outside.path, outside.split, leak.kind, leak.distance]
+                )
             offset += len(part)
     keep = np.setdiff1d(np.arange(len(pool)), sorted(drop))
     all_labels = pool.labels

@@ -11,14 +11,22 @@ from vfm4us.config import option
 
 @dataclass
 class MaskingConfig:
-    strategy: str = option("none", "which cells: at random, or where the adversary's gradient is largest",
-                           choices=["none", "random", "adversarial"])
+    strategy: str = option(
+        "none",
+        "which cells: at random, or where the adversary's gradient is largest",
+        choices=["none", "random", "adversarial"],
+    )
     ratio: float = option(0.25, "share of the cells that is masked", low=0.0, high=0.9)
     cell: int = option(16, "side of a cell, px of the patch", low=1)
 
 
-def choose_cells(patches: Tensor, config: MaskingConfig, generator: torch.Generator | None = None,
-                 gradient: Tensor | None = None, scores: Tensor | None = None) -> Tensor:
+def choose_cells(
+    patches: Tensor,
+    config: MaskingConfig,
+    generator: torch.Generator | None = None,
+    gradient: Tensor | None = None,
+    scores: Tensor | None = None,
+) -> Tensor:
     """Masked cells as (N, 1, P, P) bool, exactly `round(ratio * cells)` of each patch's cells.
 
     `random` ranks cells by uniform `scores` (N, rows, columns), drawn from `generator` if not given; `adversarial` by the

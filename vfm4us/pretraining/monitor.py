@@ -8,7 +8,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 
-def weighted_knn(reference: Tensor, reference_labels, queries: Tensor, k: int = 20, temperature: float = 0.07) -> np.ndarray:
+def weighted_knn(
+    reference: Tensor, reference_labels, queries: Tensor, k: int = 20, temperature: float = 0.07
+) -> np.ndarray:
     """Predicted label of each query: votes of its k nearest references by cosine, weighted by exp(cos / T).
 
     reference (N, d), reference_labels (N,), queries (M, d); returns (M,). Wu et al. 2018, arXiv 1805.01978, section 3.4.

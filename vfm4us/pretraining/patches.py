@@ -59,8 +59,9 @@ class PatchSampler:
             raise ValueError(f"patches.scale_low {config.scale_low} is above patches.scale_high {config.scale_high}")
         self.config = config
 
-    def __call__(self, images: Tensor, valid: Tensor, generator: torch.Generator,
-                 rank: int = 0, world_size: int = 1) -> Tensor:
+    def __call__(
+        self, images: Tensor, valid: Tensor, generator: torch.Generator, rank: int = 0, world_size: int = 1
+    ) -> Tensor:
         numbers, bank = self.draw(len(images) * world_size, generator)
         own = slice(rank * len(images), (rank + 1) * len(images))
         numbers = dict(zip(_NAMES, numbers[:, :, own].to(images.device), strict=True))
@@ -89,7 +90,7 @@ class PatchSampler:
 
     def cut(self, images: Tensor, valid: Tensor, boxes: Tensor, numbers: dict[str, Tensor]) -> Tensor:
         """Resample each window to P x P: one grid_sample for the whole batch, (n, b, 1, P, P) in [0, 1]."""
-        (n, b), size, side = boxes.shape[:2], self.config.size, images.shape[-1]
+        (n, b), size = boxes.shape[:2], self.config.size
         source = images[:, None].float().div_(255)
         level = max(0, round(math.log2(max(1.0, float(boxes[..., 2:].mean()) / size))))
         if level:  # a window more than 1.4 times the patch: average first, or fine speckle turns into moire
@@ -108,8 +109,9 @@ class PatchSampler:
         grid = torch.empty((b, n, size, size, 2), device=images.device)
         grid[..., 0] = (2 * x / extent - 1).transpose(0, 1)[:, :, None, :]
         grid[..., 1] = (2 * y / extent - 1).transpose(0, 1)[:, :, :, None]
-        out = F.grid_sample(source, grid.view(b, n * size, size, 2), mode="bilinear", padding_mode="border",
-                            align_corners=False)
+        out = F.grid_sample(
+            source, grid.view(b, n * size, size, 2), mode="bilinear", padding_mode="border", align_corners=False
+        )
         return out.view(b, n, 1, size, size).transpose(0, 1)
 
     def vary(self, patches: Tensor, numbers: dict[str, Tensor], bank: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import checkpoints, plots, run
-from vfm4us.config import from_dict, option, section, to_dict
+from vfm4us.config import option, section, to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
-from vfm4us.data.pools import Pool, SourceConfig
+from vfm4us.data.pools import SourceConfig
 from vfm4us.encoders import NAMES, Encoder, EncoderSpec
 from vfm4us.pretraining import monitor
 from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
@@ -77,7 +76,9 @@ class StageConfig:
     epoch_images: int = option(0, "images that count as one epoch; 0: as many as the stage has", low=0)
     balance: float = option(0.0, "0: each source by its size, 1: all sources equally often", low=0.0, high=1.0)
     replay: float = option(0.0, "share of images drawn from the earlier stages' pools", low=0.0, high=0.95)
-    projector: str = option("keep", "start from the previous stage's projector, or a new one", choices=["keep", "reset"])
+    projector: str = option(
+        "keep", "start from the previous stage's projector, or a new one", choices=["keep", "reset"]
+    )
 
 
 @dataclass
@@ -93,8 +94,9 @@ class PretrainingConfig:
     logs: str = option("logs", "where run folders lie", free=True)
     seed: int = option(0, "of everything random", low=0)
     device: str = option("auto", "auto, cpu, cuda", free=True)
-    precision: str = option("auto", "of the network; auto: bfloat16 on a GPU, float32 on a CPU",
-                            choices=["auto", "float32", "bfloat16"])
+    precision: str = option(
+        "auto", "of the network; auto: bfloat16 on a GPU, float32 on a CPU", choices=["auto", "float32", "bfloat16"]
+    )
     compile: bool = option(False, "torch.compile the network", free=True)
     num_workers: int = option(0, "loader processes; does not change any number", low=0, free=True)
     batch_size: int = option(100, "images per step over all processes (b)", low=2)
@@ -108,11 +110,15 @@ class PretrainingConfig:
     objective: ObjectiveConfig = section(ObjectiveConfig, "EMP-SSL")
     patches: PatchConfig = section(PatchConfig, "what is cut from an image and how it is varied")
     adversary: AdversaryConfig = section(AdversaryConfig, "worst-case pixel changes")
-    masking: MaskingConfig = section(MaskingConfig, "hidden cells, on the adversarial patches (on all without adversary)")
+    masking: MaskingConfig = section(
+        MaskingConfig, "hidden cells, on the adversarial patches (on all without adversary)"
+    )
     optimizer: OptimizerConfig = section(OptimizerConfig, "LARS")
     data: DataConfig = section(DataConfig, "how images are packed and guarded")
     monitor: MonitorConfig = section(MonitorConfig, "held-out measurements after each epoch")
-    stages: list[StageConfig] = option([], "run in this order; [coarse], [fine] and [coarse, fine] are the released kinds")
+    stages: list[StageConfig] = option(
+        [], "run in this order; [coarse], [fine] and [coarse, fine] are the released kinds"
+    )
 
 
 class Network(nn.Module):
@@ -148,8 +154,10 @@ def lars(network: nn.Module, config: OptimizerConfig) -> Lars:
     """LARS on matrices and kernels; plain momentum without decay on biases and batch norm."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay, "always_adapt": True},
-              {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay, "always_adapt": True},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return Lars(groups, lr=0.0, momentum=config.momentum, trust_coeff=config.trust)
 
 
@@ -189,8 +197,9 @@ def harden(network: nn.Module, patches: Tensor, center: Tensor, config: Pretrain
     return shown, attacked, cells
 
 
-def compute_loss(network: nn.Module, objective: MultiPatchLoss, patches: Tensor, config: PretrainingConfig,
-                 draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+def compute_loss(
+    network: nn.Module, objective: MultiPatchLoss, patches: Tensor, config: PretrainingConfig, draws: Draws
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of patches (n, b, 1, P, P), and its terms as detached scalars.
 
     EMP-SSL on the patches, plus `adversary.weight` times the same on the attacked ones, compared with the clean means:
@@ -212,8 +221,12 @@ def compute_loss(network: nn.Module, objective: MultiPatchLoss, patches: Tensor,
         hard = objective(network(shown).view(n, b, -1), center)
     # The constant makes the term 0 instead of -200 where the attack achieves nothing.
     loss = clean.loss + config.adversary.weight * (hard.loss + objective.similarity_weight)
-    values = {"similarity": clean.similarity, "coding_rate": clean.coding_rate,
-              "adversarial_similarity": hard.similarity, "adversarial_coding_rate": hard.coding_rate}
+    values = {
+        "similarity": clean.similarity,
+        "coding_rate": clean.coding_rate,
+        "adversarial_similarity": hard.similarity,
+        "adversarial_coding_rate": hard.coding_rate,
+    }
     return loss, {k: v.detach() for k, v in values.items()}
 
 
@@ -264,8 +277,10 @@ class Trainer:
         if config.encoder.weights:
             source = checkpoints.load_encoder(config.encoder.weights, config.encoder.in_channels)
             if source.spec.name != config.encoder.name:
-                raise ValueError(f"encoder.weights {config.encoder.weights} holds a {source.spec.name}, "
-                                 f"but encoder.name is {config.encoder.name}")
+                raise ValueError(
+                    f"encoder.weights {config.encoder.weights} holds a {source.spec.name}, "
+                    f"but encoder.name is {config.encoder.name}"
+                )
             encoder = source
             self._say(f"encoder.weights {config.encoder.weights}: {source.report}")
         network = Network(encoder, config.projector).to(device, memory_format=torch.channels_last)
@@ -290,8 +305,10 @@ class Trainer:
             write_phantoms(cache / f"phantoms-{config.data.phantoms}", config.data.phantoms, size)
         if self.world_size > 1:
             dist.barrier()
-        datasets = [pools.open_sources(s.data, f"stages.{i}.data", cache, size, config.data.hint, config.data.root)
-                    for i, s in enumerate(config.stages)]
+        datasets = [
+            pools.open_sources(s.data, f"stages.{i}.data", cache, size, config.data.hint, config.data.root)
+            for i, s in enumerate(config.stages)
+        ]
         protected = {d.folder: d for d in sum(datasets, [])}
         for k, path in enumerate(config.data.protect):
             [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", cache, size, root=config.data.root)
@@ -300,17 +317,25 @@ class Trainer:
         for i, (stage, opened) in enumerate(zip(config.stages, datasets, strict=True)):
             pool = pools.build_pool(stage.data, opened, seed=config.seed)
             if pool is None:
-                raise ValueError(f"stages.{i}.data: no image has the split asked for; see the split column of the manifests")
+                raise ValueError(
+                    f"stages.{i}.data: no image has the split asked for; see the split column of the manifests"
+                )
             before = len(pool)
             pool, leaks[stage.name], checked = pools.remove_leaks(pool, list(protected.values()))
-            self._say(f"stage {stage.name}: {len(pool)} images to train on; {before - len(pool)} left out because they equal "
-                      f"or nearly equal one of {checked} val and test images (leakage_{stage.name}.csv)")
+            self._say(
+                f"stage {stage.name}: {len(pool)} images to train on; {before - len(pool)} left out because they equal "
+                f"or nearly equal one of {checked} val and test images (leakage_{stage.name}.csv)"
+            )
             if len(pool) < config.batch_size:
-                raise ValueError(f"stages.{i} ({stage.name}) has {len(pool)} images, fewer than batch_size "
-                                 f"{config.batch_size}: lower batch_size or add data")
+                raise ValueError(
+                    f"stages.{i} ({stage.name}) has {len(pool)} images, fewer than batch_size "
+                    f"{config.batch_size}: lower batch_size or add data"
+                )
             if (packed := pool.datasets[0].size) < config.patches.size:
-                raise ValueError(f"patches.size {config.patches.size} is larger than the images, packed at {packed} px: "
-                                 f"lower patches.size, or raise data.size and pack again")
+                raise ValueError(
+                    f"patches.size {config.patches.size} is larger than the images, packed at {packed} px: "
+                    f"lower patches.size, or raise data.size and pack again"
+                )
             self.training.append(pool)
             self.held_out.append(pools.build_pool(stage.data, opened, split="val"))
         return leaks
@@ -332,8 +357,10 @@ class Trainer:
         steps, b = self.steps_per_epoch(self.stage), self.config.batch_size
         order = pools.epoch_order(pool.sizes, shares, steps * b, (self.config.seed, self.stage, self.epoch))
         local = b // self.world_size
-        lists = [order[s * b + self.rank * local : s * b + (self.rank + 1) * local]
-                 for s in range(self.step - self.epoch * steps, steps)]
+        lists = [
+            order[s * b + self.rank * local : s * b + (self.rank + 1) * local]
+            for s in range(self.step - self.epoch * steps, steps)
+        ]
         return torch.utils.data.DataLoader(
             pool, batch_sampler=lists, num_workers=self.config.num_workers, collate_fn=lambda batch: batch,
             pin_memory=self.device.type == "cuda",
@@ -350,15 +377,23 @@ class Trainer:
         if self.finished:
             return self._say(f"{self.folder.folder}: this run is finished; resume=false starts it afresh")
         epochs_done, saved = 0, time.monotonic()
-        for self.stage in range(self.stage, len(self.config.stages)):
+        for index in range(self.stage, len(self.config.stages)):
+            self.stage = index
             stage = self.config.stages[self.stage]
             if self.epoch == 0 and self.step == 0:
                 self._enter_stage()
             per_epoch = self.steps_per_epoch(self.stage)
-            for self.epoch in range(self.epoch, stage.epochs):
-                bar = tqdm(self._batches(), desc=f"{stage.name} {self.epoch + 1}/{stage.epochs}", unit="step",
-                           initial=self.step - self.epoch * per_epoch, total=per_epoch, disable=self.rank > 0,
-                           dynamic_ncols=True)
+            for epoch in range(self.epoch, stage.epochs):
+                self.epoch = epoch
+                bar = tqdm(
+                    self._batches(),
+                    desc=f"{stage.name} {self.epoch + 1}/{stage.epochs}",
+                    unit="step",
+                    initial=self.step - self.epoch * per_epoch,
+                    total=per_epoch,
+                    disable=self.rank > 0,
+                    dynamic_ncols=True,
+                )
                 for images, valid in bar:
                     began = time.monotonic()
                     values = self.values = self.update(images, valid)
@@ -366,7 +401,9 @@ class Trainer:
                     self.seconds += time.monotonic() - began
                     bar.set_postfix(S=f"{values['similarity']:.3f}", R=f"{values['coding_rate']:.1f}", refresh=False)
                     if self.step % self.config.log_every == 0:
-                        self.folder.log("train", self._global_step(), {"stage": stage.name, "epoch": self.epoch} | values)
+                        self.folder.log(
+                            "train", self._global_step(), {"stage": stage.name, "epoch": self.epoch} | values
+                        )
                     asked = stop.seen_by_any(self.world_size, self.device)
                     if asked or time.monotonic() - saved > 60 * self.config.save_minutes:
                         self._save("last")
@@ -388,8 +425,12 @@ class Trainer:
     def update(self, images: Tensor, valid: Tensor) -> dict[str, float]:
         """One optimizer step on this process's images (b / k, S, S) uint8; returns loss, its terms and the rate."""
         config, stage = self.config, self.config.stages[self.stage]
-        rate = cosine_with_warmup(self.step, stage.epochs * self.steps_per_epoch(self.stage), stage.warmup,
-                                  stage.learning_rate * config.batch_size / 100)
+        rate = cosine_with_warmup(
+            self.step,
+            stage.epochs * self.steps_per_epoch(self.stage),
+            stage.warmup,
+            stage.learning_rate * config.batch_size / 100,
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
@@ -403,8 +444,10 @@ class Trainer:
         run.average_gradients(list(self.network.parameters()))
         values = {"loss": loss.item()} | {k: v.item() for k, v in terms.items()} | {"learning_rate": rate}
         if not math.isfinite(values["loss"]):
-            raise FloatingPointError(f"the loss is {values['loss']} at step {self.step} of stage {stage.name}: lower "
-                                     f"stages.{self.stage}.learning_rate; the last checkpoint is from before that")
+            raise FloatingPointError(
+                f"the loss is {values['loss']} at step {self.step} of stage {stage.name}: lower "
+                f"stages.{self.stage}.learning_rate; the last checkpoint is from before that"
+            )
         self.optimizer.step()
         return values
 
@@ -486,9 +529,18 @@ class Trainer:
         _, attacked, cells = harden(self.network, flat, center, config, draws)
         cells = torch.zeros_like(flat, dtype=torch.bool) if cells is None else cells
         attack = config.adversary.method if config.adversary.weight else "off"
-        title = f"{config.name}, {stage.name} epoch {self.epoch + 1}: adversary {attack}, masking {config.masking.strategy}"
-        sheet = plots.contact_sheet(self.folder.folder / f"contact_sheet_{stage.name}.png", images, patches,
-                                    attacked.view_as(patches), cells.view_as(patches), config.adversary.epsilon, title)
+        title = (
+            f"{config.name}, {stage.name} epoch {self.epoch + 1}: adversary {attack}, masking {config.masking.strategy}"
+        )
+        sheet = plots.contact_sheet(
+            self.folder.folder / f"contact_sheet_{stage.name}.png",
+            images,
+            patches,
+            attacked.view_as(patches),
+            cells.view_as(patches),
+            config.adversary.epsilon,
+            title,
+        )
         self.folder.tensorboard.add_image("what_the_network_saw", sheet, self._global_step(), dataformats="HWC")
         plots.training_curve(self.folder.folder / "curve.png", self.folder.metrics(), config.name)
 
@@ -503,10 +555,17 @@ class Trainer:
         """A checkpoint in the published form."""
         encoder, stage = self.network.base_encoder, self.config.stages[self.stage]
         tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
-        tensors |= {checkpoints.PROJECTOR_PREFIX + k: v.detach().cpu()
-                    for k, v in self.network.projector.state_dict().items()}
-        return {"state_dict": tensors, "encoder": encoder.spec_dict(), "stage": stage.name, "epoch": self.epoch + 1,
-                "step": self._global_step(), "config": to_dict(self.config)}
+        tensors |= {
+            checkpoints.PROJECTOR_PREFIX + k: v.detach().cpu() for k, v in self.network.projector.state_dict().items()
+        }
+        return {
+            "state_dict": tensors,
+            "encoder": encoder.spec_dict(),
+            "stage": stage.name,
+            "epoch": self.epoch + 1,
+            "step": self._global_step(),
+            "config": to_dict(self.config),
+        }
 
     def _save(self, name: str) -> None:
         """checkpoints/<name>.pt; `last` also holds what the run needs to go on."""
@@ -537,20 +596,39 @@ class Trainer:
             encoder.body.get_parameter(encoder.first_convolution).copy_(saved["first_convolution"])
         prefix = checkpoints.PROJECTOR_PREFIX
         self.network.projector.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)})
+            {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
+        )
         self.optimizer.load_state_dict(saved["optimizer"])
         self.stage, self.epoch, self.step = saved["stage"], saved["epoch"], saved["step"]
         self.best, self.seconds, self.finished = saved["best"], saved["seconds"], saved["finished"]
         self.values = saved["values"]
         self.folder.open_log(self._global_step())
         if not self.finished:
-            self._say(f"continuing {self.folder.folder}: stage {self.config.stages[self.stage].name}, "
-                      f"epoch {self.epoch + 1}, step {self.step}")
+            self._say(
+                f"continuing {self.folder.folder}: stage {self.config.stages[self.stage].name}, "
+                f"epoch {self.epoch + 1}, step {self.step}"
+            )
         return True
 
     def _say(self, text: str) -> None:
         if self.rank == 0:
             tqdm.write(text)
+
+
+def summary(folder: Path) -> str:
+    """A table of held-out measurements: random initialisation and after each stage, on each stage's images."""
+    lines = run.RunFolder(folder, None, main=False).metrics()
+    found = {(m["after"], m["dataset"]): m for m in lines if m["kind"] == "monitor"}
+    moments, datasets = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    columns = [(d, k, name) for d in datasets for k, name in (("knn", "k-NN"), ("effective_rank", "rank"))]
+    rows = [f"{'held-out images':<20}" + "".join(f"{f'{d}, {name}':>16}" for d, _, name in columns)]
+    for i, moment in enumerate(moments):
+        title = "random" if moment == "initial" else "-to-".join(moments[1 : i + 1])
+        cells = [found.get((moment, d), {}).get(k) for d, k, _ in columns]
+        rows.append(
+            f"{title:<20}" + "".join(f"{'-' if v is None else f'{v:.3f}' if v <= 1 else f'{v:.1f}':>16}" for v in cells)
+        )
+    return "\n".join(rows + ["k-NN: balanced accuracy of a weighted k-NN on whole images; rank: RankMe"])
 
 
 class Stopped(Exception):
