@@ -5,15 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from vfm4us import config
 from vfm4us.pretraining.stages import PretrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

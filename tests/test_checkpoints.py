@@ -43,7 +43,7 @@ def test_the_published_snippet_loads_our_checkpoint_into_smp(tiny):
         assert torch.equal(value, loaded[key]), key
     x = torch.rand(2, 1, 64, 64)
     maps = model.eval().encoder(ours.normalize(x))
-    for mine, theirs in zip(ours.eval().pyramid(x), maps[1:], strict=True):
+    for mine, theirs in zip(ours.eval().pyramid(x)[:4], maps[1:5], strict=True):  # DeepLab dilates the last stage
         torch.testing.assert_close(mine, theirs)
 
 

@@ -29,12 +29,13 @@ def contact_sheet(
     titles = ["image"] + ["patch"] * columns + ["adversarial"] * n + ["change"] * n + ["masked"] * n
     figure = Figure(figsize=(1.05 * len(titles), 1.12 * rows + 0.55))
     grid = figure.subplots(rows, len(titles), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
-    change = (adversarial - patches)[:, :, 0].float().cpu()
-    masked = np.where(cells[:, :, 0].cpu(), np.nan, adversarial[:, :, 0].cpu())
+    images, cells = images.cpu().numpy(), cells[:, :, 0].cpu().numpy()
+    patches, adversarial = (x[:, :, 0].float().cpu().numpy() for x in (patches, adversarial))
+    change, masked = adversarial - patches, np.where(cells, np.nan, adversarial)
     for i in range(rows):
-        shown = [(images[i].cpu(), "gray", 0, 255)]
-        shown += [(patches[p, i, 0].cpu(), "gray", 0, 1) for p in range(columns)]
-        shown += [(adversarial[p, i, 0].cpu(), "gray", 0, 1) for p in range(n)]
+        shown = [(images[i], "gray", 0, 255)]
+        shown += [(patches[p, i], "gray", 0, 1) for p in range(columns)]
+        shown += [(adversarial[p, i], "gray", 0, 1) for p in range(n)]
         shown += [(change[p, i], "RdBu_r", -max(epsilon, 1e-6), max(epsilon, 1e-6)) for p in range(n)]
         shown += [(masked[p, i], "gray", 0, 1) for p in range(n)]
         for axis, (picture, colours, low, high) in zip(grid[i], shown, strict=True):

@@ -85,6 +85,19 @@ def test_clusters_join_copies_and_chains_and_nothing_else():
     assert duplicate_clusters(["a", "b", "a", "c"], far).tolist() == [0, 1, 0, 2]  # equal files, whatever the hash
 
 
+def test_pictures_that_only_hash_alike_are_told_apart_by_their_thumbnails():
+    pictures = [picture(0), picture(1)]
+    alike = side(pictures)
+    alike.phash[1] = alike.phash[0] ^ np.uint64(3)
+    assert duplicate_clusters(alike.sha256, alike.phash).tolist() == [0, 0]
+    assert duplicate_clusters(alike.sha256, alike.phash, thumbnail_of=alike.thumbnail_of).tolist() == [0, 1]
+    alike.phash[1] = alike.phash[0]
+    assert duplicate_clusters(alike.sha256, alike.phash, thumbnail_of=alike.thumbnail_of).tolist() == [0, 1]
+    pool, protected = side(pictures[:1]), side(pictures[1:])
+    protected.phash[0] = pool.phash[0]
+    assert leakage(pool, protected) == []
+
+
 def test_thousands_of_flat_frames_are_one_cluster_in_no_time():
     start = time.perf_counter()
     flat = thumbnail(np.zeros((20, 20), np.uint8))

@@ -94,7 +94,7 @@ class PatchSampler:
         source = images[:, None].float().div_(255)
         level = max(0, round(math.log2(max(1.0, float(boxes[..., 2:].mean()) / size))))
         if level:  # a window more than 1.4 times the patch: average first, or fine speckle turns into moire
-            source = F.avg_pool2d(source, 2**level, ceil_mode=True, count_include_pad=False)
+            source = self._average(source, valid, 2**level)
         steps = (torch.arange(size, device=images.device) + 0.5) / size
         top, left, height, width = (v[..., None] for v in boxes.unbind(-1))  # (n, b, 1)
         flipped = (numbers["flip_on"] < self.config.flip)[..., None]
@@ -113,6 +113,16 @@ class PatchSampler:
             source, grid.view(b, n * size, size, 2), mode="bilinear", padding_mode="border", align_corners=False
         )
         return out.view(b, n, 1, size, size).transpose(0, 1)
+
+    @staticmethod
+    def _average(source: Tensor, valid: Tensor, cell: int) -> Tensor:
+        """Cells of (b, 1, S, S) averaged over their valid pixels alone, so that no padding is mixed in at the border."""
+        place = torch.arange(source.shape[-1], device=source.device)
+        top, left, height, width = valid[:, :, None].unbind(1)
+        inside = ((place >= top) & (place < top + height))[:, None, :, None]
+        inside = (inside & ((place >= left) & (place < left + width))[:, None, None, :]).to(source.dtype)
+        source, inside = (F.avg_pool2d(x, cell, ceil_mode=True) for x in (source * inside, inside))
+        return source / inside.clamp(min=1e-6)
 
     def vary(self, patches: Tensor, numbers: dict[str, Tensor], bank: Tensor) -> Tensor:
         """Photometric changes of (n, b, 1, P, P), each patch its own; black stays black, values stay in [0, 1]."""
