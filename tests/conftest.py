@@ -1,5 +1,6 @@
 """Small image folders and configs that the tests share."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def textures(tmp_path_factory) -> Path:
 
 
 TINY = {
-    "name": "tiny", "batch_size": 8, "log_every": 1, "save_minutes": 0.0,
+    "name": "tiny", "batch_size": 8, "log_every": 1, "save_minutes": 60.0,
     "projector": {"hidden": 32, "out": 16}, "patches": {"count": 3, "size": 16},
     "adversary": {"weight": 0.5}, "masking": {"strategy": "adversarial", "cell": 4},
     "monitor": {"reference": 20, "held_out": 12, "patches": 2},
@@ -56,7 +57,7 @@ def tiny(textures, tmp_path):
     """A function that builds a two-stage config over `textures`, run folder below tmp_path; keys override."""
 
     def build(*overrides: str, **sections) -> PretrainingConfig:
-        values = TINY | {
+        values = copy.deepcopy(TINY) | {
             "logs": str(tmp_path / "logs"),
             "data": {"size": 48, "cache": str(textures / "cache"), "root": str(textures)},
             "stages": [

@@ -57,8 +57,7 @@ def bootstrap_counts(groups: np.ndarray, repeats: int = 2000, seed: int = 0) -> 
 
 
 def weighted_balanced_accuracy(labels: np.ndarray, correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean recall over classes under image weights: correct (M,) or (seeds, M) averaged first; counts (R, M) -> (R,)."""
-    correct = correct.mean(0) if correct.ndim == 2 else correct
+    """Mean recall over classes under each row of image weights: labels, correct (M,), counts (R, M) -> (R,)."""
     recalls = []
     for label in np.unique(labels):
         weight = counts[:, labels == label]

@@ -1,0 +1,105 @@
+"""The scripts, run as a user runs them: from another folder, with a typo, with missing data."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, TINY
+from vfm4us import config
+from vfm4us.pretraining.stages import PretrainingConfig
+
+ADV_MAIN = ROOT / "Pretraining" / "US-SSL" / "adv_main.py"
+
+
+def script(path, *arguments, cwd):
+    return subprocess.run([sys.executable, str(path), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_the_published_command_runs_the_built_in_set_and_its_losses_are_golden(tmp_path):
+    """The first 10 losses of configs/smoke/pretraining.yaml; a refactoring must not move them."""
+    done = script(ADV_MAIN, "stop_after=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[:2]
+    assert "built-in synthetic ultrasound" in first[0] and "us510k.yaml" in first[1]
+    lines = [json.loads(x) for x in (tmp_path / "logs/quickstart/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"][:10]
+    golden = json.loads((ROOT / "tests/golden_losses.json").read_text())
+    assert len(golden) == 10 and losses == pytest.approx(golden, rel=1e-3)
+    assert (tmp_path / "logs/quickstart/contact_sheet_coarse.png").is_file()
+    assert "stopped after 2 epochs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pathces.count=3"], "unknown config key 'pathces': did you mean 'patches'"),
+        (["patches.cuont=3"], "did you mean 'count'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["stages.0.epochs=-2"], "stages.0.epochs: -2 is below"),
+        (["stages.0.learning_rate=quick"], "expected float, got 'quick'"),
+        (["--config", "configs/pretraining/us510k.yaml"], r"US-510K/coarse.*does not exist[\s\S]*radimagenet.com"),
+        (["--config", "configs/pretraining/us510k.yaml"], r"stages.0.data.0.path=DIR.*data.root=DIR"),
+        (["--config", "configs/pretraining/folder.yaml", "stages.0.data.0.path=."], "no image"),
+    ],
+)
+def test_mistakes_are_one_error_and_leave_nothing_behind(tmp_path, arguments, message):
+    done = script(ADV_MAIN, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+def test_help_lists_the_keys(tmp_path):
+    done = script(ADV_MAIN, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "adversary.epsilon" in done.stdout and "torchrun" in done.stdout
+
+
+def test_a_plain_folder_is_packed_once_and_trained_on(tmp_path, textures):
+    keys = ["name=mine", "batch_size=8", "patches.size=16", "patches.count=2", "data.size=48", "stages.0.epochs=1",
+            "projector={hidden: 32, out: 16}", f"stages.0.data.0.path={textures / 'one'}"]  # fmt: skip
+    first = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "packing" in first.stderr and "encoder" in first.stdout
+    second = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, "name=again", cwd=tmp_path)
+    assert second.returncode == 0 and "packing" not in second.stderr
+    again = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
+    assert again.returncode == 0 and "is finished" in again.stdout
+
+
+def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, textures):
+    stages = [
+        {"name": n, "epochs": 1, "epoch_images": 16, "learning_rate": 0.3, "data": [{"path": p, "split": "train"}]}
+        for n, p in (("coarse", "one"), ("fine", "two"))
+    ]
+    file = tmp_path / "two.yaml"
+    plain = {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}
+    file.write_text(yaml.safe_dump(TINY | plain | {"data": {"size": 48, "root": str(textures)}, "stages": stages}))
+    command = ["--config", file, "--tasks", "one", "two", "--seeds", "0", "1", "--out", tmp_path / "out"]
+    done = script(ROOT / "scripts/compare_initialisations.py", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    steps = {
+        p.parent.name: json.loads(p.read_text().splitlines()[-1])["step"]
+        for p in (tmp_path / "out").glob("*/metrics.jsonl")
+    }
+    assert set(steps) == {f"{a}-{s}" for a in ("coarse", "fine", "coarse-to-fine") for s in (0, 1)}
+    assert set(steps.values()) == {4}
+    result = json.loads((tmp_path / "out/metrics.json").read_text())
+    one = result["metrics"]["one/whole/knn/random"]
+    assert len(one["per_seed"]) == 2 and one["low"] <= one["mean"] <= one["high"]
+    assert "coarse-to-fine - fine" in (tmp_path / "out/table.md").read_text()
+
+
+def test_the_readme_names_files_and_keys_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"(?:python|bash) (?:\./)?((?:scripts|Pretraining|Downstream)/\S+?\.(?:py|sh))", text):
+        assert (ROOT / path).is_file(), path
+    for file, keys in re.findall(r"--config (configs/\S+\.yaml)((?: [\w.]+=\S+)*)", text):
+        keys = [k for k in keys.split() if not k.startswith("data.root")]
+        config.load(PretrainingConfig, ROOT / file, keys)
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+        assert (ROOT / picture).is_file(), picture
