@@ -27,7 +27,7 @@ from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.pretraining.stages import PretrainingConfig, Stopped, pretrain
 
 ARMS = ("random", "coarse", "fine", "coarse-to-fine")
-EMBEDDINGS = {"whole": 0, "patches": 9}
+EMBEDDINGS = {"whole": 0, "patches": 4}  # patches per image; 0 is the whole image
 
 
 def arm_config(base: PretrainingConfig, arm: str, seed: int, out: Path) -> PretrainingConfig:

@@ -3,11 +3,13 @@
 import errno
 import io
 import pickle
+import re
 
 import pytest
 import torch
 
 import vfm4us
+from tests.conftest import ROOT
 from vfm4us import checkpoints
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.pretraining.stages import pretrain
@@ -22,23 +24,17 @@ def state():
     return {"state_dict": tensors, "encoder": encoder.spec_dict()}, encoder
 
 
-def test_the_published_snippet_loads_our_checkpoint_into_smp(tiny):
-    smp = pytest.importorskip("segmentation_models_pytorch")
-    folder = pretrain(tiny("stop_after=1"))
-    path = str(folder / "checkpoints" / "last.pt")
-    model = smp.DeepLabV3Plus("resnet18", encoder_weights=None)
-    # --- as in README.md, "Load the weights" ---
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    state_dict = checkpoint["state_dict"]
-    for k in list(state_dict.keys()):
-        if k.startswith("module.base_encoder") and not k.startswith("module.base_encoder.fc"):
-            state_dict[k[len("module.base_encoder.") :]] = state_dict[k]
-        del state_dict[k]
-    model.encoder.load_state_dict(state_dict)
-    # -------------------------------------------
+def test_the_readme_snippet_loads_our_checkpoint_into_smp_word_for_word(tiny, tmp_path, monkeypatch):
+    folder = pretrain(tiny("name=quickstart", "stages.0.epochs=1", "stages.1.epochs=1"))
+    readme = (ROOT / "README.md").read_text()
+    [snippet] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "smp.DeepLabV3Plus" in block]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(snippet, names)
+    model = names["model"]
     loaded = model.encoder.state_dict()
     ours = vfm4us.load_encoder(folder)
-    assert len(loaded) == len(state_dict) == ours.report.matched == ours.report.expected == 120
+    assert len(loaded) == len(names["state_dict"]) == ours.report.matched == ours.report.expected == 120
     for key, value in ours.body.state_dict().items():
         assert torch.equal(value, loaded[key]), key
     x = torch.rand(2, 1, 64, 64)

@@ -22,7 +22,7 @@ from vfm4us.data import pools
 from vfm4us.pretraining import stages
 from vfm4us.pretraining.objective import MultiPatchLoss, patch_similarity, total_coding_rate
 from vfm4us.pretraining.patches import PatchSampler
-from vfm4us.pretraining.stages import PretrainingConfig, pretrain
+from vfm4us.pretraining.stages import pretrain
 
 
 def last(folder):

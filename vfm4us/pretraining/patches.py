@@ -22,19 +22,19 @@ from vfm4us.config import option
 class PatchConfig:
     count: int = option(20, "patches per image (n)", low=2)
     size: int = option(96, "side of a patch, px (P)", low=16)
-    scale_low: float = option(0.25, "smallest share of the image's area in a patch", low=0.001, high=1.0)
-    scale_high: float = option(0.25, "largest share of the image's area in a patch", low=0.001, high=1.0)
+    scale_low: float = option(0.06, "smallest share of the image's area in a patch", low=0.001, high=1.0)
+    scale_high: float = option(0.5, "largest share of the image's area in a patch", low=0.001, high=1.0)
     ratio: float = option(1.333, "widest aspect ratio of a window before it is resized to a square", low=1.0)
     flip: float = option(0.5, "probability of a left/right flip", low=0.0, high=1.0)
     jitter: float = option(0.8, "probability of each change of gain, contrast and gamma", low=0.0, high=1.0)
-    gain: float = option(0.4, "gain factor within 1 +- this", low=0.0, high=0.95)
-    contrast: float = option(0.4, "contrast factor within 1 +- this", low=0.0, high=0.95)
-    gamma: float = option(0.3, "log of gamma within +- this", low=0.0, high=2.0)
+    gain: float = option(0.2, "gain factor within 1 +- this", low=0.0, high=0.95)
+    contrast: float = option(0.2, "contrast factor within 1 +- this", low=0.0, high=0.95)
+    gamma: float = option(0.15, "log of gamma within +- this", low=0.0, high=2.0)
     blur: float = option(0.3, "probability of a loss of sharpness", low=0.0, high=1.0)
-    speckle: float = option(0.3, "probability of added multiplicative speckle", low=0.0, high=1.0)
+    speckle: float = option(0.1, "probability of added multiplicative speckle", low=0.0, high=1.0)
     speckle_strength: float = option(0.25, "largest standard deviation of that speckle", low=0.0, high=1.0)
-    depth_gain: float = option(0.5, "probability of a gain slope over depth", low=0.0, high=1.0)
-    shadow: float = option(0.1, "probability of an acoustic shadow", low=0.0, high=1.0)
+    depth_gain: float = option(0.2, "probability of a gain slope over depth", low=0.0, high=1.0)
+    shadow: float = option(0.0, "probability of an acoustic shadow", low=0.0, high=1.0)
 
 
 # The uniform numbers drawn per patch; a name ending in _on decides whether the change of that name happens.
