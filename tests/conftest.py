@@ -59,7 +59,7 @@ def tiny(textures, tmp_path):
     def build(*overrides: str, **sections) -> PretrainingConfig:
         values = copy.deepcopy(TINY) | {
             "logs": str(tmp_path / "logs"),
-            "data": {"size": 48, "cache": str(textures / "cache"), "root": str(textures)},
+            "data": {"size": 48, "splits": [0.8, 0.1, 0.1], "cache": str(textures / "cache"), "root": str(textures)},
             "stages": [
                 {"name": "coarse", "epochs": 2, "learning_rate": 0.5, "data": [{"path": "one"}]},
                 {"name": "fine", "epochs": 2, "learning_rate": 0.3, "replay": 0.25, "data": [{"path": "two"}]},

@@ -4,6 +4,7 @@ The dataclass is the documentation: `option(default, "meaning, unit")` declares 
 An unknown key, a wrong type or a value out of range is a ValueError that names the key and the remedy.
 """
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -17,7 +18,7 @@ def option(default, doc, *, low=None, high=None, choices=None, free=False):
     """A dataclass field with its documentation and range; `free` keys may change when a run is continued."""
     metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "free": free}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: _copy(default), metadata=metadata)
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -178,11 +179,3 @@ def _plain(value):
     if dataclasses.is_dataclass(value):
         return dataclasses.asdict(value)
     return [_plain(v) for v in value] if isinstance(value, list) else value
-
-
-def _copy(default):
-    return (
-        [_copy(v) for v in default]
-        if isinstance(default, list)
-        else (dataclasses.replace(default) if dataclasses.is_dataclass(default) else dict(default))
-    )

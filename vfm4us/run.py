@@ -108,7 +108,7 @@ class RunFolder:
     """`logs/<name>/`: config.yaml, run.json, metrics.jsonl, TensorBoard events, checkpoints/.
 
     The same command continues; a changed config raises ValueError that lists the changed keys, unless `resume` is False,
-    which moves the old folder aside (nothing is deleted).
+    which moves the old folder aside (nothing is deleted). A folder without a checkpoint has nothing to continue.
     """
 
     def __init__(self, folder: Path, config, resume: bool = True, main: bool = True):
@@ -127,7 +127,7 @@ class RunFolder:
                 number += 1
             self.folder.rename(aside)
             print(f"resume=false: the earlier run now lies in {aside}")
-        elif described.is_file():
+        elif (self.checkpoints / "last.pt").is_file():
             changed = changed_keys(yaml.safe_load(described.read_text()), config)
             if changed:
                 raise ValueError(

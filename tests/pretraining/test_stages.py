@@ -147,6 +147,8 @@ def test_a_changed_config_is_refused_and_resume_false_moves_the_old_run_aside(ti
         pretrain(tiny("stages.1.learning_rate=0.01"))
     assert "resume=false" in str(caught.value)
     pretrain(tiny("stages.1.learning_rate=0.01", "resume=false", "stop_after=1"))
+    (folder / "checkpoints" / "last.pt").unlink()
+    pretrain(tiny("stop_after=1"))  # without a checkpoint there is nothing to lose
     assert (folder.with_name("tiny-old1") / "checkpoints" / "last.pt").is_file()
 
 

@@ -70,7 +70,7 @@ def concatenate(pools: list[Pool]) -> Pool:
 
 
 def open_sources(
-    sources: list[SourceConfig], where: str, cache: Path, size: int, hint: str = "", root: str = ""
+    sources: list[SourceConfig], where: str, cache: Path, size: int, splits: tuple, hint: str = "", root: str = ""
 ) -> list[PreparedDataset]:
     """Each source's dataset (under `root`), prepared once where it is a plain folder; FileNotFoundError names the key."""
     if not sources:
@@ -84,7 +84,7 @@ def open_sources(
                 f"with {where}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR."
                 + (f"\n{hint}" if hint else "")
             )
-        opened.append(open_or_prepare(path, cache, size))
+        opened.append(open_or_prepare(path, cache, size, splits))
     return opened
 
 

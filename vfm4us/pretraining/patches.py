@@ -92,7 +92,9 @@ class PatchSampler:
         """Resample each window to P x P: one grid_sample for the whole batch, (n, b, 1, P, P) in [0, 1]."""
         (n, b), size = boxes.shape[:2], self.config.size
         source = images[:, None].float().div_(255)
-        level = max(0, round(math.log2(max(1.0, float(boxes[..., 2:].mean()) / size))))
+        # The usual window's side, from the config and not from this batch: every process must use the same level.
+        usual = images.shape[-1] * math.sqrt((self.config.scale_low + self.config.scale_high) / 2)
+        level = max(0, round(math.log2(usual / size)))
         if level:  # a window more than 1.4 times the patch: average first, or fine speckle turns into moire
             source = self._average(source, valid, 2**level)
         steps = (torch.arange(size, device=images.device) + 0.5) / size

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -62,6 +63,7 @@ class DataConfig:
     root: str = option("", "folder that relative source paths start from; empty: the working directory")
     cache: str = option("data", "folder for what is packed from plain folders", free=True)
     phantoms: int = option(0, "make this many built-in synthetic images first, in <cache>/phantoms-<n>", low=0)
+    splits: list[float] = option([0.95, 0.05, 0.0], "shares of train, val, test where a source has no splits of its own")
     protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
     hint: str = option("", "what to tell a user whose data are missing: where to get them")
 
@@ -305,13 +307,14 @@ class Trainer:
             write_phantoms(cache / f"phantoms-{config.data.phantoms}", config.data.phantoms, size)
         if self.world_size > 1:
             dist.barrier()
+        splits = tuple(config.data.splits)
         datasets = [
-            pools.open_sources(s.data, f"stages.{i}.data", cache, size, config.data.hint, config.data.root)
+            pools.open_sources(s.data, f"stages.{i}.data", cache, size, splits, config.data.hint, config.data.root)
             for i, s in enumerate(config.stages)
         ]
         protected = {d.folder: d for d in sum(datasets, [])}
         for k, path in enumerate(config.data.protect):
-            [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", cache, size, root=config.data.root)
+            [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", cache, size, splits, root=config.data.root)
             protected[extra.folder] = extra
         self.training, self.held_out, leaks = [], [], {}
         for i, (stage, opened) in enumerate(zip(config.stages, datasets, strict=True)):
@@ -495,7 +498,7 @@ class Trainer:
             return {}
         encoder, result = self.network.base_encoder, {}
         chosen = training.take(c.reference, self.config.seed), held_out.take(c.held_out, self.config.seed)
-        labels = [[pool.labels[i] for i in items] for pool, items in zip((training, held_out), chosen, strict=True)]
+        labels = [np.array(pool.labels)[items].tolist() for pool, items in zip((training, held_out), chosen, strict=True)]
         for suffix, patches in (("", 0), ("_patches", c.patches)) if both and c.patches else (("", 0),):
             sides = []
             for pool, items in zip((training, held_out), chosen, strict=True):
