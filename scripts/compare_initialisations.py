@@ -6,7 +6,7 @@
 For each seed: random, coarse only, fine only and coarse-to-fine, from one config with two stages. Coarse only and fine only
 get the epochs of both stages, so every arm sees the same number of patches. Each is probed on every task's test split
 (k-NN and linear probe on the train split's labels), whole images and bags of patches. Runs continue where they were
-stopped. Writes results.csv, metrics.json and table.md; intervals are 95 % bootstraps over groups (patients, duplicate
+stopped. Writes results.csv, metrics.json, table.md and comparison.png; intervals are 95 % bootstraps over groups (patients, duplicate
 clusters) and seeds; differences are paired. --split val is for choosing settings; test is for the last figure.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import vfm4us
-from vfm4us import config, probing, run
+from vfm4us import config, plots, probing, run
 from vfm4us.data.store import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.pretraining.stages import PretrainingConfig, Stopped, pretrain
@@ -193,6 +193,9 @@ def report(correct: dict[str, list[dict]], tasks: dict, arguments, base: Pretrai
             ["task", "embedding", "probe", "initialisation", "mean", "low", "high", *map(str, arguments.seeds)]
         )
         writer.writerows(rows)
+    names = [f"{task}, {embedding}, {method}" for task, embedding, method in (k.split("/") for k in keys)]
+    found = {arm: [tuple(metrics[f"{k}/{arm}"][m] for m in ("mean", "low", "high")) for k in keys] for arm in ARMS}
+    plots.intervals(out / "comparison.png", names, found, f"balanced accuracy on {split}, {count} seeds, 95 % interval")
     print(f"\nbalanced accuracy on {split}, {count} seeds, {run.device_name()}\n\n{table}\n\nwritten to {out}")
 
 

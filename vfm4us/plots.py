@@ -92,6 +92,22 @@ def training_curve(path: Path, lines: list[dict], title: str = "") -> None:
     _save(figure, path)
 
 
+def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, float, float]]], label: str) -> None:
+    """Means with their intervals: one line of points per row, one colour per series of (mean, low, high) per row."""
+    figure = Figure(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    for k, (name, values) in enumerate(series.items()):
+        mean, low, high = np.array(values).T
+        place = np.arange(len(rows)) + (k - (len(series) - 1) / 2) * 0.17
+        axis.errorbar(mean, place, xerr=[mean - low, high - mean], fmt="o", markersize=4, linewidth=1, label=name)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(label, fontsize=9)
+    axis.grid(axis="x", color="0.9")
+    axis.legend(fontsize=8, loc="best")
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> np.ndarray:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -483,7 +483,7 @@ class Trainer:
                 self._save("best")
             self._pictures()
             checkpoints.save(self.folder.checkpoints / f"{stage.name}_{self.epoch + 1:04d}.pt", self._state())
-            checkpoints.keep_last(self.folder.checkpoints, f"{stage.name}_*.pt", self.config.keep_last)
+            checkpoints.keep_last(self.folder.checkpoints, f"{stage.name}_[0-9][0-9][0-9][0-9].pt", self.config.keep_last)
             if last_epoch:
                 self._save(stage.name)
                 if self.stage + 1 == len(self.config.stages):
