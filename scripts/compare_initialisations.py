@@ -6,8 +6,8 @@
 For each seed: random, coarse only, fine only and coarse-to-fine, from one config with two stages. Coarse only and fine only
 get the epochs of both stages, so every arm sees the same number of patches. Each is probed on every task's test split
 (k-NN and linear probe on the train split's labels), whole images and bags of patches. Runs continue where they were
-stopped. Writes results.csv, metrics.json, table.md and comparison.png; intervals are 95 % bootstraps over groups (patients, duplicate
-clusters) and seeds; differences are paired. --split val is for choosing settings; test is for the last figure.
+stopped. Writes results.csv, metrics.json, table.md and comparison.png; intervals are 95 % bootstraps over groups (patients,
+duplicate clusters) and seeds; differences are paired. To choose settings use scripts/probe.py, which leaves test alone.
 """
 
 import argparse

@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--workers", type=int, help="threads (default: one per core); the bytes do not depend on it")
     folder.set_defaults(run=pack_folder)
 
-    synthetic = commands.add_parser("phantoms", help="write synthetic ultrasound as image folders, with masks and pairs")
+    synthetic = commands.add_parser(
+        "phantoms", help="write synthetic ultrasound as image folders, with masks and pairs"
+    )
     synthetic.add_argument("--out", type=Path, required=True, help="e.g. data/phantoms")
     synthetic.add_argument("--count", type=int, default=2000, help="images (default 2000)")
     synthetic.add_argument("--size", type=int, default=256, help="side in pixels (default 256)")

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from vfm4us.data.store import PreparedDataset
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.monitor import linear_probe, weighted_knn
+from vfm4us.pretraining.monitor import balanced_accuracy, linear_probe, weighted_knn
 
 METHODS = ("knn", "linear")
 
@@ -46,6 +47,25 @@ def probe(
         "linear": linear_probe(reference, labels[train], queries, strength),
     }
     return Predictions(labels[held_out], np.asarray(dataset.groups)[held_out], predicted)
+
+
+def cross_validate(
+    encoder: Encoder, dataset: PreparedDataset, patches: int = 0, folds: int = 5, limit: int = 0
+) -> dict[str, float]:
+    """Balanced accuracy of each probe over the train and val images, by cross-validation that never divides a group.
+
+    For choosing settings: the test split is not looked at. `limit` takes a fixed random choice of that many images.
+    """
+    rows = np.flatnonzero(np.isin(dataset.splits, ["train", "val"]))
+    if limit and limit < len(rows):
+        rows = np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
+    vectors, labels = embed_dataset(encoder, dataset, rows, patches), np.asarray(dataset.labels)[rows]
+    predicted = {method: np.empty_like(labels) for method in METHODS}
+    folding = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    for train, held_out in folding.split(vectors, labels, np.asarray(dataset.groups)[rows]):
+        predicted["knn"][held_out] = weighted_knn(vectors[train], labels[train], vectors[held_out])
+        predicted["linear"][held_out] = linear_probe(vectors[train], labels[train], vectors[held_out])
+    return {method: balanced_accuracy(labels, p) for method, p in predicted.items()}
 
 
 def bootstrap_counts(groups: np.ndarray, repeats: int = 2000, seed: int = 0) -> np.ndarray:

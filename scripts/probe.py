@@ -1,0 +1,58 @@
+"""Which of these encoders is better? k-NN and linear probe by 5-fold cross-validation over the train and val images.
+
+    python scripts/probe.py random:0 logs/A logs/B/checkpoints/best.pt --data DIR [--tasks busi liver gallbladder] [--size 128]
+        [--patches 0 4] [--limit 900]
+
+An encoder is a checkpoint, a run folder, or random:SEED (a ResNet18). No fold divides a patient or duplicate cluster, and the
+test split is not looked at: use this to choose settings, and scripts/compare_initialisations.py for the last figure.
+--patches 0 embeds whole images, n the bag of n patches. Prints balanced accuracy.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vfm4us
+from vfm4us import probing
+from vfm4us.data.store import open_or_prepare
+from vfm4us.encoders import Encoder, EncoderSpec
+
+
+def load(name: str) -> Encoder:
+    if name.startswith("random:"):
+        torch.manual_seed(int(name.removeprefix("random:")))
+        return Encoder(EncoderSpec(in_channels=1))
+    return vfm4us.load_encoder(name, in_channels=1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoders", nargs="+", help="checkpoints, run folders, or random:SEED")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' folders")
+    parser.add_argument("--tasks", nargs="+", default=["busi", "liver", "gallbladder"])
+    parser.add_argument("--size", type=int, default=128, help="side to which plain folders are packed (default 128)")
+    parser.add_argument("--cache", type=Path, default=Path("data"), help="where they are packed (default data)")
+    parser.add_argument("--patches", nargs="+", type=int, default=[0], help="0: whole image; n: bag of n patches")
+    parser.add_argument("--limit", type=int, default=900, help="images per task, a fixed choice (default 900; 0: all)")
+    arguments = parser.parse_args()
+    try:
+        tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
+        columns = [f"{t} {m}" for t in tasks for m in probing.METHODS] + ["mean " + m for m in probing.METHODS]
+        print(f"{'encoder':<32}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
+        for name in arguments.encoders:
+            for patches in arguments.patches:
+                found = [probing.cross_validate(load(name), d, patches, limit=arguments.limit) for d in tasks.values()]
+                values = [f[m] for f in found for m in probing.METHODS]
+                values += [np.mean([f[m] for f in found]) for m in probing.METHODS]
+                print(f"{name:<32}{patches:>8}" + "".join(f"{v:>20.3f}" for v in values), flush=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
