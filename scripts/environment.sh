@@ -7,7 +7,7 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
       exit 1
     }
     echo "making $root/.venv"
-    python3 -m venv "$root/.venv"
+    python3 -m venv "$root/.venv" || { rm -rf "$root/.venv"; exit 1; }
   fi
   source "$root/.venv/bin/activate"
 fi

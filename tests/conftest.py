@@ -45,7 +45,7 @@ def textures(tmp_path_factory) -> Path:
 
 
 TINY = {
-    "name": "tiny", "batch_size": 8, "log_every": 1, "save_minutes": 60.0,
+    "name": "tiny", "device": "cpu", "batch_size": 8, "log_every": 1, "save_minutes": 60.0,
     "projector": {"hidden": 32, "out": 16}, "patches": {"count": 3, "size": 16},
     "adversary": {"weight": 0.5}, "masking": {"strategy": "adversarial", "cell": 4},
     "monitor": {"reference": 20, "held_out": 12, "patches": 2},

@@ -21,7 +21,7 @@ def script(path, *arguments, cwd):
 
 def test_the_published_command_runs_the_built_in_set_and_its_losses_are_golden(tmp_path):
     """The first 10 losses of configs/smoke/pretraining.yaml; a refactoring must not move them."""
-    done = script(ADV_MAIN, "stop_after=2", cwd=tmp_path)
+    done = script(ADV_MAIN, "stop_after=2", "device=cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = done.stdout.splitlines()[:2]
     assert "built-in synthetic ultrasound" in first[0] and "us510k.yaml" in first[1]
@@ -60,7 +60,7 @@ def test_help_lists_the_keys(tmp_path):
 
 
 def test_a_plain_folder_is_packed_once_and_trained_on(tmp_path, textures):
-    keys = ["name=mine", "batch_size=8", "patches.size=16", "patches.count=2", "data.size=48", "stages.0.epochs=1",
+    keys = ["name=mine", "device=cpu", "batch_size=8", "patches.size=16", "patches.count=2", "data.size=48", "stages.0.epochs=1",
             "projector={hidden: 32, out: 16}", f"stages.0.data.0.path={textures / 'one'}"]  # fmt: skip
     first = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
     assert first.returncode == 0, first.stderr

@@ -56,8 +56,9 @@ def save(path: Path, state: dict) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error.__context__ or error)
-        why = "no space left on the disk" if full or isinstance(error, RuntimeError) else str(error)
+        failed_write = isinstance(error, RuntimeError) and "inline_container" in str(error)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error.__context__ or "")
+        why = "no space left on the disk" if full or failed_write else _first_line(error)
         raise OSError(
             f"could not save {path}: {why}. The previous checkpoint is untouched: free some space and give the same "
             f"command again to continue from it."

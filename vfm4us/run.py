@@ -1,6 +1,8 @@
 """A run: its folder, its device, its processes, its random numbers, its log, and how it stops and continues."""
 
 import contextlib
+import datetime
+import fcntl
 import json
 import os
 import platform
@@ -27,10 +29,17 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device: {name!r} is no device; use auto, cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: {name!r} is not supported; use auto, cpu or cuda")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device={name}: PyTorch sees no GPU here; use device=cpu or device=auto")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        index, count = int(os.environ.get("LOCAL_RANK", device.index or 0)), torch.cuda.device_count()
+        if index >= count:
+            raise ValueError(
+                f"device: GPU {index} was asked for, there are {count}; lower --nproc_per_node or change device"
+            )
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -50,7 +59,8 @@ def processes(device_type: str):
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield 0, 1
         return
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    # Process 0 alone packs data, measures and draws while the others wait, for longer than the default 10 minutes.
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:
@@ -128,7 +138,7 @@ class RunFolder:
             self.folder.rename(aside)
             print(f"resume=false: the earlier run now lies in {aside}")
         elif (self.checkpoints / "last.pt").is_file():
-            changed = changed_keys(yaml.safe_load(described.read_text()), config)
+            changed = changed_keys(_read_config(described), config)
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with another config:\n  "
@@ -136,18 +146,34 @@ class RunFolder:
                     + "\nGive the run another name (name=...), or resume=false to start afresh (the old one is moved aside)."
                 )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.folder / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"{self.folder} is in use by another process; wait for it, or give this run another name"
+            ) from error
+        for rubbish in self.checkpoints.glob(".*.tmp"):  # of a process that was killed while saving
+            rubbish.unlink()
         _write(described, yaml.safe_dump(to_dict(config), sort_keys=False))
         history = self.folder / "run.json"
-        starts = json.loads(history.read_text()) if history.is_file() else []
+        try:
+            starts = json.loads(history.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            starts = []
         _write(history, json.dumps(starts + [describe_run()], indent=1))
 
-    def open_log(self, step: int) -> None:
-        """Begin to log at `step`: lines of a later step, left by a run that was killed, are cut off."""
+    def open_log(self, step: int, epoch_ended: bool = True) -> None:
+        """Begin to log after `step`: lines of a run that was killed beyond that point are cut off.
+
+        `epoch_ended` says whether what is measured at the end of an epoch was already measured at `step`.
+        """
         if not self.main:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        lines = [line for line in self.metrics() if line["step"] <= step]
+        last = {"train": step}
+        lines = [x for x in self.metrics() if x["step"] <= last.get(x["kind"], step if epoch_ended else step - 1)]
         _write(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         self.stream = open(self.folder / "metrics.jsonl", "a", buffering=1)
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=step + 1)
@@ -174,6 +200,8 @@ class RunFolder:
         if self.main and hasattr(self, "stream"):
             self.stream.close()
             self.tensorboard.close()
+        if hasattr(self, "lock"):
+            self.lock.close()
 
 
 def describe_run() -> dict:
@@ -210,7 +238,20 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
+def _read_config(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, FileNotFoundError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} cannot be read, so this run cannot be compared with it; restore it, or resume=false")
+    return values
+
+
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    with open(temporary, "w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     temporary.replace(path)

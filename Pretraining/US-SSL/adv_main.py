@@ -43,13 +43,13 @@ def main() -> int:
         print(stopped)
         return 128 + stopped.number
     except KeyboardInterrupt:
-        print("stopped before anything was trained; the same command goes on", file=sys.stderr)
+        print("left at once; the same command goes on from the last checkpoint, if there is one yet", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if int(os.environ.get("RANK", 0)) == 0 and (folder / "encoder.pt").is_file():
-        print(f"\n{summary(folder)}\n")
+        print(f"\n{summary(folder, settings.encoder.weights or 'random')}\n")
         print(f"encoder   {folder / 'encoder.pt'}")
         print(f"pictures  {', '.join(str(p) for p in sorted(folder.glob('*.png')))}")
     return 0

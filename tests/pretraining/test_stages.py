@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +114,9 @@ def test_a_run_killed_at_random_steps_ends_in_the_same_weights(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "continuing" in done.stdout
     assert_same_weights(last(whole), last(folder))
+    assert not list((folder / "checkpoints").glob(".*"))
+    logs = [run.RunFolder(f, config, main=False).metrics() for f in (whole, folder)]
+    assert logs[0] == logs[1]
 
 
 def _complete_lines(path):
@@ -212,6 +217,9 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tiny, monkeypatch):
         ("adversary.weight=0", "masking.strategy=adversarial needs"),
         ("stages.0.replay=0.5", "stages.0.replay"),
         ("device=gpu", "device"),
+        ("device=mps", "device"),
+        ("name=../up", "name"),
+        ("masking.cell=40", "masking.cell 40 is larger"),
     ],
 )
 def test_bad_configs_name_the_key(tiny, override, message):
@@ -220,8 +228,6 @@ def test_bad_configs_name_the_key(tiny, override, message):
 
 
 def test_held_out_images_and_their_copies_never_enter_a_pool(tiny, textures, tmp_path):
-    import shutil
-
     from PIL import Image
 
     shutil.copytree(textures / "one", tmp_path / "archive")
@@ -256,7 +262,7 @@ def test_cosine_with_warmup():
     assert all(a >= b for a, b in zip(rate[10:], rate[11:], strict=False)) and rate[-1] < 0.01
 
 
-def _train_as_one_of_two(rank, config, folder, freeze):
+def _train_as_one_of_two(rank, config, folder):
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(29500 + os.getppid() % 1000)}  # fmt: skip
     torch.set_num_threads(1)
@@ -280,12 +286,15 @@ def _gradient(config, rank, world_size):
     return {"loss": loss.detach()} | {k: p.grad for k, p in network.named_parameters()}
 
 
-def test_two_processes_train_as_one(tiny, tmp_path):
-    # The attack takes the sign of a gradient, which rounding can flip; random masks and the plain loss have no such edge.
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_two_processes_train_as_one(tiny, tmp_path, weight):
+    # A step of the attack takes the sign of a gradient, which rounding can flip: here it stays at its random start.
     config = dataclasses.replace(
-        tiny(), adversary=stages.AdversaryConfig(weight=0.0), masking=stages.MaskingConfig("random", cell=4)
+        tiny(),
+        adversary=stages.AdversaryConfig(weight=weight, step_size=0.0),
+        masking=stages.MaskingConfig("random", cell=4),
     )
-    torch.multiprocessing.spawn(_train_as_one_of_two, (config, str(tmp_path), True), nprocs=2)
+    torch.multiprocessing.spawn(_train_as_one_of_two, (config, str(tmp_path)), nprocs=2)
     one = _gradient(config, 0, 1)
     for rank in range(2):
         theirs = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
@@ -313,3 +322,28 @@ def test_torchrun_with_two_processes(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out coarse images") == 2  # one process speaks
     assert last(tmp_path / "logs" / "pair")["step"] == 6
+
+
+def test_a_run_does_not_go_on_with_other_images(tiny, textures, tmp_path):
+    shutil.copytree(textures / "one", tmp_path / "one")
+    source = f"stages.0.data.0.path={tmp_path / 'one'}"
+    pretrain(tiny(source, "stop_after=1"))
+    (tmp_path / "one" / "rough" / "000.png").unlink()
+    with pytest.raises(ValueError, match="images of stage coarse have changed"):
+        pretrain(tiny(source))
+
+
+def test_a_folder_in_use_is_refused(tiny):
+    config = tiny()
+    first = run.RunFolder(Path(config.logs) / config.name, config)
+    with pytest.raises(ValueError, match="in use by another process"):
+        pretrain(config)
+    first.close()
+    pretrain(tiny("stop_after=1"))
+
+
+def test_without_val_images_the_rank_is_still_measured(tiny, capsys):
+    folder = pretrain(tiny("stop_after=1", "stages.0.data.0.split=all", "stages.1.data.0.split=all"))
+    lines = [x for x in run.RunFolder(folder, None, main=False).metrics() if x["kind"] == "monitor"]
+    assert lines and all("effective_rank" in x and "knn" not in x for x in lines)
+    assert "stage coarse: 60 images to train on" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Training pools: which images of which prepared datasets a stage sees, in which order, and which it must never see."""
 
 import csv
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from vfm4us.data.store import PreparedDataset, open_or_prepare
 @dataclass
 class SourceConfig:
     path: str = option("", "folder of images, CSV manifest, or prepared dataset")
-    split: str = option("train", "which split of it", choices=["train", "val", "test", "all"])
+    split: str = option(
+        "train", "its train split, or all of it: then nothing of it is held out", choices=["train", "all"]
+    )
     label: str = option("", "one label for all its images (a body part), for measuring; empty: the source's own")
     limit: int = option(0, "at most this many images, a seeded choice; 0: all", low=0)
 
@@ -53,6 +56,11 @@ class Pool:
 
     __getitems__ = batch  # what a DataLoader calls with the whole list of a batch
 
+    def fingerprint(self) -> str:
+        """Changes when an image comes, goes or moves."""
+        digests = [self.datasets[s].sha256[i] for s, i in zip(self.source, self.index, strict=True)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
     def take(self, limit: int, seed: int = 0) -> np.ndarray:
         """At most `limit` items, a seeded choice, in order; 0 for all."""
         if not limit or limit >= len(self):
@@ -69,37 +77,56 @@ def concatenate(pools: list[Pool]) -> Pool:
     )
 
 
-def open_sources(
-    sources: list[SourceConfig], where: str, cache: Path, size: int, splits: tuple, hint: str = "", root: str = ""
-) -> list[PreparedDataset]:
-    """Each source's dataset (under `root`), prepared once where it is a plain folder; FileNotFoundError names the key."""
+@dataclass
+class Locations:
+    """Where sources lie and how plain folders are packed."""
+
+    cache: Path
+    size: int
+    splits: tuple[float, ...]
+    root: str = ""
+    phantoms: Path = Path()
+    hint: str = ""
+
+    def resolve(self, path: str) -> Path:
+        """`phantoms:coarse` is part of the built-in set; a relative path starts from `root`."""
+        kind, colon, rest = path.partition(":")
+        return self.phantoms / rest if colon and kind == "phantoms" else Path(self.root) / path
+
+
+def open_sources(sources: list[SourceConfig], key: str, where: Locations) -> list[PreparedDataset]:
+    """Each source's dataset, packed once where it is a plain folder; FileNotFoundError names `key` and the remedy."""
     if not sources:
-        raise ValueError(f"{where} lists no data: give it at least one source with a path")
+        raise ValueError(f"{key} lists no data: give it at least one source with a path")
     opened = []
     for i, source in enumerate(sources):
-        path = Path(root) / source.path
+        path = where.resolve(source.path)
         if not source.path or not path.exists():
             raise FileNotFoundError(
-                f"{where}.{i}.path: {str(path)!r} does not exist (looked from {Path.cwd()}). Point it at a folder of images "
-                f"with {where}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR."
-                + (f"\n{hint}" if hint else "")
+                f"{key}.{i}.path: {str(path)!r} does not exist (looked from {Path.cwd()}). Point it at a folder of images "
+                f"with {key}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR."
+                + (f"\n{where.hint}" if where.hint else "")
             )
-        opened.append(open_or_prepare(path, cache, size, splits))
+        opened.append(open_or_prepare(path, where.cache, where.size, where.splits))
     return opened
 
 
-def build_pool(
-    sources: list[SourceConfig], datasets: list[PreparedDataset], split: str | None = None, seed: int = 0
-) -> Pool | None:
-    """The sources' images of their own split, or of `split` for all of them; None where no image is left."""
+def build_pool(sources: list[SourceConfig], datasets: list[PreparedDataset], seed: int = 0) -> Pool | None:
+    """The images to train on; None where there are none."""
     parts, labels = [], []
     for source, dataset in zip(sources, datasets, strict=True):
-        chosen = split or source.split
-        limit = source.limit if split is None else 0
-        part = dataset.indices(None if chosen == "all" else chosen, limit=limit or None, seed=seed)
+        part = dataset.indices(None if source.split == "all" else "train", limit=source.limit or None, seed=seed)
         parts.append(part)
         labels.append([source.label or dataset.labels[i] for i in part])
     return Pool(datasets, parts, labels) if sum(map(len, parts)) else None
+
+
+def build_held_out(sources: list[SourceConfig], datasets: list[PreparedDataset]) -> Pool | None:
+    """The val images of the sources that hold any out; None where there are none."""
+    kept = [(s, d) for s, d in zip(sources, datasets, strict=True) if s.split == "train"]
+    parts = [d.indices("val") for _, d in kept]
+    labels = [[s.label or d.labels[i] for i in part] for (s, d), part in zip(kept, parts, strict=True)]
+    return Pool([d for _, d in kept], parts, labels) if sum(map(len, parts)) else None
 
 
 def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, list[list], int]:

@@ -80,11 +80,11 @@ def perturb(
     return Perturbation(delta, gradient)
 
 
-def random_start(n: int, own: slice, batch: int, size: int, generator: torch.Generator) -> Tensor:
-    """Starts in [-1, 1] for the images `own` of a global batch, (n * own, 1, size, size), patches outermost."""
+def random_start(n: int, own: slice, batch: int, size: int, generator: torch.Generator, device="cpu") -> Tensor:
+    """Starts in [-1, 1] for the images `own` of a global batch, (n * own, 1, size, size) on `device`, patches outermost."""
     field = torch.rand((3 * size, 3 * size), generator=generator) * 2 - 1
-    row, column = torch.rand((2, n, batch), generator=generator)[:, :, own]
-    return windows(field, row.flatten(), column.flatten(), size)
+    row, column = torch.rand((2, n, batch), generator=generator)[:, :, own].to(device)
+    return windows(field.to(device), row.flatten(), column.flatten(), size)
 
 
 @contextlib.contextmanager

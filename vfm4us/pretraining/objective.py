@@ -10,6 +10,7 @@ The paper writes eps^2 and its released code eps; this is the code's version. A 
 the loss with a minus: a collapsed batch has R = 4.271 at d = 1024, an orthonormal one (b/2) log(1 + d / (0.2 b)).
 """
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -33,12 +34,24 @@ def total_coding_rate(z: Tensor, epsilon: float = 0.2) -> Tensor:
         return _TotalCodingRate.apply(z if z.dtype == torch.float64 else z.float(), epsilon)
 
 
+@contextlib.contextmanager
+def full_precision():
+    """No TF32 inside: its 10 bits are enough for a network, not for a determinant."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 class _TotalCodingRate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, epsilon: float) -> Tensor:
         b, d = z.shape[-2:]
         a = d / (b * epsilon)
-        gram = z @ z.mT if b < d else z.mT @ z
+        with full_precision():
+            gram = z @ z.mT if b < d else z.mT @ z
         gram = gram.mul_(a)
         gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
         factor, info = torch.linalg.cholesky_ex(gram)
@@ -53,7 +66,8 @@ class _TotalCodingRate(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         z, factor = ctx.saved_tensors
         inverse = torch.cholesky_inverse(factor)
-        gradient = inverse @ z if ctx.rows else z @ inverse
+        with full_precision():
+            gradient = inverse @ z if ctx.rows else z @ inverse
         return gradient.mul_(ctx.a).mul_(upstream[..., None, None]), None
 
 

@@ -5,6 +5,8 @@
 """
 
 import math
+import re
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from vfm4us.config import option, section, to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
 from vfm4us.data.pools import SourceConfig
-from vfm4us.encoders import NAMES, Encoder, EncoderSpec
+from vfm4us.encoders import NAMES, RESNETS, Encoder, EncoderSpec
 from vfm4us.pretraining import monitor
 from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
 from vfm4us.pretraining.masking import MaskingConfig, choose_cells, fill_cells
@@ -62,8 +64,14 @@ class DataConfig:
     size: int = option(224, "longer side to which plain folders are packed, px", low=32)
     root: str = option("", "folder that relative source paths start from; empty: the working directory")
     cache: str = option("data", "folder for what is packed from plain folders", free=True)
-    phantoms: int = option(0, "make this many built-in synthetic images first, in <cache>/phantoms-<n>", low=0)
-    splits: list[float] = option([0.95, 0.05, 0.0], "shares of train, val, test where a source has no splits of its own")
+    phantoms: int = option(
+        0,
+        "make this many built-in synthetic images first; sources name them as phantoms:coarse and phantoms:fine",
+        low=0,
+    )
+    splits: list[float] = option(
+        [0.95, 0.05, 0.0], "shares of train, val, test where a source has no splits of its own"
+    )
     protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
     hint: str = option("", "what to tell a user whose data are missing: where to get them")
 
@@ -176,7 +184,7 @@ class Draws:
         n, size, own = config.patches.count, config.patches.size, slice(rank * b, (rank + 1) * b)
         start = scores = None
         if config.adversary.weight:
-            start = random_start(n, own, b * world_size, size, generator).to(device)
+            start = random_start(n, own, b * world_size, size, generator, device)
         if config.masking.strategy == "random":
             rows = -(-size // config.masking.cell)
             scores = torch.rand((n, b * world_size, rows, rows), generator=generator)[:, own].flatten(0, 1).to(device)
@@ -251,15 +259,37 @@ def check(config: PretrainingConfig) -> None:
     if not config.stages:
         raise ValueError("stages is empty: list at least one stage with its data, see configs/pretraining/folder.yaml")
     names = [s.name for s in config.stages]
-    if len(set(names)) < len(names) or any(not n or n in ("last", "best") or "/" in n for n in names):
-        raise ValueError(f"stages need different names, other than 'last' and 'best', got {names}")
+    if len(set(names)) < len(names) or any(n in ("last", "best", "initial") or not _plain_name(n) for n in names):
+        raise ValueError(
+            f"stages need different names of letters, digits, - and _, other than last, best, initial; got {names}"
+        )
+    if not _plain_name(config.name):
+        raise ValueError(f"name: {config.name!r} must be a folder name of letters, digits, '-', '_' and '.'")
     if config.masking.strategy == "adversarial" and not config.adversary.weight:
         raise ValueError("masking.strategy=adversarial needs the adversary: set adversary.weight above 0")
     if config.stages[0].replay:
         raise ValueError("stages.0.replay: the first stage has no earlier stage to replay")
-    if config.encoder.name not in ("resnet18", "resnet34", "resnet50") and config.patches.size % 16:
-        raise ValueError(f"patches.size {config.patches.size} must be a multiple of 16 for {config.encoder.name}")
+    if config.masking.strategy != "none" and config.masking.cell > config.patches.size:
+        raise ValueError(f"masking.cell {config.masking.cell} is larger than patches.size {config.patches.size}")
+    if config.encoder.name not in RESNETS:
+        for key, side in (("patches.size", config.patches.size), ("half of data.size", config.data.size // 2)):
+            if side % 16:
+                raise ValueError(f"{key} is {side}, and must be a multiple of 16 for {config.encoder.name}")
     PatchSampler(config.patches)
+
+
+def _plain_name(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*", name) is not None
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _leave_signals(_worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; loader workers end when their training process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Trainer:
@@ -268,7 +298,11 @@ class Trainer:
     def __init__(self, config: PretrainingConfig, device: torch.device, rank: int, world_size: int):
         self.config, self.device, self.rank, self.world_size = config, device, rank, world_size
         if config.batch_size % world_size:
-            raise ValueError(f"batch_size {config.batch_size} is not divisible by {world_size} processes")
+            near = config.batch_size // world_size * world_size or world_size
+            raise ValueError(
+                f"batch_size {config.batch_size} (of all processes together) is not divisible by {world_size} processes: "
+                f"use {near} or {near + world_size}"
+            )
         leaks = self._open_pools()
         self.folder = run.RunFolder(Path(config.logs) / config.name, config, config.resume, main=rank == 0)
         for stage, rows in leaks.items():
@@ -303,18 +337,17 @@ class Trainer:
         """Fill `self.training` and `self.held_out`, a pool per stage; returns the removed images of each stage."""
         config = self.config
         cache, size = Path(config.data.cache), config.data.size
+        phantoms = cache / f"phantoms-{config.data.phantoms}-{size}"
         if config.data.phantoms and self.rank == 0:
-            write_phantoms(cache / f"phantoms-{config.data.phantoms}", config.data.phantoms, size)
+            write_phantoms(phantoms, config.data.phantoms, size)
         if self.world_size > 1:
             dist.barrier()
-        splits = tuple(config.data.splits)
-        datasets = [
-            pools.open_sources(s.data, f"stages.{i}.data", cache, size, splits, config.data.hint, config.data.root)
-            for i, s in enumerate(config.stages)
-        ]
-        protected = {d.folder: d for d in sum(datasets, [])}
+        where = pools.Locations(cache, size, tuple(config.data.splits), config.data.root, phantoms, config.data.hint)
+        datasets = [pools.open_sources(s.data, f"stages.{i}.data", where) for i, s in enumerate(config.stages)]
+        sources = [source for stage in config.stages for source in stage.data]
+        protected = {d.folder: d for s, d in zip(sources, sum(datasets, []), strict=True) if s.split == "train"}
         for k, path in enumerate(config.data.protect):
-            [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", cache, size, splits, root=config.data.root)
+            [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", where)
             protected[extra.folder] = extra
         self.training, self.held_out, leaks = [], [], {}
         for i, (stage, opened) in enumerate(zip(config.stages, datasets, strict=True)):
@@ -340,7 +373,11 @@ class Trainer:
                     f"lower patches.size, or raise data.size and pack again"
                 )
             self.training.append(pool)
-            self.held_out.append(pools.build_pool(stage.data, opened, split="val"))
+            self.held_out.append(pools.build_held_out(stage.data, opened))
+            if self.held_out[-1] is None:
+                self._say(
+                    f"stage {stage.name} has no val images: only the effective rank is measured, on training images"
+                )
         return leaks
 
     def steps_per_epoch(self, stage: int) -> int:
@@ -364,15 +401,19 @@ class Trainer:
             order[s * b + self.rank * local : s * b + (self.rank + 1) * local]
             for s in range(self.step - self.epoch * steps, steps)
         ]
+        workers = self.config.num_workers
         return torch.utils.data.DataLoader(
-            pool, batch_sampler=lists, num_workers=self.config.num_workers, collate_fn=lambda batch: batch,
+            pool, batch_sampler=lists, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_leave_signals,
+            multiprocessing_context="fork" if workers else None,  # a spawned worker would copy every memory map
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
     def fit(self, stop: run.StopSignal) -> None:
-        if not self._restore():
+        continuing = self._restore()
+        self._agree(continuing)
+        if not continuing:
             self.folder.open_log(-1)
             if self.rank == 0:
                 for i in range(len(self.config.stages)):
@@ -419,6 +460,11 @@ class Trainer:
                 self.epoch += 1  # what is saved is the position to go on from
                 if last_epoch and self.stage + 1 == len(self.config.stages):
                     self.finished = True
+                    per_stage = [s.epochs * self.steps_per_epoch(i) for i, s in enumerate(self.config.stages)]
+                    images = self.config.batch_size * sum(per_stage)
+                    self._say(
+                        f"{images} images, {images * self.config.patches.count} patches, {self.seconds / 60:.1f} minutes"
+                    )
                 self._save("last")
                 saved, epochs_done = time.monotonic(), epochs_done + 1
                 if epochs_done == self.config.stop_after and not self.finished:
@@ -483,7 +529,9 @@ class Trainer:
                 self._save("best")
             self._pictures()
             checkpoints.save(self.folder.checkpoints / f"{stage.name}_{self.epoch + 1:04d}.pt", self._state())
-            checkpoints.keep_last(self.folder.checkpoints, f"{stage.name}_[0-9][0-9][0-9][0-9].pt", self.config.keep_last)
+            checkpoints.keep_last(
+                self.folder.checkpoints, f"{stage.name}_[0-9][0-9][0-9][0-9].pt", self.config.keep_last
+            )
             if last_epoch:
                 self._save(stage.name)
                 if self.stage + 1 == len(self.config.stages):
@@ -494,17 +542,18 @@ class Trainer:
     def _monitor(self, index: int, after: str, both: bool) -> dict[str, float]:
         """Held-out measurements of the encoder on stage `index`'s images, logged and printed."""
         training, held_out, c = self.training[index], self.held_out[index], self.config.monitor
-        if held_out is None:
-            return {}
-        encoder, result = self.network.base_encoder, {}
+        encoder, result, predictable = self.network.base_encoder, {}, held_out is not None
+        held_out = held_out or training  # nothing to predict: rank and collapse on training images
         chosen = training.take(c.reference, self.config.seed), held_out.take(c.held_out, self.config.seed)
-        labels = [np.array(pool.labels)[items].tolist() for pool, items in zip((training, held_out), chosen, strict=True)]
+        labels = [
+            np.array(pool.labels)[items].tolist() for pool, items in zip((training, held_out), chosen, strict=True)
+        ]
         for suffix, patches in (("", 0), ("_patches", c.patches)) if both and c.patches else (("", 0),):
             sides = []
             for pool, items in zip((training, held_out), chosen, strict=True):
                 images, valid = pool.batch(items)
                 sides.append(encoder.embed(images, patches=patches, valid=valid))
-            found = monitor.measure(sides[0], labels[0], sides[1], labels[1])
+            found = monitor.measure(sides[0], labels[0], sides[1], labels[1] if predictable else [])
             result |= {name + suffix: value for name, value in found.items()}
             if not patches:
                 embeddings = sides[1]
@@ -584,6 +633,7 @@ class Trainer:
                 "first_convolution": encoder.body.state_dict()[encoder.first_convolution].cpu(),
                 "stage": self.stage, "epoch": self.epoch, "step": self.step, "best": self.best,
                 "seconds": self.seconds, "finished": self.finished, "values": self.values,
+                "data": [pool.fingerprint() for pool in self.training],
             }  # fmt: skip
         checkpoints.save(self.folder.checkpoints / f"{name}.pt", state)
 
@@ -594,6 +644,12 @@ class Trainer:
             return False
         state = checkpoints.read(path)
         encoder, saved = self.network.base_encoder, state["resume"]
+        for stage, pool, before in zip(self.config.stages, self.training, saved["data"], strict=True):
+            if pool.fingerprint() != before:
+                raise ValueError(
+                    f"the images of stage {stage.name} have changed since {path} was written, so it cannot go on as it would "
+                    "have: put them back, or give the run another name (encoder.weights=FILE starts from its encoder)"
+                )
         checkpoints.fill_encoder(encoder, state["state_dict"], str(path))
         with torch.no_grad():
             encoder.body.get_parameter(encoder.first_convolution).copy_(saved["first_convolution"])
@@ -605,7 +661,8 @@ class Trainer:
         self.stage, self.epoch, self.step = saved["stage"], saved["epoch"], saved["step"]
         self.best, self.seconds, self.finished = saved["best"], saved["seconds"], saved["finished"]
         self.values = saved["values"]
-        self.folder.open_log(self._global_step())
+        boundary = self.step == self.epoch * self.steps_per_epoch(self.stage)
+        self.folder.open_log(self._global_step(), epoch_ended=boundary)
         if not self.finished:
             self._say(
                 f"continuing {self.folder.folder}: stage {self.config.stages[self.stage].name}, "
@@ -613,20 +670,31 @@ class Trainer:
             )
         return True
 
+    def _agree(self, continuing: bool) -> None:
+        """Every process must stand where process 0 stands, or their collective calls would not meet."""
+        if self.world_size > 1:
+            place = [continuing, self.stage, self.epoch, self.step]
+            first = [list(place)]
+            dist.broadcast_object_list(first, 0)
+            if first[0] != place:
+                raise ValueError(
+                    "the processes found different checkpoints: logs must be on a file system all machines share"
+                )
+
     def _say(self, text: str) -> None:
         if self.rank == 0:
             tqdm.write(text)
 
 
-def summary(folder: Path) -> str:
-    """A table of held-out measurements: random initialisation and after each stage, on each stage's images."""
+def summary(folder: Path, start: str = "random") -> str:
+    """A table of held-out measurements: at the `start` and after each stage, on each stage's images."""
     lines = run.RunFolder(folder, None, main=False).metrics()
     found = {(m["after"], m["dataset"]): m for m in lines if m["kind"] == "monitor"}
     moments, datasets = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     columns = [(d, k, name) for d in datasets for k, name in (("knn", "k-NN"), ("effective_rank", "rank"))]
     rows = [f"{'held-out images':<20}" + "".join(f"{f'{d}, {name}':>16}" for d, _, name in columns)]
     for i, moment in enumerate(moments):
-        title = "random" if moment == "initial" else "-to-".join(moments[1 : i + 1])
+        title = start if moment == "initial" else "-to-".join(moments[1 : i + 1])
         cells = [found.get((moment, d), {}).get(k) for d, k, _ in columns]
         rows.append(
             f"{title:<20}" + "".join(f"{'-' if v is None else f'{v:.3f}' if v <= 1 else f'{v:.1f}':>16}" for v in cells)
