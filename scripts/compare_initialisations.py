@@ -3,16 +3,18 @@
     python scripts/compare_initialisations.py --config configs/pretraining/open_sets.yaml data.root=DIR
         [--tasks busi liver gallbladder] [--seeds 0 1 2] [--out logs/comparison] [section.key=value ...]
 
-For each seed: random, coarse only, fine only and coarse-to-fine, from one config with two stages. Coarse only and fine only
-get the epochs of both stages, so every arm sees the same number of patches. Each is probed on every task's test split
-(k-NN and linear probe on the train split's labels), whole images and bags of patches. Runs continue where they were
-stopped. Writes results.csv, metrics.json, table.md and comparison.png; intervals are 95 % bootstraps over groups (patients,
-duplicate clusters) and seeds; differences are paired. To choose settings use scripts/probe.py, which leaves test alone.
+For each seed: random, random with fitted batch-norm statistics (random-bn), coarse only, fine only and coarse-to-fine, from
+one config with two stages. Coarse only and fine only get the epochs of both stages, so every pretrained arm sees the same
+number of patches. Each is probed on every task's test split (k-NN and linear probe on the train split's labels), whole images
+and bags of patches. Runs continue where they were stopped. Writes results.csv, metrics.json, table.md and comparison.png,
+with 95 % intervals over seeds and test groups (patients, duplicate clusters); differences are paired. To choose settings use
+scripts/probe.py, which leaves test alone.
 """
 
 import argparse
 import copy
 import csv
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -26,7 +28,11 @@ from vfm4us.data.store import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.pretraining.stages import PretrainingConfig, Stopped, pretrain
 
-ARMS = ("random", "coarse", "fine", "coarse-to-fine")
+ARMS = ("random", "random-bn", "coarse", "fine", "coarse-to-fine")
+DIFFERENCES = (
+    ("coarse", "random"), ("fine", "random"), ("coarse-to-fine", "random"), ("coarse-to-fine", "random-bn"),
+    ("coarse-to-fine", "coarse"), ("coarse-to-fine", "fine"),
+)  # fmt: skip
 EMBEDDINGS = {"whole": 0, "patches": 4}  # patches per image; 0 is the whole image
 
 
@@ -34,7 +40,7 @@ def arm_config(base: PretrainingConfig, arm: str, seed: int, out: Path) -> Pretr
     """The config of one arm and seed: the base's stages, or one of them for as long as both."""
     result = copy.deepcopy(base)
     result.name, result.seed, result.logs = f"{arm}-{seed}", seed, str(out)
-    if arm != "coarse-to-fine":
+    if arm in ("coarse", "fine"):
         coarse, fine = result.stages
         stage = coarse if arm == "coarse" else fine
         if (coarse.epoch_images or -1) != (fine.epoch_images or -2):
@@ -49,25 +55,30 @@ def arm_config(base: PretrainingConfig, arm: str, seed: int, out: Path) -> Pretr
     return result
 
 
-def probe_arm(encoder: Encoder, tasks: dict, split: str, where: Path) -> dict[str, np.ndarray]:
-    """`<task>/<embedding>/<method>` -> correct (M,) bool, kept in `where` so that a finished arm is not probed again."""
-    if where.is_file():
-        return dict(np.load(where))
+def probe_arm(encoder: Encoder, tasks: dict, split: str) -> dict[str, np.ndarray]:
+    """`<task>/<embedding>/<probe>` -> correct (M,) bool."""
     result = {}
     for task, dataset in tasks.items():
         for embedding, patches in EMBEDDINGS.items():
             found = probing.probe(encoder, dataset, split, patches)
             result |= {f"{task}/{embedding}/{m}": p == found.labels for m, p in found.predicted.items()}
-    where.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(where.with_suffix(".part.npz"), **result)
-    where.with_suffix(".part.npz").replace(where)
     return result
 
 
-def resampled(correct: list[dict], key: str, labels: np.ndarray, counts: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """Balanced accuracy in each bootstrap resample of groups and of seeds, (R,)."""
-    per_seed = np.stack([probing.weighted_balanced_accuracy(labels, c[key].astype(float), counts) for c in correct])
-    return np.stack([per_seed[s, np.arange(counts.shape[0])] for s in seeds.T]).mean(0)
+def make_encoder(arm: str, seed: int, settings: PretrainingConfig, tasks: dict) -> Encoder:
+    """The encoder of one arm and seed, pretrained (or its pretraining continued) where the arm asks for it."""
+    if not arm.startswith("random"):
+        return vfm4us.load_encoder(pretrain(settings), settings.encoder.in_channels)
+    torch.manual_seed(seed)
+    encoder = Encoder(EncoderSpec(settings.encoder.name, settings.encoder.in_channels))
+    return encoder if arm == "random" else probing.fit_batch_norm(encoder, next(iter(tasks.values())))
+
+
+def fingerprint(settings: PretrainingConfig, tasks: dict, split: str) -> str:
+    """Of all that a probe's answer depends on, so that a kept answer is never taken for another question's."""
+    about = config.to_dict(settings) | dict.fromkeys(("logs", "device", "num_workers", "compile", "log_every"))
+    data = {t: [(r.id, r.sha256, r.split, r.label) for r in d.records] for t, d in tasks.items()}
+    return hashlib.sha256(json.dumps([about, data, split, EMBEDDINGS], default=str).encode()).hexdigest()
 
 
 def main() -> int:
@@ -87,7 +98,10 @@ def main() -> int:
     except Stopped as stopped:
         print(stopped)
         return 128 + stopped.number
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -98,105 +112,111 @@ def compare(arguments, base: PretrainingConfig) -> None:
         raise ValueError(
             f"{arguments.config}: a comparison needs two stages, coarse and fine, found {len(base.stages)}"
         )
-    out, split = arguments.out, arguments.split
-    tasks = {
-        t: open_or_prepare(Path(base.data.root) / t, Path(base.data.cache), base.data.size) for t in arguments.tasks
-    }
+    out, root, splits = arguments.out, Path(base.data.root), tuple(base.data.splits)
+    tasks = {t: open_or_prepare(root / t, Path(base.data.cache), base.data.size, splits) for t in arguments.tasks}
+    for name, dataset in tasks.items():
+        if not len(dataset.indices(arguments.split)):
+            raise ValueError(
+                f"task {name} has no {arguments.split} images: give it a split column, or change data.splits"
+            )
+    sources = {source.path for stage in base.stages for source in stage.data}
+    base.data.protect = base.data.protect + [t for t in arguments.tasks if t not in sources]
     correct: dict[str, list[dict]] = {arm: [] for arm in ARMS}
     for seed in arguments.seeds:
         for arm in ARMS:
-            where = out / f"probe-{split}-{arm}-{seed}.npz"
-            if where.is_file():
-                encoder = None
-            elif arm == "random":
-                torch.manual_seed(seed)
-                encoder = Encoder(EncoderSpec(base.encoder.name, base.encoder.in_channels))
-            else:
+            settings = arm_config(base, arm, seed, out)
+            where, mark = (
+                out / f"probe-{arguments.split}-{settings.name}.npz",
+                fingerprint(settings, tasks, arguments.split),
+            )
+            kept = dict(np.load(where)) if where.is_file() else {}
+            if kept and str(kept.pop("fingerprint")) != mark:
+                raise ValueError(f"{where} answers for another config or other data: choose another --out")
+            if not kept:
                 print(f"\n=== {arm}, seed {seed}", flush=True)
-                encoder = vfm4us.load_encoder(pretrain(arm_config(base, arm, seed, out)), base.encoder.in_channels)
-            correct[arm].append(probe_arm(encoder, tasks, split, where))
+                kept = probe_arm(make_encoder(arm, seed, settings, tasks), tasks, arguments.split)
+                out.mkdir(parents=True, exist_ok=True)
+                np.savez(out / ".part.npz", fingerprint=mark, **kept)
+                (out / ".part.npz").replace(where)
+            correct[arm].append(kept)
     report(correct, tasks, arguments, base)
 
 
 def report(correct: dict[str, list[dict]], tasks: dict, arguments, base: PretrainingConfig) -> None:
+    """results.csv, metrics.json, table.md and comparison.png of all arms and seeds."""
     out, split, count = arguments.out, arguments.split, len(arguments.seeds)
-    rng = np.random.default_rng(0)
-    repeats = 2000
-    seeds = rng.integers(0, count, size=(repeats, count))
-    held = {t: d.indices(split) for t, d in tasks.items()}
-    labels = {t: np.asarray(d.labels)[held[t]] for t, d in tasks.items()}
-    counts = {
-        t: probing.bootstrap_counts(np.asarray(d.groups)[held[t]], repeats, seed=k)
-        for k, (t, d) in enumerate(tasks.items())
-    }
+    rows = {t: d.indices(split) for t, d in tasks.items()}
+    labels = {t: np.asarray(d.labels)[rows[t]] for t, d in tasks.items()}
+    counts = {t: probing.bootstrap_counts(np.asarray(d.groups)[rows[t]]) for t, d in tasks.items()}
     keys = [f"{t}/{e}/{m}" for t in tasks for e in EMBEDDINGS for m in probing.METHODS]
-    rows, metrics, spread = [], {}, {}
+    per_seed, resamples = {}, {}
     for key in keys:
         task = key.split("/")[0]
-        ones = np.ones((1, len(labels[task])))
+        once = np.ones((1, len(labels[task])))
         for arm in ARMS:
-            per_seed = [
-                float(probing.weighted_balanced_accuracy(labels[task], c[key].astype(float), ones)[0])
-                for c in correct[arm]
-            ]
-            spread[arm, key] = resampled(correct[arm], key, labels[task], counts[task], seeds)
-            low, high = np.percentile(spread[arm, key], [2.5, 97.5])
-            metrics[f"{key}/{arm}"] = {"mean": float(np.mean(per_seed)), "low": low, "high": high, "per_seed": per_seed}
-            rows.append([*key.split("/"), arm, np.mean(per_seed), low, high, *per_seed])
-    lines = ["| task (test images) | embedding | probe | " + " | ".join(ARMS) + " |", "| --- " * (3 + len(ARMS)) + "|"]
-    for key in keys:
-        task, embedding, method = key.split("/")
-        cells = [f"{m['mean']:.3f} ({m['low']:.2f}-{m['high']:.2f})" for m in (metrics[f"{key}/{arm}"] for arm in ARMS)]
-        lines.append(f"| {task} ({len(labels[task])}) | {embedding} | {method} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| paired difference, pooled over tasks and seeds | "
-        + " | ".join(f"{e}, {m}" for e in EMBEDDINGS for m in probing.METHODS)
-        + " |",
-        "| --- " * (1 + len(EMBEDDINGS) * len(probing.METHODS)) + "|",
-    ]
-    for a, b in (
-        ("coarse", "random"),
-        ("fine", "random"),
-        ("coarse-to-fine", "random"),
-        ("coarse-to-fine", "coarse"),
-        ("coarse-to-fine", "fine"),
-    ):
-        cells = []
-        for embedding in EMBEDDINGS:
-            for method in probing.METHODS:
-                of = [f"{t}/{embedding}/{method}" for t in tasks]
-                mean = np.mean([metrics[f"{k}/{a}"]["mean"] - metrics[f"{k}/{b}"]["mean"] for k in of])
-                low, high = np.percentile(np.mean([spread[a, k] - spread[b, k] for k in of], axis=0), [2.5, 97.5])
-                metrics[f"difference/{a} - {b}/{embedding}/{method}"] = {"mean": mean, "low": low, "high": high}
-                cells.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f})")
-        lines.append(f"| {a} - {b} | " + " | ".join(cells) + " |")
-    table = "\n".join(lines)
+            right = np.stack([c[key].astype(float) for c in correct[arm]])
+            score = probing.weighted_balanced_accuracy
+            per_seed[arm, key] = np.array([score(labels[task], r, once)[0] for r in right])
+            resamples[arm, key] = score(labels[task], right.mean(0), counts[task])
+
+    metrics, names = {}, ("mean", "low", "high")
+    for arm, key in per_seed:
+        limits = probing.interval(per_seed[arm, key], resamples[arm, key])
+        metrics[f"{key}/{arm}"] = dict(zip(names, limits, strict=True)) | {"per_seed": list(per_seed[arm, key])}
+    kinds = [f"{e}/{m}" for e in EMBEDDINGS for m in probing.METHODS]
+    for a, b in DIFFERENCES:
+        for kind in kinds:  # the same seeds and the same resampled images on both sides, averaged over tasks
+            paired = [np.mean([side[a, f"{t}/{kind}"] - side[b, f"{t}/{kind}"] for t in tasks], axis=0)
+                      for side in (per_seed, resamples)]  # fmt: skip
+            limits = probing.interval(*paired)
+            metrics[f"{kind}/{a} - {b}"] = dict(zip(names, limits, strict=True)) | {"per_seed": list(paired[0])}
+    shape = {t: probing.shape_baseline(d, split) for t, d in tasks.items()}
+    metrics |= {f"{t}/size and shape alone": {"mean": v} for t, v in shape.items()}
+
+    table = markdown(metrics, keys, kinds, {t: len(r) for t, r in rows.items()}, shape)
     protocol = {
-        "split_unit": "group (patient or near-duplicate cluster)", "selection": "none: last epoch, settings chosen on train+val",
-        "input_size": base.data.size, "initialisation": list(ARMS), "probe": "k-NN k = 20, T = 0.07; logistic regression, C = 0.01",
-        "interval": "95 % bootstrap over groups and seeds", "device": run.device_name(),
+        "split_unit": "group (patient or near-duplicate cluster)", "selection": "none: the last epoch of every run",
+        "input_size": base.data.size, "initialisation": list(ARMS), "embedding": EMBEDDINGS,
+        "probe": "k-NN k = 20, T = 0.07; logistic regression, C = 0.01, balanced; trained on the train split",
+        "budget": "every arm the same number of patches; one stage alone runs as long as both, with one cosine",
+        "interval": "95 %, Student's t over seeds plus bootstrap over test groups", "device": run.device_name(),
     }  # fmt: skip
-    result = {
-        "task": "representation",
-        "dataset": list(tasks),
-        "split": split,
-        "protocol": protocol,
-        "seeds": arguments.seeds,
-        "metrics": metrics,
-    }
+    result = {"task": "representation", "dataset": list(tasks), "split": split, "protocol": protocol,
+              "seeds": arguments.seeds, "metrics": metrics}  # fmt: skip
     (out / "metrics.json").write_text(json.dumps(result, indent=1, default=float))
     (out / "table.md").write_text(table + "\n")
     with open(out / "results.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(
-            ["task", "embedding", "probe", "initialisation", "mean", "low", "high", *map(str, arguments.seeds)]
+        writer.writerow(["figure", *names, *(f"seed {s}" for s in arguments.seeds)])
+        writer.writerows(
+            [k, m["mean"], m.get("low"), m.get("high"), *m.get("per_seed", [])] for k, m in metrics.items()
         )
-        writer.writerows(rows)
-    names = [f"{task}, {embedding}, {method}" for task, embedding, method in (k.split("/") for k in keys)]
-    found = {arm: [tuple(metrics[f"{k}/{arm}"][m] for m in ("mean", "low", "high")) for k in keys] for arm in ARMS}
-    plots.intervals(out / "comparison.png", names, found, f"balanced accuracy on {split}, {count} seeds, 95 % interval")
+    found = {arm: [tuple(metrics[f"{k}/{arm}"][m] for m in names) for k in keys] for arm in ARMS}
+    title = f"balanced accuracy on {split}, {count} seeds, 95 % interval"
+    plots.intervals(out / "comparison.png", [k.replace("/", ", ") for k in keys], found, title)
     print(f"\nbalanced accuracy on {split}, {count} seeds, {run.device_name()}\n\n{table}\n\nwritten to {out}")
+
+
+def markdown(metrics: dict, keys: list[str], kinds: list[str], sizes: dict[str, int], shape: dict[str, float]) -> str:
+    """Two tables: each arm on each task, and the paired differences."""
+
+    def cell(m: dict, sign: str = "") -> str:
+        return f"{m['mean']:{sign}.3f} ({m['low']:{sign}.2f} to {m['high']:{sign}.2f})"
+
+    lines = ["| task (images) | embedding, probe | " + " | ".join(ARMS) + " |", "| --- " * (2 + len(ARMS)) + "|"]
+    for key in keys:
+        task, kind = key.split("/", 1)
+        cells = [cell(metrics[f"{key}/{arm}"]) for arm in ARMS]
+        lines.append(f"| {task} ({sizes[task]}) | {kind.replace('/', ', ')} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Size and shape of the image file alone: " + ", ".join(f"{t} {v:.3f}" for t, v in shape.items()) + ".",
+    ]
+    lines += ["", "| paired difference, mean over tasks | " + " | ".join(k.replace("/", ", ") for k in kinds) + " |"]
+    lines.append("| --- " * (1 + len(kinds)) + "|")
+    for a, b in DIFFERENCES:
+        lines.append(f"| {a} - {b} | " + " | ".join(cell(metrics[f"{k}/{a} - {b}"], "+") for k in kinds) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

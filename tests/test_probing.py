@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vfm4us import probing
 from vfm4us.data.store import open_or_prepare
@@ -39,3 +40,28 @@ def test_cross_validation_predicts_every_image_once_and_never_from_its_own_group
     held = int(np.isin(dataset.splits, ["train", "val"]).sum())
     assert sum(q for _, q in seen) == held and all(r + q == held for r, q in seen) and len(seen) == 5
     assert found["knn"] == pytest.approx(0.5, abs=0.2) and found["linear"] > 0.8  # two textures are easily told apart
+
+
+def test_the_interval_covers_both_seeds_and_images():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):  # true value 0.7; seeds vary by 0.02, the mean over images by 0.03
+        image = rng.normal(0, 0.03)
+        seeds = 0.7 + image + rng.normal(0, 0.02, 3)
+        _, low, high = probing.interval(seeds, seeds.mean() + rng.normal(0, 0.03, 500))
+        hits += low <= 0.7 <= high
+    assert 0.92 <= hits / 400 <= 0.99
+    mean, low, high = probing.interval(np.array([0.5]), 0.5 + rng.normal(0, 0.01, 5000))
+    assert mean == 0.5 and high - low == pytest.approx(2 * 1.96 * 0.01, rel=0.05)
+
+
+def test_the_shape_baseline_sees_sizes_and_nothing_else(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        label = "tall" if i % 2 else "wide"
+        size = (40, 60 + i) if label == "tall" else (60 + i, 40)
+        path = tmp_path / "images" / label / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, size[::-1], dtype=np.uint8)).save(path)
+    dataset = open_or_prepare(tmp_path / "images", tmp_path / "cache", 48, (0.5, 0.0, 0.5))
+    assert probing.shape_baseline(dataset) == 1.0

@@ -78,7 +78,11 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
     ]
     file = tmp_path / "two.yaml"
     plain = {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}
-    file.write_text(yaml.safe_dump(TINY | plain | {"data": {"size": 48, "root": str(textures)}, "stages": stages}))
+    file.write_text(
+        yaml.safe_dump(
+            TINY | plain | {"data": {"size": 48, "root": str(textures), "splits": [0.6, 0.2, 0.2]}, "stages": stages}
+        )
+    )
     command = ["--config", file, "--tasks", "one", "two", "--seeds", "0", "1", "--out", tmp_path / "out"]
     done = script(ROOT / "scripts/compare_initialisations.py", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -89,7 +93,7 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
     assert set(steps) == {f"{a}-{s}" for a in ("coarse", "fine", "coarse-to-fine") for s in (0, 1)}
     assert set(steps.values()) == {4}
     result = json.loads((tmp_path / "out/metrics.json").read_text())
-    one = result["metrics"]["one/whole/knn/random"]
+    one = result["metrics"]["one/whole/knn/coarse"]
     assert len(one["per_seed"]) == 2 and one["low"] <= one["mean"] <= one["high"]
     assert "coarse-to-fine - fine" in (tmp_path / "out/table.md").read_text()
 

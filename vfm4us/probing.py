@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
@@ -21,6 +22,33 @@ class Predictions:
     labels: np.ndarray  # (M,) true
     groups: np.ndarray  # (M,) patient, video or duplicate cluster
     predicted: dict[str, np.ndarray]  # method -> (M,)
+
+
+def fit_batch_norm(encoder: Encoder, dataset: PreparedDataset, count: int = 256) -> Encoder:
+    """`encoder` with batch-norm statistics of `count` training images; what a random network lacks beside a trained one."""
+    layers = [m for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average over the batches
+    encoder.train()
+    rows = dataset.indices("train", limit=count)
+    with torch.no_grad():
+        for part in np.array_split(rows, max(1, len(rows) // 64)):
+            encoder(torch.from_numpy(dataset.images[part])[:, None].float() / 255)
+    return encoder.eval()
+
+
+def shape_baseline(dataset: PreparedDataset, split: str = "test") -> float:
+    """Balanced accuracy of a linear probe that sees each image's native height, width and aspect ratio, and no pixel.
+
+    Where it is well above chance, labels leak through the way images were exported.
+    """
+    size = np.array([[r.height, r.width, r.height / r.width] for r in dataset.records], dtype=np.float32)
+    train, held_out, labels = dataset.indices("train"), dataset.indices(split), np.asarray(dataset.labels)
+    predicted = linear_probe(
+        torch.from_numpy(size[train]), labels[train], torch.from_numpy(size[held_out]), strength=1.0
+    )
+    return balanced_accuracy(labels[held_out], predicted)
 
 
 def embed_dataset(encoder: Encoder, dataset: PreparedDataset, rows: np.ndarray, patches: int = 0) -> Tensor:
@@ -84,3 +112,18 @@ def weighted_balanced_accuracy(labels: np.ndarray, correct: np.ndarray, counts: 
         with np.errstate(invalid="ignore"):  # a resample may miss a class: its recall is left out of that mean
             recalls.append(weight @ correct[labels == label] / weight.sum(1))
     return np.nanmean(recalls, axis=0)
+
+
+def interval(per_seed: np.ndarray, resamples: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and confidence limits of a figure that varies over pretraining seeds and over the choice of test images.
+
+    per_seed (n,): the figure of each seed. resamples (R,): the mean over seeds in each bootstrap resample of test groups.
+    The two variances add up, s^2 / n + var(resamples); Student's t with Welch-Satterthwaite degrees of freedom, since three
+    seeds say little about their own spread. One seed counts as if seeds did not vary.
+    """
+    n, images = len(per_seed), float(np.var(resamples, ddof=1))
+    seeds = float(np.var(per_seed, ddof=1)) / n if n > 1 else 0.0
+    freedom = (seeds + images) ** 2 * (n - 1) / seeds**2 if seeds > 0 else np.inf
+    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * (seeds + images) ** 0.5
+    mean = float(np.mean(per_seed))
+    return mean, mean - half, mean + half
