@@ -12,41 +12,44 @@ def contact_sheet(
     path: Path,
     images: Tensor,
     patches: Tensor,
-    adversarial: Tensor,
-    cells: Tensor,
-    epsilon: float,
+    attacked: Tensor | None = None,
+    cells: Tensor | None = None,
+    epsilon: float = 0.0,
     title: str = "",
     columns: int = 6,
 ) -> np.ndarray:
     """What the network saw, one row per image: the image, its patches, adversarial patches, the change, masked patches.
 
-    images (b, S, S) uint8; patches, adversarial (n, b, 1, P, P) in [0, 1]; cells (n, b, 1, P, P) bool. Written as PNG to
-    `path`; returned as (H, W, 3) uint8.
+    images (b, S, S) uint8; patches, attacked (n, b, 1, P, P) in [0, 1]; cells (n, b, 1, P, P) bool. `attacked` or `cells` None
+    leaves their columns out. Written as PNG to `path`; returned as (H, W, 3) uint8.
     """
-    rows = min(4, images.shape[0])
-    columns = min(columns, patches.shape[0])
-    n = columns // 2 + 1
-    titles = ["image"] + ["patch"] * columns + ["adversarial"] * n + ["change"] * n + ["masked"] * n
-    figure = Figure(figsize=(1.05 * len(titles), 1.12 * rows + 0.55))
-    grid = figure.subplots(rows, len(titles), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
-    images, cells = images.cpu().numpy(), cells[:, :, 0].cpu().numpy()
-    patches, adversarial = (x[:, :, 0].float().cpu().numpy() for x in (patches, adversarial))
-    change, masked = adversarial - patches, np.where(cells, np.nan, adversarial)
+    images = images.cpu().numpy()
+    patches, attacked = (None if x is None else x[:, :, 0].float().cpu().numpy() for x in (patches, attacked))
+    columns = min(columns, len(patches))
+    few = columns // 2 + 1
+    grey, change = ("gray", 0, 1), ("RdBu_r", -max(epsilon, 1e-6), max(epsilon, 1e-6))
+    parts = [("patch", patches[:columns], grey)]
+    if attacked is not None:
+        parts += [("adversarial", attacked[:few], grey), (f"change (±{epsilon:g})", (attacked - patches)[:few], change)]
+    if cells is not None:
+        shown = patches if attacked is None else attacked
+        parts += [("masked", np.where(cells[:, :, 0].cpu().numpy(), np.nan, shown)[:few], grey)]
+    rows, width = min(4, len(images)), 1 + sum(len(part) for _, part, _ in parts)
+    figure = Figure(figsize=(1.05 * width, 1.12 * rows + 0.55))
+    grid = figure.subplots(rows, width, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
+    grid[0][0].set_title("image", fontsize=8, loc="left")
     for i in range(rows):
-        shown = [(images[i], "gray", 0, 255)]
-        shown += [(patches[p, i], "gray", 0, 1) for p in range(columns)]
-        shown += [(adversarial[p, i], "gray", 0, 1) for p in range(n)]
-        shown += [(change[p, i], "RdBu_r", -max(epsilon, 1e-6), max(epsilon, 1e-6)) for p in range(n)]
-        shown += [(masked[p, i], "gray", 0, 1) for p in range(n)]
-        for axis, (picture, colours, low, high) in zip(grid[i], shown, strict=True):
+        cases = [(images[i], ("gray", 0, 255))]
+        for name, part, colours in parts:
+            if i == 0:
+                grid[0][len(cases)].set_title(name, fontsize=8, loc="left")
+            cases += [(patch, colours) for patch in part[:, i]]
+        for axis, (picture, (colours, low, high)) in zip(grid[i], cases, strict=True):
             axis.set_facecolor("tab:orange")  # shows through where a cell is masked
             axis.imshow(picture, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-    for k, name in enumerate(titles):
-        if k == 0 or titles[k - 1] != name:
-            grid[0][k].set_title(name if name != "change" else f"change (±{epsilon:g})", fontsize=8, loc="left")
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=9, x=0.125, ha="left")
     return _save(figure, path)
 
 
@@ -82,7 +85,7 @@ def training_curve(path: Path, lines: list[dict], title: str = "") -> None:
         axis.set_title(name, fontsize=9)
         if axis.lines:
             axis.legend(fontsize=7)
-    changes = [b["step"] for a, b in zip(steps, steps[1:], strict=False) if a["stage"] != b["stage"]]
+    changes = [a["step"] for a, b in zip(steps, steps[1:], strict=False) if a["stage"] != b["stage"]]
     for axis in axes:
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)

@@ -579,19 +579,15 @@ class Trainer:
         with torch.no_grad():
             center = self.network(flat).view(n, b, -1).mean(0).repeat(n, 1)
         _, attacked, cells = harden(self.network, flat, center, config, draws)
-        cells = torch.zeros_like(flat, dtype=torch.bool) if cells is None else cells
         attack = config.adversary.method if config.adversary.weight else "off"
-        title = (
-            f"{config.name}, {stage.name} epoch {self.epoch + 1}: adversary {attack}, masking {config.masking.strategy}"
-        )
         sheet = plots.contact_sheet(
             self.folder.folder / f"contact_sheet_{stage.name}.png",
             images,
             patches,
-            attacked.view_as(patches),
-            cells.view_as(patches),
+            attacked.view_as(patches) if config.adversary.weight else None,
+            None if cells is None else cells.view_as(patches),
             config.adversary.epsilon,
-            title,
+            f"{config.name}, {stage.name} epoch {self.epoch + 1}: adversary {attack}, masking {config.masking.strategy}",
         )
         self.folder.tensorboard.add_image("what_the_network_saw", sheet, self._global_step(), dataformats="HWC")
         plots.training_curve(self.folder.folder / "curve.png", self.folder.metrics(), config.name)
