@@ -107,7 +107,7 @@ def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, f
     axis.invert_yaxis()
     axis.set_xlabel(label, fontsize=9)
     axis.grid(axis="x", color="0.9")
-    axis.legend(fontsize=8, loc="best")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=len(series))
     _save(figure, path)
 
 
