@@ -594,7 +594,8 @@ def test_script_errors_are_one_line_and_exit_code_2(tmp_path, arguments, words):
 
 def test_script_interrupted_by_ctrl_c_says_how_to_go_on(tmp_path):
     small_source(tmp_path / "source", 60)
-    patch = (
+    patch = (  # a job started in the background inherits an ignored SIGINT: the terminal's default is set first
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import runpy, sys, time\nfrom vfm4us.data import store\n" + PREPARE_SLOWLY.split("\n", 3)[3].rsplit("\n", 2)[0]
     )
     patch += "\nsys.argv = ['prepare_data.py', 'folder', '--root', 'source', '--out', 'out', '--size', '48']\n"
