@@ -66,8 +66,16 @@ class PatchSampler:
         own = slice(rank * len(images), (rank + 1) * len(images))
         numbers = dict(zip(_NAMES, numbers[:, :, own].to(images.device), strict=True))
         valid = valid.to(images.device)
-        boxes = self.boxes(valid, numbers)
-        return self.vary(self.cut(images, valid, boxes, numbers), numbers, bank.to(images.device))
+        bank = bank.to(images.device)
+        # On a CPU a few images at a time: what stays in the cache is not fetched again by each of the many small steps.
+        few = len(images) if images.is_cuda else max(1, 200_000 // (self.config.count * self.config.size**2))
+        parts = []
+        for start in range(0, len(images), few):
+            part = slice(start, start + few)
+            own_numbers = {name: value[:, part] for name, value in numbers.items()}
+            boxes = self.boxes(valid[part], own_numbers)
+            parts.append(self.vary(self.cut(images[part], valid[part], boxes, own_numbers), own_numbers, bank))
+        return torch.cat(parts, dim=1)
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All random numbers of a global batch: uniform (names, n, b), and a speckle field patches take windows of."""
