@@ -49,9 +49,10 @@ def test_a_window_of_native_size_copies_the_pixels():
     numbers, bank = sampler.draw(1, seeded())
     numbers[2] = (numbers[2] * 24).round() / 24  # windows at whole pixels
     numbers[3] = (numbers[3] * 24).round() / 24
-    named = dict(zip(("area", "aspect", "down", "right", "flip_on"), numbers, strict=False))
-    boxes = sampler.boxes(torch.tensor([[0, 0, 48, 48]]), named)
-    patches = sampler.cut(image, torch.tensor([[0, 0, 48, 48]]), boxes, named)
+    named = dict(zip(("area", "aspect", "down", "right"), numbers, strict=False))
+    valid = torch.tensor([[0, 0, 48, 48]])
+    boxes = sampler.boxes(valid, named)
+    patches = sampler.cut(*sampler.source(image, valid), valid, boxes, torch.zeros(40, 1, dtype=torch.bool))
     for p in range(40):
         top, left = (int(round(v)) for v in boxes[p, 0, :2].tolist())
         expected = image[0, top : top + 24, left : left + 24].float() / 255

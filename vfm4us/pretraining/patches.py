@@ -64,18 +64,22 @@ class PatchSampler:
     ) -> Tensor:
         numbers, bank = self.draw(len(images) * world_size, generator)
         own = slice(rank * len(images), (rank + 1) * len(images))
-        numbers = dict(zip(_NAMES, numbers[:, :, own].to(images.device), strict=True))
-        valid = valid.to(images.device)
-        bank = bank.to(images.device)
-        # On a CPU a few images at a time: what stays in the cache is not fetched again by each of the many small steps.
-        few = len(images) if images.is_cuda else max(1, 200_000 // (self.config.count * self.config.size**2))
-        parts = []
-        for start in range(0, len(images), few):
-            part = slice(start, start + few)
-            own_numbers = {name: value[:, part] for name, value in numbers.items()}
-            boxes = self.boxes(valid[part], own_numbers)
-            parts.append(self.vary(self.cut(images[part], valid[part], boxes, own_numbers), own_numbers, bank))
-        return torch.cat(parts, dim=1)
+        numbers = dict(zip(_NAMES, numbers[:, :, own], strict=True))  # each (n, b)
+        device, (n, b, size) = images.device, (self.config.count, len(images), self.config.size)
+        valid, bank = valid.to(device), bank.to(device)
+        boxes, changes = self.boxes(valid, {k: v.to(device) for k, v in numbers.items()}), self.changes(numbers)
+        flip = changes["flip"].to(device)
+        out = torch.empty((n, b, 1, size, size), device=device)
+        # On a CPU some 20 patches at a time: what stays in the cache is not fetched again by each of the many small steps.
+        few = n * b if images.is_cuda else max(1, 200_000 // size**2)
+        for i in range(0, b, max(1, few // n)):
+            some = slice(i, i + max(1, few // n))
+            source, cell = self.source(images[some], valid[some])
+            for p in range(0, n, few):
+                part = (slice(p, p + few), some)
+                patches = self.cut(source, cell, valid[some], boxes[part], flip[part])
+                out[part] = self.vary(patches, {k: v[part] for k, v in changes.items()}, bank)
+        return out
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All random numbers of a global batch: uniform (names, n, b), and a speckle field patches take windows of."""
@@ -96,27 +100,29 @@ class PatchSampler:
         h, w = h.minimum(height), w.minimum(width)
         return torch.stack([top + numbers["down"] * (height - h), left + numbers["right"] * (width - w), h, w], dim=-1)
 
-    def cut(self, images: Tensor, valid: Tensor, boxes: Tensor, numbers: dict[str, Tensor]) -> Tensor:
-        """Resample each window to P x P: one grid_sample for the whole batch, (n, b, 1, P, P) in [0, 1]."""
-        (n, b), size = boxes.shape[:2], self.config.size
+    def source(self, images: Tensor, valid: Tensor) -> tuple[Tensor, int]:
+        """What windows are read from: (b, 1, S / cell, S / cell) in [0, 1], and the side of the cells it is averaged over."""
         source = images[:, None].float().div_(255)
         # The usual window's side, from the config and not from this batch: every process must use the same level.
         usual = images.shape[-1] * math.sqrt((self.config.scale_low + self.config.scale_high) / 2)
-        level = max(0, round(math.log2(usual / size)))
-        if level:  # a window more than 1.4 times the patch: average first, or fine speckle turns into moire
-            source = self._average(source, valid, 2**level)
-        steps = (torch.arange(size, device=images.device) + 0.5) / size
+        cell = 2 ** max(0, round(math.log2(usual / self.config.size)))
+        # A window more than 1.4 times the patch is averaged first, or fine speckle turns into moire.
+        return (self._average(source, valid, cell) if cell > 1 else source), cell
+
+    def cut(self, source: Tensor, cell: int, valid: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
+        """Resample windows (n, b, 4) to P x P, mirrored where `flip` (n, b): one grid_sample, (n, b, 1, P, P) in [0, 1]."""
+        (n, b), size = boxes.shape[:2], self.config.size
+        steps = (torch.arange(size, device=source.device) + 0.5) / size
         top, left, height, width = (v[..., None] for v in boxes.unbind(-1))  # (n, b, 1)
-        flipped = (numbers["flip_on"] < self.config.flip)[..., None]
         y = top + steps * height
-        x = left + torch.where(flipped, 1 - steps, steps) * width
+        x = left + torch.where(flip[..., None], 1 - steps, steps) * width
         # Bilinear weights reach half a (pooled) pixel further than the window: keep them off the padding.
-        half = 0.5 * 2**level
+        half = 0.5 * cell
         low_y, low_x, span_y, span_x = (v.float()[None, :, None] for v in valid.unbind(-1))
         y = y.clamp(min=low_y + half).minimum(low_y + span_y - half)
         x = x.clamp(min=low_x + half).minimum(low_x + span_x - half)
-        extent = source.shape[-1] * 2**level
-        grid = torch.empty((b, n, size, size, 2), device=images.device)
+        extent = source.shape[-1] * cell
+        grid = torch.empty((b, n, size, size, 2), device=source.device)
         grid[..., 0] = (2 * x / extent - 1).transpose(0, 1)[:, :, None, :]
         grid[..., 1] = (2 * y / extent - 1).transpose(0, 1)[:, :, :, None]
         out = F.grid_sample(
@@ -134,40 +140,72 @@ class PatchSampler:
         source, inside = (F.avg_pool2d(x, cell, ceil_mode=True) for x in (source * inside, inside))
         return source / inside.clamp(min=1e-6)
 
-    def vary(self, patches: Tensor, numbers: dict[str, Tensor], bank: Tensor) -> Tensor:
-        """Photometric changes of (n, b, 1, P, P), each patch its own; black stays black, values stay in [0, 1]."""
-        c, (n, b), size = self.config, patches.shape[:2], self.config.size
-        x = patches.reshape(n * b, 1, size, size)
-        u = {name: value.reshape(n * b, 1, 1, 1) for name, value in numbers.items()}
+    def changes(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What happens to each patch, from uniform numbers (n, b): 0 where a change of that name does not happen."""
+        c = self.config
 
         def drawn(name: str, probability: float, low: float, high: float) -> Tensor:
-            """Uniform in [low, high] with this probability, else 0; (N, 1, 1, 1)."""
-            return (u[name + "_on"] < probability) * (low + (high - low) * u[name])
+            return (numbers[name + "_on"] < probability) * (low + (high - low) * numbers[name])
 
-        if c.blur:
-            kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device) / 16
-            soft = F.pad(x, (2, 2, 2, 2), mode="replicate")
-            soft = F.conv2d(F.conv2d(soft, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))
-            x = torch.lerp(x, soft, drawn("blur", c.blur, 0, 1))
-        lit = (x > 0).to(x.dtype)  # outside the sector a scanner shows 0 whatever its gain
-        gain = 1 + drawn("gain", c.jitter, -c.gain, c.gain)
-        contrast = 1 + drawn("contrast", c.jitter, -c.contrast, c.contrast)
-        depth = torch.linspace(0, 1, size, device=x.device).view(1, 1, size, 1)
-        factor = gain * contrast * (1 + drawn("slope", c.depth_gain, -0.4, 0.4) * (2 * depth - 1))  # (N, 1, P, 1)
-        offset = gain * (1 - contrast) * x.mean((2, 3), keepdim=True)
-        if c.shadow:  # a band of columns that darkens from some depth on
-            column = torch.linspace(0, 1, size, device=x.device).view(1, 1, 1, size)
-            band = torch.exp(-(((column - u["shadow_column"]) / (0.05 + 0.1 * u["shadow_width"])) ** 2))
-            below = torch.sigmoid((depth - u["shadow_depth"]) * 20)
-            factor = factor * (1 - 0.8 * (u["shadow_on"] < c.shadow) * band * below)
-        x = x * factor
-        x = x.addcmul_(lit, offset)
-        if c.speckle:
-            grains = windows(bank, u["speckle_row"].flatten(), u["speckle_column"].flatten(), size)
-            x = x.addcmul_(x, grains * drawn("speckle", c.speckle, 0, c.speckle_strength))
-        if c.gamma:
-            x = x.clamp_(1e-6, 1).pow(torch.exp(drawn("gamma", c.jitter, -c.gamma, c.gamma))).mul_(lit)
-        return x.clamp_(0, 1).view(n, b, 1, size, size)
+        return {
+            "flip": numbers["flip_on"] < c.flip,
+            "blur": drawn("blur", c.blur, 0, 1),
+            "gain": 1 + drawn("gain", c.jitter, -c.gain, c.gain),
+            "contrast": 1 + drawn("contrast", c.jitter, -c.contrast, c.contrast),
+            "gamma": torch.exp(drawn("gamma", c.jitter, -c.gamma, c.gamma)),
+            "slope": drawn("slope", c.depth_gain, -0.4, 0.4),
+            "shadow": 0.8 * (numbers["shadow_on"] < c.shadow),
+            "shadow_column": numbers["shadow_column"],
+            "shadow_width": 0.05 + 0.1 * numbers["shadow_width"],
+            "shadow_depth": numbers["shadow_depth"],
+            "speckle": drawn("speckle", c.speckle, 0, c.speckle_strength),
+            "speckle_row": numbers["speckle_row"],
+            "speckle_column": numbers["speckle_column"],
+        }
+
+    def vary(self, patches: Tensor, changes: dict[str, Tensor], bank: Tensor) -> Tensor:
+        """Photometric changes of (n, b, 1, P, P), each patch its own; black stays black, values stay in [0, 1].
+
+        `changes` (n, b) are still on the CPU, so that which patches a rare change touches is known without waiting for a
+        GPU, and only those are worked on.
+        """
+        size, device = self.config.size, patches.device
+        x = patches.reshape(-1, 1, size, size)  # (N, 1, P, P)
+        places = {name: changes[name].flatten().nonzero()[:, 0] for name in ("blur", "shadow", "speckle")}
+        u = {name: value.reshape(-1, 1, 1, 1).to(device) for name, value in changes.items()}
+        some = {name: place.to(device) for name, place in places.items() if len(place)}
+        if "blur" in some:
+            sharp, strength = x[some["blur"]], u["blur"][some["blur"]]
+            x[some["blur"]] = torch.lerp(sharp, soften(sharp), strength)
+        depth = torch.linspace(0, 1, size, device=device).view(1, 1, size, 1)
+        factor = u["gain"] * u["contrast"] * (1 + u["slope"] * (2 * depth - 1))  # (N, 1, P, 1)
+        offset = u["gain"] * (1 - u["contrast"]) * x.mean((2, 3), keepdim=True)
+        lit = x.sign()  # outside the sector a scanner shows 0 whatever its gain
+        if "shadow" in some:  # a band of columns that darkens from some depth on
+            v = {name: u[name][some["shadow"]] for name in ("shadow", "shadow_column", "shadow_width", "shadow_depth")}
+            column = torch.linspace(0, 1, size, device=device).view(1, 1, 1, size)
+            band = torch.exp(-(((column - v["shadow_column"]) / v["shadow_width"]) ** 2))
+            below = torch.sigmoid((depth - v["shadow_depth"]) * 20)
+            x[some["shadow"]] *= 1 - v["shadow"] * band * below
+        x = (x * factor).addcmul_(lit, offset)
+        if "speckle" in some:
+            v = {name: u[name][some["speckle"]] for name in ("speckle", "speckle_row", "speckle_column")}
+            grains = windows(bank, v["speckle_row"].flatten(), v["speckle_column"].flatten(), size)
+            x[some["speckle"]] *= 1 + grains * v["speckle"]
+        x = x.clamp_(0, 1)
+        if self.config.jitter and self.config.gamma:
+            x = x.pow_(u["gamma"])
+        return x.view(patches.shape)
+
+
+def soften(x: Tensor) -> Tensor:
+    """Blur (N, 1, P, P) with the binomial kernel 1 4 6 4 1 along both axes, as four sums of neighbours each."""
+    x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    for _ in range(4):
+        x = x[..., 1:, :] + x[..., :-1, :]
+    for _ in range(4):
+        x = x[..., 1:] + x[..., :-1]
+    return x.div_(256)
 
 
 def windows(field: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
