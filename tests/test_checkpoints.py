@@ -1,91 +1,22 @@
-"""Checkpoints load elsewhere word for word, or are refused with a reason; saving never leaves half a file."""
+"""A checkpoint file is read without running code, within its own size, whole or with a reason; saving leaves no half file."""
 
+import argparse
+import collections
 import errno
+import hashlib
 import io
 import pickle
-import re
+import resource
+import struct
+import tarfile
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
 import vfm4us
-from tests.conftest import ROOT
 from vfm4us import checkpoints
-from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.pretraining.stages import pretrain
-
-
-@pytest.fixture(scope="module")
-def state():
-    torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec("resnet18", in_channels=1))
-    tensors = {"module.base_encoder." + k: v for k, v in encoder.published_state().items()}
-    tensors["module.projector.0.weight"] = torch.zeros(3)
-    return {"state_dict": tensors, "encoder": encoder.spec_dict()}, encoder
-
-
-def test_the_readme_snippet_loads_our_checkpoint_into_smp_word_for_word(tiny, tmp_path, monkeypatch):
-    folder = pretrain(tiny("name=quickstart", "stages.0.epochs=1", "stages.1.epochs=1"))
-    readme = (ROOT / "README.md").read_text()
-    [snippet] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "smp.DeepLabV3Plus" in block]
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(snippet, names)
-    model = names["model"]
-    loaded = model.encoder.state_dict()
-    ours = vfm4us.load_encoder(folder)
-    assert len(loaded) == len(names["state_dict"]) == ours.report.matched == ours.report.expected == 120
-    for key, value in ours.body.state_dict().items():
-        assert torch.equal(value, loaded[key]), key
-    x = torch.rand(2, 1, 64, 64)
-    maps = model.eval().encoder(ours.normalize(x))
-    for mine, theirs in zip(ours.eval().pyramid(x)[:4], maps[1:5], strict=True):  # DeepLab dilates the last stage
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_one_and_three_channels_give_the_same_features(state, tmp_path):
-    content, encoder = state
-    checkpoints.save(tmp_path / "a.pt", content)
-    x = torch.rand(2, 1, 64, 64)
-    for channels in (1, 3):
-        loaded = vfm4us.load_encoder(tmp_path / "a.pt", in_channels=channels)
-        for image in (x, x.expand(-1, 3, -1, -1)):
-            torch.testing.assert_close(loaded.eval()(image), encoder.eval()(x), atol=1e-5, rtol=1e-4)
-    assert str(loaded.report) == "layout VFM4US, 120/120 tensors, dropped: projector (1), resized: none"
-
-
-def broken(content, change):
-    tensors = dict(content["state_dict"])
-    change(tensors)
-    return content | {"state_dict": tensors}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.pop("module.base_encoder.bn1.weight"), "1 of 120 encoder tensors are missing"),
-        (
-            lambda t: [t.__setitem__(k.replace("base_encoder", "backbone"), t.pop(k)) for k in list(t)],
-            "module.backbone",
-        ),
-        (lambda t: t.__setitem__("module.base_encoder.extra", torch.ones(1)), "1 do not belong"),
-        (
-            lambda t: t.__setitem__("module.base_encoder.bn1.weight", torch.ones(7)),
-            r"bn1.weight \(7,\) instead of \(64,\)",
-        ),
-        (lambda t: t.__setitem__("module.base_encoder.bn1.bias", torch.full((64,), float("nan"))), "NaN or infinity"),
-    ],
-)
-def test_anything_less_than_the_whole_encoder_is_refused(state, tmp_path, change, message):
-    checkpoints.save(tmp_path / "a.pt", broken(state[0], change))
-    with pytest.raises(ValueError, match=message):
-        vfm4us.load_encoder(tmp_path / "a.pt")
-
-
-def test_another_architecture_is_refused(state, tmp_path):
-    checkpoints.save(tmp_path / "a.pt", state[0] | {"encoder": state[0]["encoder"] | {"name": "resnet50"}})
-    with pytest.raises(ValueError, match="does not hold a resnet50"):
-        vfm4us.load_encoder(tmp_path / "a.pt")
 
 
 def test_files_that_are_no_checkpoint(tmp_path):
@@ -161,3 +92,147 @@ def test_keep_last_removes_the_oldest(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["coarse_0003.pt", "coarse_0004.pt", "last.pt"]
     checkpoints.keep_last(tmp_path, "coarse_*.pt", 0)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def torch_zip(folder, pickled: bytes, name="x.pt", **entries: bytes):
+    """A file in torch.save's format with this pickle, as an attacker would write it."""
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for inside, content in {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little", **entries}.items():
+            archive.writestr(f"x/{inside}", content)
+    return folder / name
+
+
+class Exploit:
+    """Unpickling this runs a command; `touch` leaves a trace of it."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        import os
+
+        return (os.system, (f"touch {self.trace}",))
+
+
+@pytest.mark.parametrize("form", ["legacy.pt", "zip.pth", "nested.pth", "array.npy", "zip_inside.pt", "legacy.bin"])
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, form):
+    trace, path = tmp_path / "executed", tmp_path / form
+    bad = Exploit(trace)
+    if form.startswith("legacy"):
+        path.write_bytes(pickle.dumps(bad))
+    elif form == "zip.pth":
+        torch_zip(tmp_path, pickle.dumps(bad), form)
+    elif form == "nested.pth":
+        torch.save({"state_dict": {"conv1.weight": torch.ones(2)}, "args": [argparse.Namespace(x=bad)]}, path)
+    elif form == "array.npy":
+        np.save(path, np.array([bad], dtype=object), allow_pickle=True)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("weights.pth", pickle.dumps(bad))
+    with pytest.raises(ValueError, match=form.replace(".", r"\.")) as caught:
+        checkpoints.read(path)
+    assert not trace.exists()
+    if "zip_inside" not in form and "array" not in form:
+        assert "would call posix.system" in str(caught.value)
+    pickle.loads(pickle.dumps(bad))  # and the exploit is a real one
+    assert trace.exists()
+
+
+def test_what_training_frameworks_leave_in_a_checkpoint_does_not_stand_in_the_way(tmp_path):
+    class CfgNode(dict):
+        pass
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    import sys
+    import types
+
+    for name in ("yacs", "yacs.config"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["yacs.config"].CfgNode = CfgNode
+    try:
+        torch.save(
+            {
+                "model": {"w": torch.ones(3)}, "args": argparse.Namespace(lr=0.1, path=tmp_path), "config": CfgNode(a=CfgNode(b=1)),
+                "best": np.float64(0.5), "history": collections.defaultdict(list, {"loss": [1.0]}),
+                "state": np.random.RandomState(0).get_state(),
+            },
+            tmp_path / "a.pth",
+        )  # fmt: skip
+    finally:
+        for name in ("yacs", "yacs.config"):
+            del sys.modules[name]
+    assert torch.equal(checkpoints.read(tmp_path / "a.pth")["model"]["w"], torch.ones(3))
+
+
+def declaring(count: int, legacy: bool, folder, own_bytes: int = 4) -> str:
+    """A file of about a kilobyte that declares a tensor of `count` numbers."""
+    path = folder / f"huge_{legacy}.pt"
+    torch.save({"w": torch.zeros(own_bytes // 4)}, path, _use_new_zipfile_serialization=not legacy)
+    if legacy:
+        content = path.read_bytes()
+        one, huge = b"K\x01", b"\x8a\x08" + struct.pack("<q", count)
+        path.write_bytes(content.replace(b"cpuq", b"cpuq", 1).replace(one, huge))
+    else:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in entries.items():
+                if name.endswith("data.pkl"):
+                    content = content.replace(b"K\x01", b"\x8a\x08" + struct.pack("<q", count))
+                archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_memory_is_bounded_by_the_file_whatever_it_declares(tmp_path, legacy, mapped):
+    path = declaring(10 * 2**30 // 4, legacy, tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="huge"):
+        checkpoints.read(path, mapped=mapped)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_archives_that_reach_outside_or_unpack_to_more_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "slip.pt", "w") as archive:
+        archive.writestr("../../escaped/data.pkl", b"")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(10**7))
+    with tarfile.open(tmp_path / "old.pt", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../storages"), io.BytesIO())
+    script = torch.jit.script(torch.nn.Linear(2, 2))
+    script.save(str(tmp_path / "program.pt"))
+    for name, reason in (
+        ("slip", "outside its own folder"), ("bomb", "compressed"), ("old", "tar archive"), ("program", "TorchScript"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name}.pt is refused: .*{reason}"):
+            checkpoints.read(tmp_path / f"{name}.pt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bomb.pt", "old.pt", "program.pt", "slip.pt"]
+
+
+def test_a_flipped_bit_is_noticed_by_the_checksum_and_any_change_by_sha256(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoints.save(path, {"state_dict": {"w": torch.arange(1000.0)}})
+    good = path.read_bytes()
+    sha256 = hashlib.sha256(good).hexdigest()
+    assert checkpoints.read(path, sha256)["state_dict"]["w"][7] == 7
+    place = good.index(struct.pack("<ff", 500.0, 501.0))
+    path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        checkpoints.read(path)
+    with pytest.raises(ValueError, match=f"expected {sha256}"):
+        checkpoints.read(path, sha256)
+    with pytest.raises(ValueError, match="expected abc"):
+        checkpoints.read(path, "abc")
+
+
+def test_what_people_get_instead_of_a_checkpoint_is_named(tmp_path):
+    for content, reason in (
+        (b"", "empty"), (b"<!DOCTYPE html>", "web page"), (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"\x1f\x8b\x08" + bytes(30), "gzip"), (b"hello", "no checkpoint"),
+    ):  # fmt: skip
+        (tmp_path / "weights.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=reason):
+            checkpoints.read(tmp_path / "weights.pth")
+    with pytest.raises(FileNotFoundError, match="did you mean .*weights.pth"):
+        checkpoints.read(tmp_path / "weigths.pth")

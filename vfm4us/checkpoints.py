@@ -1,43 +1,27 @@
-"""Checkpoints: atomic writes, safe reads, and an encoder that is either wholly loaded or refused.
+"""Checkpoint files: atomic writes, and reads that run no code, take no more memory than the file and notice damage.
 
 A checkpoint is a dict of tensors and plain types only (`torch.load(..., weights_only=True)` reads it). `state_dict` holds
 `module.base_encoder.<torchvision or timm key>` and `module.projector.*`; beside it stand `encoder`, `stage`, `epoch`,
 `step`, `config`, and under `resume` what only the continuing run needs.
 """
 
+import collections
+import contextlib
 import difflib
 import errno
+import hashlib
 import os
 import pickle
+import pickletools
+import re
+import struct
 import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
-from vfm4us.encoders import Encoder, EncoderSpec
 
 ENCODER_PREFIX = "module.base_encoder."
 PROJECTOR_PREFIX = "module.projector."
-
-
-@dataclass
-class LoadReport:
-    """What became of a file's tensors: `str(report)` is one line."""
-
-    layout: str
-    matched: int
-    expected: int
-    dropped: dict[str, int] = field(default_factory=dict)
-    resized: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        dropped = ", ".join(f"{name} ({count})" for name, count in self.dropped.items()) or "none"
-        return (
-            f"layout {self.layout}, {self.matched}/{self.expected} tensors, dropped: {dropped}, "
-            f"resized: {', '.join(self.resized) or 'none'}"
-        )
 
 
 def save(path: Path, state: dict) -> None:
@@ -67,49 +51,214 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: Path) -> dict:
-    """The dict in `path`, read without running any code in it.
+def read(path: Path, sha256: str | None = None, mapped: bool = False) -> dict:
+    """The dict in a .pt, .pth or .safetensors file, read without running any code in it.
 
+    Memory is bounded by the file's size, whatever it declares, and the checksums of a zip-format file are verified, so
+    that a flipped bit is noticed. `sha256` (hex) verifies the whole file instead, in any format. `mapped` leaves tensors in
+    the file, for a caller that copies the few it needs. Configuration objects of training frameworks (argparse, yacs,
+    omegaconf, ...) become inert stand-ins; any other class or function named in the file is a reason to refuse it.
     Raises FileNotFoundError, or ValueError for a file that is damaged, is no checkpoint, or would run code.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise FileNotFoundError(f"checkpoint {path} does not exist" + _nearest_file(path))
+    if sha256 is not None:
+        verify_sha256(path, sha256)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is refused: it is no plain checkpoint of tensors ({_first_line(error)})") from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        kind = _kind(path)
+        if kind == "safetensors":
+            state = _read_safetensors(path)
+        else:
+            if kind == "zip":
+                _check_zip(path, checksums=sha256 is None)
+            else:
+                _check_legacy(path)
+            state = _read_pickled(path, mapped and kind == "zip")
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"{path} is refused: {_first_line(error)}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is refused: nested too deeply for a checkpoint") from error
+    except (
+        RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError, MemoryError, OverflowError,
+        AssertionError, struct.error, pickle.PickleError, zipfile.BadZipFile, NotImplementedError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({_first_line(error)})") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a dict with 'state_dict'")
+        raise ValueError(f"{path} holds a {type(state).__name__}, expected a dict of tensors or one with 'state_dict'")
     return state
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """Raises ValueError unless the file has this sha256, in hex; at least 16 digits of it must be given."""
+    with open(path, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if len(expected) < 16 or not found.startswith(expected.lower()):
+        raise ValueError(
+            f"{path} has sha256 {found}, expected {expected}: it is another file than was published, or damaged; "
+            f"fetch it again"
+        )
+
+
+# ---- what kind of file, and whether it is what it says ------------------------------------------------------------
+
+
+def _kind(path: Path) -> str:
+    """`zip` (torch.save since 1.6), `legacy` (before) or `safetensors`, told by the first bytes; else ValueError."""
+    with open(path, "rb") as stream:
+        head = stream.read(512)
+    size = path.stat().st_size
+    if not head:
+        raise ValueError("it is empty (0 bytes)")
+    if head[:4] == b"PK\x03\x04":
+        return "zip"
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return "safetensors"
+    if head[:6] == b"\x93NUMPY":
+        raise ValueError("it is a NumPy array, not a checkpoint")
+    if head[257:262] == b"ustar":
+        raise ValueError("it is a tar archive: unpack it, and give the checkpoint inside")
+    if head[:2] == b"\x1f\x8b":
+        raise ValueError("it is compressed (gzip): unpack it, and give the checkpoint inside")
+    if head[:18] == b"version https://gi":
+        raise ValueError("it is a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'")
+    if head[:1] == b"<":
+        raise ValueError("it is a web page, not a checkpoint: the download needs a login or another address")
+    if head[:1] != b"\x80":
+        raise ValueError("it is no checkpoint in PyTorch or safetensors format")
+    return "legacy"
+
+
+def _check_zip(path: Path, checksums: bool) -> None:
+    """Refuse an archive that torch.save did not write, that unpacks to more than its size, or whose bytes have changed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        if any(name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) for name in names):
+            raise ValueError("its archive names files outside its own folder")
+        folders = {name.split("/")[0] for name in names}
+        if len(folders) != 1 or f"{names[0].split('/')[0]}/data.pkl" not in names or len(set(names)) < len(names):
+            inside = ", ".join(names[:3])
+            raise ValueError(f"it is a zip archive that torch.save did not write (it holds {inside}): unpack it first")
+        if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+            raise ValueError("it is a TorchScript program, not a checkpoint: give the checkpoint it was made from")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("its archive is compressed, as torch.save never does: unpack it first")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("its archive declares more bytes than the file has")
+        if checksums and (wrong := archive.testzip()):
+            raise ValueError(f"damaged: {wrong} does not match its checksum; fetch the file again")
+
+
+def _check_legacy(path: Path) -> None:
+    """Refuse a file of the format before torch 1.6 that declares more elements than it has bytes."""
+    declared, size = {}, path.stat().st_size
+    with open(path, "rb") as stream:
+        for _ in range(4):  # magic number, protocol, machine, the object; storages follow
+            last_integer, texts = 0, []
+            for opcode, value, _ in pickletools.genops(stream):
+                if isinstance(value, int) and not isinstance(value, bool) and "PUT" not in opcode.name:
+                    last_integer = value if "GET" not in opcode.name else last_integer
+                elif isinstance(value, str):
+                    texts = texts[-3:] + [value]
+                if opcode.name == "BINPERSID":  # ('storage', type, key, device, number of elements, view)
+                    declared["".join(texts[-2:])] = last_integer
+            if stream.tell() >= size:
+                break
+    if sum(declared.values()) > size or any(v < 0 for v in declared.values()):
+        raise ValueError(f"it declares {sum(declared.values())} numbers, but has {size} bytes")
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class _Inert:
+    """Stands for an object that a training framework left in a checkpoint: takes anything, does nothing."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+class _InertDict:
+    """The same for a kind of dict, as torch fills no other types with items."""
+
+    def __new__(cls, *_, **__):
+        return collections.OrderedDict()
+
+
+# What training frameworks leave in checkpoints: configurations, numbers and paths. Only their names count here, none of
+# them is imported or called.
+_DICTS = re.compile(r"(collections\.defaultdict|builtins\.dict|(yacs|ml_collections|easydict|addict|mmcv|mmengine)\..+)$")
+_OBJECTS = re.compile(
+    r"(argparse\.Namespace|types\.SimpleNamespace|pathlib\.\w+|datetime\.\w+|_codecs\.encode|typing\.Any|copyreg\._reconstructor"
+    r"|builtins\.(list|tuple|set|int|float|str|bool|bytes|object)"
+    r"|(numpy|omegaconf|pytorch_lightning|lightning|lightning_fabric)\..+)$"
+)
+
+
+def _read_pickled(path: Path, mapped: bool):
+    """torch.load, with an inert stand-in for each harmless class it does not know."""
+    stand_ins: list = []
+    while True:
+        try:
+            with torch.serialization.safe_globals(stand_ins):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            name = found.group(1) if found else _foreign_name(path)
+            if not name:
+                raise ValueError(f"it is damaged or no plain checkpoint of tensors ({_last_line(error)})") from error
+            full = name if "." in name else f"builtins.{name}"  # torch leaves "builtins" out of its message
+            kind = _InertDict if _DICTS.match(full) else _Inert if _OBJECTS.match(full) else None
+            if kind is None:
+                raise ValueError(f"reading it would call {name}, which a checkpoint of tensors has no need of") from error
+            if any(known == full for _, known in stand_ins):
+                raise ValueError(f"it holds a {full} in a form that cannot be left out ({_last_line(error)})") from error
+            stand_ins.append((type("StandIn", (kind,), {}), full))
+
+
+def _foreign_name(path: Path) -> str:
+    """The first class or function in the file's pickle that is none of torch's own; '' where there is none."""
+    content = path.read_bytes()
+    if content[:2] == b"PK":
+        with zipfile.ZipFile(path) as archive:
+            content = archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl")))
+    texts: list[str] = []
+    with contextlib.suppress(Exception):  # it only serves a message: a pickle cut short names what it names until there
+        for opcode, value, _ in pickletools.genops(content):
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                name = value.replace(" ", ".") if opcode.name == "GLOBAL" else ".".join(texts[-2:])
+                if not name.startswith(("torch.", "collections.OrderedDict")):
+                    return name
+            elif isinstance(value, str):
+                texts.append(value)
+    return ""
+
+
+def _read_safetensors(path: Path) -> dict:
+    """Tensors of a safetensors file, and what its text header says, under `metadata`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stream:
+            state = {key: stream.get_tensor(key) for key in stream.keys()}
+            return state | ({"metadata": metadata} if (metadata := stream.metadata()) else {})
+    except SafetensorError as error:
+        raise ValueError(f"damaged safetensors file ({_first_line(error)})") from error
 
 
 def keep_last(folder: Path, pattern: str, count: int) -> None:
     """Remove all but the newest `count` files that match `pattern`; their names sort by age."""
     for path in sorted(Path(folder).glob(pattern))[: -count or None]:
         path.unlink()
-
-
-def load_encoder(path: str | Path, in_channels: int = 3) -> Encoder:
-    """The encoder in a VFM4US checkpoint, or in a run folder (its latest checkpoint), with `encoder.report`.
-
-    Raises ValueError unless every tensor of the encoder is there, of the right shape and finite.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = latest(path)
-    state = read(path)
-    tensors, about = state.get("state_dict"), state.get("encoder")
-    if not isinstance(tensors, dict) or not isinstance(about, dict):
-        raise ValueError(
-            f"{path} has no 'state_dict' and 'encoder'; its keys are: {', '.join(map(str, list(state)[:8]))}"
-        )
-    mean, std = (v[0] if isinstance(v := about[k], list) else v for k in ("mean", "std"))
-    encoder = Encoder(EncoderSpec(about["name"], in_channels, mean, std))
-    encoder.report = fill_encoder(encoder, tensors, str(path))
-    return encoder
 
 
 def latest(run_folder: Path) -> Path:
@@ -120,37 +269,11 @@ def latest(run_folder: Path) -> Path:
     return path
 
 
-def fill_encoder(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> LoadReport:
-    """Copy `module.base_encoder.*` of `tensors` into `encoder`, all of it or ValueError."""
-    found = {k[len(ENCODER_PREFIX) :]: v for k, v in tensors.items() if k.startswith(ENCODER_PREFIX)}
-    found = {k: v for k, v in found.items() if not k.startswith(("fc.", "head."))}
-    expected = encoder.published_state()
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or extra:
-        prefixes = sorted({".".join(k.split(".")[:2]) for k in tensors})
-        near = difflib.get_close_matches(missing[0], list(tensors), n=1, cutoff=0.3) if missing else []
-        raise ValueError(
-            f"{source} does not hold a {encoder.spec.name}: {len(missing)} of {len(expected)} encoder tensors are missing "
-            f"and {len(extra)} do not belong. Missing, for example: {missing[:3]}; there but unknown: {extra[:3]}; "
-            f"prefixes found: {prefixes[:6]}" + (f"; nearest key: {near[0]!r}" if near else "")
-        )
-    wrong = [
-        f"{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}"
-        for k, v in expected.items()
-        if found[k].shape != v.shape
-    ]
-    if wrong:
-        raise ValueError(f"{source} does not hold a {encoder.spec.name}: {len(wrong)} shapes differ, e.g. {wrong[:3]}")
-    bad = [k for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()]
-    if bad:
-        raise ValueError(f"{source}: {len(bad)} encoder tensors hold NaN or infinity, e.g. {bad[:3]}")
-    encoder.load_published_state(found)
-    dropped: dict[str, int] = {}
-    for key in tensors:
-        if not key.startswith(ENCODER_PREFIX):
-            name = key.removeprefix("module.").split(".")[0]
-            dropped[name] = dropped.get(name, 0) + 1
-    return LoadReport("VFM4US", len(found), len(expected), dropped)
+def _nearest_file(path: Path) -> str:
+    """`, did you mean ...` where a file beside it has nearly this name."""
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f": did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -159,6 +282,12 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _last_line(error: Exception) -> str:
+    """torch puts its advice first; what happened stands in the last line but for a pointer to the documentation."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "pytorch.org" not in line]
+    return (lines or [type(error).__name__])[-1].removeprefix("WeightsUnpickler error: ")[:200]
 
 
 def _first_line(error: Exception) -> str:

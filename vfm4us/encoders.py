@@ -1,4 +1,4 @@
-"""Image encoders: torchvision ResNets and timm ViTs behind one small interface.
+"""Image encoders: torchvision ResNets, timm ViTs and BEiTs behind one small interface.
 
 `encoder(x)` gives one vector per image, `encoder.pyramid(x)` the feature maps, `encoder.embed(images)` vectors straight
 from uint8 images, whole or as a bag of patches. Grey and RGB input are both taken whatever `in_channels` is.
@@ -12,9 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfm4us.data.images import image_batch
+
 RESNETS = ("resnet18", "resnet34", "resnet50")
-VITS = {"vit_small": "vit_small_patch16_224", "vit_base": "vit_base_patch16_224"}
-NAMES = RESNETS + tuple(VITS)
+VITS = {  # width, depth, heads
+    "vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12), "vit_large": (1024, 24, 16),
+    "vit_huge": (1280, 32, 16),
+}  # fmt: skip
+BEITS = {name.replace("vit", "beit"): VITS[name] for name in ("vit_base", "vit_large")}
+NAMES = RESNETS + tuple(VITS) + tuple(BEITS)
 
 # One mean and deviation for all channels, so that a grey image means the same to a 1- and a 3-channel network;
 # the averages over RGB of the ImageNet values that most downstream code normalises with.
@@ -23,19 +29,30 @@ MEAN, STD = 0.449, 0.226
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What a checkpoint says of its encoder."""
+    """What a checkpoint says of its encoder. All but the first four are for transformers, which vary in more than size."""
 
     name: str = "resnet18"
     in_channels: int = 3
     mean: float = MEAN
     std: float = STD
+    patch: int = 16  # side of a token, px
+    image: int = 224  # side of the image that the position embeddings were made for, px
+    heads: int = 0  # 0: the usual number for the name (MoCo v3 gives its vit_small 12 instead of 6)
+    registers: int = 0  # register tokens (DINOv2)
+    layer_scale: bool = False  # DINOv2
+    norm: str = "token"  # token: class token of the last norm; mean: norm of the mean token; mean_of_norm; none: no last norm
+    positions: str = "absolute"  # or relative: BEiT
 
 
 class Encoder(nn.Module):
     """`spec.name` with its head removed. `width` is the length of the vector it gives.
 
-    Input: (N, 1 or 3, H, W) float in [0, 1]; normalisation happens inside. Raises ValueError for an unknown name.
+    Input: (N, 1 or 3, H, W) float in [0, 1]; normalisation happens inside. A ViT resamples its position embeddings to the
+    input's size; a BEiT, whose positions are relative within a fixed window, resamples the image instead.
+    Raises ValueError for an unknown name. `report` says where loaded weights came from (`vfm4us.load_encoder`).
     """
+
+    report = None
 
     def __init__(self, spec: EncoderSpec | None = None):
         super().__init__()
@@ -51,10 +68,8 @@ class Encoder(nn.Module):
             if channels == 1:
                 self.body.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
                 nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")
-        elif name in VITS:
-            import timm
-
-            self.body = timm.create_model(VITS[name], num_classes=0, in_chans=channels, dynamic_img_size=True)
+        elif name in VITS or name in BEITS:
+            self.body = _transformer(self.spec)
             self.width = self.body.num_features
         else:
             raise ValueError(f"encoder.name {name!r} is not one of {', '.join(NAMES)}")
@@ -68,16 +83,18 @@ class Encoder(nn.Module):
         return self.body(self.normalize(x))
 
     def normalize(self, x: Tensor) -> Tensor:
-        """(N, 1 or 3, H, W) in [0, 1] -> the body's channels, normalised."""
+        """(N, 1 or 3, H, W) in [0, 1] -> the body's channels, normalised; resampled to the window of a BEiT."""
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"encoder input must be (N, 1 or 3, H, W), got {tuple(x.shape)}")
         if x.shape[1] == 3 and self.spec.in_channels == 1:
             x = luminance(x)
+        if self.spec.name in BEITS and x.shape[-2:] != (self.spec.image,) * 2:
+            x = F.interpolate(x, (self.spec.image,) * 2, mode="bilinear", antialias=True, align_corners=False)
         x = (x - self.spec.mean) / self.spec.std
         return x.expand(-1, self.spec.in_channels, -1, -1)
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
-        """Feature maps, fine to coarse: strides 2, 4, 8, 16, 32 of a ResNet; the one stride-16 map of a ViT."""
+        """Feature maps, fine to coarse: strides 2, 4, 8, 16, 32 of a ResNet; the one map of a transformer's tokens."""
         x, body = self.normalize(x), self.body
         if self.spec.name not in RESNETS:
             return [body.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]]
@@ -88,19 +105,21 @@ class Encoder(nn.Module):
         return maps
 
     @torch.no_grad()
-    def embed(self, images, patches: int = 0, valid=None, patch_size: int = 0, batch_size: int = 256) -> Tensor:
+    def embed(
+        self, images, patches: int = 0, valid=None, patch_size: int = 0, batch_size: int = 256, size: int = 224
+    ) -> Tensor:
         """Vectors (N, width), float32 on the CPU, of `images`, in evaluation mode.
 
-        images:  numpy or tensor, (N, H, W), (N, 1, H, W) or (N, 3, H, W), uint8 or float in [0, 1]
+        images:  anything `vfm4us.data.images.image_batch` takes: a tensor or array of uint8 or of float in [0, 1], grey or
+                 RGB; PIL images, a list of images of different sizes, or the path of an image, a folder or a CSV manifest
         patches: 0 for the whole image; n for the mean of n patches' unit-norm vectors (a bag of patches), n windows of a
                  quarter of the image's area on a regular grid
         valid:   (N, 4) top, left, height, width of the part of each image that is no padding; patches stay inside
         patch_size: side to which a patch is resized; 0 for half the image's side
+        size:    longer side that a folder's images, or a list's of different sizes, are resized to, px
         """
-        images = torch.as_tensor(np.asarray(images)) if not isinstance(images, Tensor) else images
-        images = images[:, None] if images.ndim == 3 else images
-        if images.ndim != 4:
-            raise ValueError(f"embed needs images of shape (N, H, W) or (N, C, H, W), got {tuple(images.shape)}")
+        images, own = image_batch(images, size)
+        valid = own if valid is None else valid
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:
@@ -142,6 +161,32 @@ class Encoder(nn.Module):
     def spec_dict(self) -> dict:
         """The spec as a checkpoint states it: of the published, 3-channel form."""
         return asdict(self.spec) | {"in_channels": 3, "mean": [self.spec.mean] * 3, "std": [self.spec.std] * 3}
+
+
+def _transformer(spec: EncoderSpec) -> nn.Module:
+    """timm's ViT or BEiT of this spec, without a head."""
+    from timm.models.beit import Beit
+    from timm.models.vision_transformer import VisionTransformer
+
+    width, depth, heads = (VITS | BEITS)[spec.name]
+    common = {
+        "img_size": spec.image, "patch_size": spec.patch, "in_chans": spec.in_channels, "num_classes": 0,
+        "embed_dim": width, "depth": depth, "num_heads": spec.heads or heads,
+    }  # fmt: skip
+    pool = "token" if spec.norm == "token" else "avg"
+    if spec.name in BEITS:
+        body = Beit(
+            **common, global_pool=pool, use_fc_norm=spec.norm == "mean", init_values=0.1,
+            use_abs_pos_emb=spec.positions != "relative", use_rel_pos_bias=True,
+        )  # fmt: skip
+        if spec.norm == "none":
+            body.norm = nn.Identity()
+        return body
+    return VisionTransformer(
+        **common, global_pool=pool, fc_norm=spec.norm == "mean", final_norm=spec.norm != "none",
+        init_values=1e-5 if spec.layer_scale else None, reg_tokens=spec.registers, no_embed_class=spec.registers > 0,
+        dynamic_img_size=True, dynamic_img_pad=True,
+    )  # fmt: skip
 
 
 def luminance(x: Tensor) -> Tensor:

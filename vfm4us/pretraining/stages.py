@@ -19,12 +19,12 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import checkpoints, plots, run
+from vfm4us import checkpoints, loading, plots, run
 from vfm4us.config import option, section, to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
 from vfm4us.data.pools import SourceConfig
-from vfm4us.encoders import NAMES, RESNETS, Encoder, EncoderSpec
+from vfm4us.encoders import RESNETS, VITS, Encoder, EncoderSpec
 from vfm4us.pretraining import monitor
 from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
 from vfm4us.pretraining.masking import MaskingConfig, choose_cells, fill_cells
@@ -34,7 +34,7 @@ from vfm4us.pretraining.patches import PatchConfig, PatchSampler
 
 @dataclass
 class EncoderConfig:
-    name: str = option("resnet18", "network", choices=list(NAMES))
+    name: str = option("resnet18", "network", choices=[*RESNETS, *VITS])
     in_channels: int = option(1, "channels the network runs on; checkpoints always hold 3", choices=[1, 3])
     weights: str = option("", "checkpoint or run folder to start the first stage from; empty: random")
 
@@ -311,7 +311,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         encoder = Encoder(EncoderSpec(config.encoder.name, config.encoder.in_channels))
         if config.encoder.weights:
-            source = checkpoints.load_encoder(config.encoder.weights, config.encoder.in_channels)
+            source = loading.load_encoder(config.encoder.weights, config.encoder.in_channels)
             if source.spec.name != config.encoder.name:
                 raise ValueError(
                     f"encoder.weights {config.encoder.weights} holds a {source.spec.name}, "
@@ -646,7 +646,7 @@ class Trainer:
                     f"the images of stage {stage.name} have changed since {path} was written, so it cannot go on as it would "
                     "have: put them back, or give the run another name (encoder.weights=FILE starts from its encoder)"
                 )
-        checkpoints.fill_encoder(encoder, state["state_dict"], str(path))
+        loading.fill(encoder, loading.recognise(state, str(path)), str(path))
         with torch.no_grad():
             encoder.body.get_parameter(encoder.first_convolution).copy_(saved["first_convolution"])
         prefix = checkpoints.PROJECTOR_PREFIX
