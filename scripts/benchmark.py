@@ -1,11 +1,13 @@
 """Ours against the plain way, in turn in one run; prints times and ratios. Nothing else should be running.
 
-    python scripts/benchmark.py [patches] [coding_rate] [step] [phantoms]        all of them by default
+    python scripts/benchmark.py [patches] [coding_rate] [step] [phantoms] [load]        all of them by default
 
 patches      20 patches of 96 px per image from the packed store, against decoding the file once and augmenting 20 crops
              with torchvision on PIL, as EMP-SSL's code does; and the cost of a patch as their number grows
 coding_rate  total_coding_rate forward and backward at n = 20, b = 100, d = 1024, against a d x d logdet per patch
 step         the share of a training step that is spent in the network
+load         load_encoder on a ResNet18 file, against torch.load and load_state_dict into a model that is there already, and
+             one that has to be made
 phantoms     2,000 synthetic images of 256 x 256, each with its mask and low-quality partner, written as PNG
 """
 
@@ -24,6 +26,7 @@ from vfm4us import run
 from vfm4us.config import from_dict
 from vfm4us.data.phantoms import make_phantom, write_phantoms
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.loading import load_encoder
 from vfm4us.pretraining.objective import MultiPatchLoss, total_coding_rate
 from vfm4us.pretraining.patches import PatchConfig, PatchSampler
 from vfm4us.pretraining.stages import Draws, Network, PretrainingConfig, compute_loss, lars
@@ -123,12 +126,34 @@ def benchmark_phantoms(rounds: int) -> None:
         print(f"phantoms: 2,000 images in {time.perf_counter() - began:.0f} s")
 
 
+def benchmark_load(rounds: int) -> None:
+    from torchvision.models import resnet18
+
+    with tempfile.TemporaryDirectory() as folder:
+        file, model = Path(folder) / "resnet18.pth", resnet18()
+        torch.save({"state_dict": model.state_dict()}, file)
+
+        def bare():
+            model.load_state_dict(torch.load(file, weights_only=True)["state_dict"])
+
+        def bare_and_model():
+            resnet18().load_state_dict(torch.load(file, weights_only=True)["state_dict"])
+
+        for plain, what in ((bare, "an existing model"), (bare_and_model, "a new model")):
+            ours, theirs = seconds_in_turn(lambda: load_encoder(file), plain, 3 * rounds)
+            print(
+                f"loading a ResNet18: load_encoder {1e3 * ours:.0f} ms, torch.load + load_state_dict into {what} "
+                f"{1e3 * theirs:.0f} ms, ratio {ours / theirs:.2f}"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {
         "patches": benchmark_patches,
         "coding_rate": benchmark_coding_rate,
         "step": benchmark_step,
+        "load": benchmark_load,
         "phantoms": benchmark_phantoms,
     }
     parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(parts)}")

@@ -6,10 +6,12 @@ A checkpoint is a dict of tensors and plain types only (`torch.load(..., weights
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import difflib
 import errno
 import hashlib
+import json
 import os
 import pickle
 import pickletools
@@ -51,13 +53,13 @@ def save(path: Path, state: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: Path, sha256: str | None = None, mapped: bool = False) -> dict:
+def read(path: Path, sha256: str | None = None) -> dict:
     """The dict in a .pt, .pth or .safetensors file, read without running any code in it.
 
     Memory is bounded by the file's size, whatever it declares, and the checksums of a zip-format file are verified, so
-    that a flipped bit is noticed. `sha256` (hex) verifies the whole file instead, in any format. `mapped` leaves tensors in
-    the file, for a caller that copies the few it needs. Configuration objects of training frameworks (argparse, yacs,
-    omegaconf, ...) become inert stand-ins; any other class or function named in the file is a reason to refuse it.
+    that a flipped bit is noticed. `sha256` (hex) verifies the whole file instead, in any format. Configuration objects of
+    training frameworks (argparse, yacs, omegaconf, ...) become inert stand-ins; any other class or function named in the file
+    is a reason to refuse it.
     Raises FileNotFoundError, or ValueError for a file that is damaged, is no checkpoint, or would run code.
     """
     path = Path(path)
@@ -70,11 +72,12 @@ def read(path: Path, sha256: str | None = None, mapped: bool = False) -> dict:
         if kind == "safetensors":
             state = _read_safetensors(path)
         else:
-            if kind == "zip":
-                _check_zip(path, checksums=sha256 is None)
-            else:
-                _check_legacy(path)
-            state = _read_pickled(path, mapped and kind == "zip")
+            _check_zip(path) if kind == "zip" else _check_legacy(path)
+            with concurrent.futures.ThreadPoolExecutor(1) as beside:  # the checksums cost a third of the reading
+                wrong = beside.submit(_wrong_entry, path) if kind == "zip" and sha256 is None else None
+                state = _read_pickled(path)
+            if wrong is not None and wrong.result():
+                raise ValueError(f"damaged: {wrong.result()} does not match its checksum; fetch the file again")
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
@@ -131,8 +134,8 @@ def _kind(path: Path) -> str:
     return "legacy"
 
 
-def _check_zip(path: Path, checksums: bool) -> None:
-    """Refuse an archive that torch.save did not write, that unpacks to more than its size, or whose bytes have changed."""
+def _check_zip(path: Path) -> None:
+    """Refuse an archive that torch.save did not write or that unpacks to more than its size."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
@@ -148,8 +151,12 @@ def _check_zip(path: Path, checksums: bool) -> None:
             raise ValueError("its archive is compressed, as torch.save never does: unpack it first")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("its archive declares more bytes than the file has")
-        if checksums and (wrong := archive.testzip()):
-            raise ValueError(f"damaged: {wrong} does not match its checksum; fetch the file again")
+
+
+def _wrong_entry(path: Path) -> str | None:
+    """Name of the first entry of a zip file whose bytes do not match their CRC-32."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def _check_legacy(path: Path) -> None:
@@ -204,13 +211,13 @@ _OBJECTS = re.compile(
 )
 
 
-def _read_pickled(path: Path, mapped: bool):
+def _read_pickled(path: Path):
     """torch.load, with an inert stand-in for each harmless class it does not know."""
     stand_ins: list = []
     while True:
         try:
             with torch.serialization.safe_globals(stand_ins):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL (\S+)", str(error))
             name = found.group(1) if found else _foreign_name(path)
@@ -244,15 +251,22 @@ def _foreign_name(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict:
-    """Tensors of a safetensors file, and what its text header says, under `metadata`."""
+    """Tensors of a safetensors file, and what its text header says."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as stream:
-            state = {key: stream.get_tensor(key) for key in stream.keys()}
-            return state | ({"metadata": metadata} if (metadata := stream.metadata()) else {})
+            # copied: what is handed out lies in the file, which may change
+            state = {key: stream.get_tensor(key).clone() for key in stream.keys()}
+            metadata = stream.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"damaged safetensors file ({_first_line(error)})") from error
+    if "encoder" in metadata:  # our own: what a checkpoint says of its encoder, as JSON
+        try:
+            metadata["encoder"] = json.loads(metadata["encoder"])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the header's 'encoder' is no JSON ({error})") from error
+    return state | {k: v for k, v in metadata.items() if k not in state}
 
 
 def keep_last(folder: Path, pattern: str, count: int) -> None:

@@ -80,7 +80,7 @@ def load_encoder(
     else:
         path = Path(source)
         path = latest(path) if path.is_dir() else path
-        name, state = str(path), checkpoints.read(path, sha256, mapped=True)
+        name, state = str(path), checkpoints.read(path, sha256)
     candidate = recognise(state, name, prefix)
     spec = candidate.spec
     given = {"in_channels": in_channels, "mean": mean, "std": std}
@@ -93,8 +93,7 @@ def load_encoder(
     else:
         with torch.device("meta"):
             encoder = Encoder(spec)
-    report = fill(encoder, candidate, name, allow_missing)
-    encoder.report = report
+    encoder.report = fill(encoder, candidate, name, allow_missing, copy=isinstance(source, Mapping))
     return encoder.eval()
 
 
@@ -177,8 +176,13 @@ def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
     return flat
 
 
-def fill(encoder: Encoder, candidate: Candidate, name: str, allow_missing: tuple[str, ...] = ()) -> LoadReport:
-    """Copy a candidate's tensors into `encoder`, all of them or ValueError; the report of it."""
+def fill(
+    encoder: Encoder, candidate: Candidate, name: str, allow_missing: tuple[str, ...] = (), copy: bool = True
+) -> LoadReport:
+    """Put a candidate's tensors into `encoder`, all of them or ValueError; the report of it.
+
+    An encoder on the meta device takes the tensors themselves (or copies of them, with `copy`), any other their values.
+    """
     spec, found, notes = encoder.spec, dict(candidate.tensors), list(candidate.notes)
     body = encoder.body.state_dict()
     expected = {k: tuple(v.shape) for k, v in body.items()}
@@ -219,11 +223,15 @@ def fill(encoder: Encoder, candidate: Candidate, name: str, allow_missing: tuple
         notes.append(f"left random, as allow_missing says: {', '.join(sorted({k.split('.')[0] for k in left}))} ({len(left)})")
     if spec.in_channels == 1 and first not in left:
         found[first] = found[first].sum(1, keepdim=True)
-    values = {
-        k: body[k] if k in left else found[k].to(body[k].dtype).clone(memory_format=torch.contiguous_format)
-        for k in expected
-    }
-    encoder.body.load_state_dict(values, assign=any(v.is_meta for v in body.values()))
+    values = {k: body[k] if k in left else found[k].to(body[k].dtype).contiguous() for k in expected}
+    take = any(v.is_meta for v in body.values())
+    if take:  # a tensor that shares its memory with another, or is a piece of a larger one, is copied in any case
+        memory = [v.untyped_storage() for v in values.values()]
+        for (key, value), storage in zip(list(values.items()), memory, strict=True):
+            shared = sum(other.data_ptr() == storage.data_ptr() for other in memory) > 1
+            if copy or shared or storage.nbytes() > value.nbytes:
+                values[key] = value.clone()
+    encoder.body.load_state_dict(values, assign=take)
     matched = len(expected) - len(left)
     return LoadReport(
         candidate.layout, matched, len(expected), candidate.dropped, candidate.resized, notes, spec.name, candidate.root
@@ -233,7 +241,7 @@ def fill(encoder: Encoder, candidate: Candidate, name: str, allow_missing: tuple
 # ---- roots ----------------------------------------------------------------------------------------------------------
 
 
-def _roots(flat: Mapping[str, Tensor]) -> list[str]:
+def roots(flat: Mapping[str, Tensor]) -> list[str]:
     """Prefixes under which an encoder stands, in the order of the file."""
     found = []
     for key, value in flat.items():
@@ -251,22 +259,22 @@ def _roots(flat: Mapping[str, Tensor]) -> list[str]:
 
 def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> tuple[str, list[str]]:
     """The root to load from, and the roots set aside."""
-    roots = _roots(flat)
-    if not roots:
+    found = roots(flat)
+    if not found:
         raise ValueError(
             f"{name} holds no encoder that this project knows (ResNet, ViT, BEiT). {_prefixes(list(flat))} "
             f"Keys, for example: {list(flat)[:3]}; expected, after any prefix, 'conv1.weight' and 'layer1.0.conv1.weight', "
             f"or 'patch_embed.proj.weight' and 'blocks.0.norm1.weight'"
         )
     if prefix is not None:
-        wanted = [r for r in roots if r.rstrip(".") == prefix.rstrip(".") or r.endswith(f".{prefix.rstrip('.')}.")]
+        wanted = [r for r in found if r.rstrip(".") == prefix.rstrip(".") or r.endswith(f".{prefix.rstrip('.')}.")]
         if len(wanted) != 1:
-            raise ValueError(f"prefix {prefix!r} names no encoder of {name}; there are: {', '.join(map(repr, roots))}")
-        return wanted[0], [r for r in roots if r != wanted[0]]
-    kept = [r for r in roots if not any(_less_preferred(r, other) for other in roots)]
+            raise ValueError(f"prefix {prefix!r} names no encoder of {name}; there are: {', '.join(map(repr, found))}")
+        return wanted[0], [r for r in found if r != wanted[0]]
+    kept = [r for r in found if not any(_less_preferred(r, other) for other in found)]
     if len(kept) > 1:
         raise ValueError(f"{name} holds {len(kept)} encoders: say which by prefix={kept[0]!r} or {', '.join(map(repr, kept[1:]))}")
-    return kept[0], [r for r in roots if r != kept[0]]
+    return kept[0], [r for r in found if r != kept[0]]
 
 
 def _less_preferred(root: str, other: str) -> bool:

@@ -36,13 +36,13 @@ def image_batch(images, size: int = 224) -> tuple[Tensor, Tensor | None]:
     if not images:
         raise ValueError("no images were given")
     arrays = [_one(image) for image in images]
+    if len({array.dtype for array in arrays}) > 1:
+        arrays = [a if a.dtype == np.uint8 else (a * 255).round().clip(0, 255).astype(np.uint8) for a in arrays]
     shapes = {array.shape for array in arrays}
     if len(shapes) == 1 and not any(isinstance(image, str | Path) for image in images):
         return _channels_first(np.stack(arrays)), None
     if len({array.ndim for array in arrays}) > 1:  # grey and colour together
         arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in arrays]
-    if len({array.dtype for array in arrays}) > 1:
-        arrays = [(a * 255.0).round().astype(np.uint8) if a.dtype != np.uint8 else a for a in arrays]
     frames = np.zeros((len(arrays), size, size, *arrays[0].shape[2:]), arrays[0].dtype)
     valid = torch.zeros(len(arrays), 4, dtype=torch.long)
     for i, array in enumerate(arrays):

@@ -1,0 +1,198 @@
+"""Write an encoder in the form another library reads, read it back with that library, and compare the features.
+
+    python scripts/export_encoder.py FILE --to torchvision|timm|smp|safetensors|onnx|torchscript
+        [--out PATH] [--channels 3] [--size 224]
+
+FILE is anything vfm4us.load_encoder reads, a run folder too. Prints how to load the result and the largest difference of the
+features of four random images; above 1e-5 (ONNX: 1e-4) of their size the export is removed and the command fails.
+torchvision, timm and smp files hold the network alone: normalise images yourself, with the mean and deviation that are printed.
+ONNX and TorchScript programs take images in [0, 1] and normalise them inside.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import vfm4us
+from vfm4us import checkpoints
+from vfm4us.encoders import BEITS, RESNETS, Encoder
+
+ENDINGS = {"torchvision": ".pth", "timm": ".pth", "smp": ".pth", "safetensors": ".safetensors", "onnx": ".onnx",
+           "torchscript": ".ts"}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="checkpoint or run folder")
+    parser.add_argument("--to", choices=list(ENDINGS), required=True)
+    parser.add_argument("--out", type=Path, help="default: FILE's name with -TO and the usual ending, in the working directory")
+    parser.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the input of ONNX and TorchScript")
+    parser.add_argument("--size", type=int, default=0, help="side of the compared images, px (default: 224, or a BEiT's own)")
+    arguments = parser.parse_args()
+    to, out = arguments.to, arguments.out or Path(f"{arguments.file.stem}-{arguments.to}{ENDINGS[arguments.to]}")
+    try:
+        program = to in ("onnx", "torchscript")
+        encoder = vfm4us.load_encoder(arguments.file, in_channels=arguments.channels if program else 3)
+        print(encoder.report)
+        size = arguments.size or (encoder.spec.image if encoder.spec.name in BEITS else 224)
+        images = torch.rand(4, encoder.spec.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad():
+            ours = encoder(images)
+            theirs, how = EXPORTS[to](encoder, images, out)
+    except ImportError as error:
+        print(f"error: {to} needs a package that is not installed ({error.name}): pip install -e '.[export]'", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    difference, largest = (ours - theirs).abs().max().item(), ours.abs().max().item()
+    allowed = (1e-4 if to == "onnx" else 1e-5) * max(1.0, largest)
+    print(f"largest difference of the features: {difference:.1e} (features up to {largest:.2f}, allowed {allowed:.1e})")
+    if not difference <= allowed:
+        out.unlink(missing_ok=True)
+        print(f"error: the features differ, so {out} was removed", file=sys.stderr)
+        return 1
+    print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB. Load it with:\n\n{how}\n")
+    if not program:
+        print(f"Its input: images in [0, 1], minus {encoder.spec.mean}, divided by {encoder.spec.std}, on every channel.")
+    return 0
+
+
+def to_torchvision(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    from torchvision.models import get_model
+
+    name = _resnet(encoder, "torchvision")
+    checkpoints.save(out, encoder.published_state())
+    model = get_model(name)
+    model.fc = nn.Identity()
+    model.load_state_dict(torch.load(out, weights_only=True))
+    return model.eval()(encoder.normalize(images)), (
+        f"model = torchvision.models.{name}()\nmodel.fc = torch.nn.Identity()\n"
+        f'model.load_state_dict(torch.load("{out}", weights_only=True))'
+    )
+
+
+def to_timm(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    """timm's loader wants a classifier: zeros, for the 1,000 classes it makes by default."""
+    import timm
+
+    spec, head = encoder.spec, "fc" if encoder.spec.name in RESNETS else "head"
+    options: dict = {}
+    if spec.name in RESNETS:
+        name = spec.name
+    elif spec.name in BEITS:
+        name = f"{spec.name}_patch{spec.patch}_224"
+        options = {"img_size": spec.image} if spec.image != 224 else {}
+    elif spec.layer_scale:
+        name = f"{spec.name}_patch{spec.patch}{f'_reg{spec.registers}' if spec.registers else ''}_dinov2"
+        options = {"img_size": spec.image, "num_classes": 1000}
+    else:
+        name = f"{spec.name}_patch{spec.patch}_224"
+        options = {"img_size": spec.image} if spec.image != 224 else {}
+    ours = encoder.published_state()
+    zeros = {f"{head}.weight": torch.zeros(1000, encoder.width), f"{head}.bias": torch.zeros(1000)}
+    try:
+        wanted = {k: tuple(v.shape) for k, v in timm.create_model(name, **options).state_dict().items()}
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"timm has no model {name}, so this {spec.name} cannot be exported to it") from error
+    if spec.heads or wanted != {k: tuple(v.shape) for k, v in (ours | zeros).items()}:
+        raise ValueError(f"timm's {name} differs from this {spec.name} ({spec}): use --to safetensors")
+    checkpoints.save(out, ours | zeros)
+    model = timm.create_model(name, checkpoint_path=str(out), **options)
+    model.reset_classifier(0)
+    words = "".join(f", {k}={v}" for k, v in options.items())
+    return model.eval()(encoder.normalize(images)), (
+        f'model = timm.create_model("{name}", checkpoint_path="{out}"{words})   # its classifier is zeros\n'
+        f"model.reset_classifier(0)                                             # features"
+    )
+
+
+def to_smp(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    import segmentation_models_pytorch as smp
+
+    name = _resnet(encoder, "smp")
+    checkpoints.save(out, encoder.published_state())
+    model = smp.Unet(name, encoder_weights=None)
+    model.encoder.load_state_dict(torch.load(out, weights_only=True), strict=True)
+    model.eval()
+    maps = model.encoder(encoder.normalize(images))[1:]
+    for mine, theirs in zip(encoder.pyramid(images), maps, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    return maps[-1].mean((2, 3)), (
+        f'model = segmentation_models_pytorch.Unet("{name}", encoder_weights=None)\n'
+        f'model.encoder.load_state_dict(torch.load("{out}", weights_only=True), strict=True)'
+    )
+
+
+def to_safetensors(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    from safetensors.torch import load_file, save_file
+
+    partial = out.with_name(f".{out.name}.tmp")
+    save_file(encoder.published_state(), partial, metadata={"format": "pt", "encoder": json.dumps(encoder.spec_dict())})
+    partial.replace(out)
+    again = Encoder(encoder.spec)
+    again.load_published_state(load_file(out))
+    mine = vfm4us.load_encoder(out)
+    torch.testing.assert_close(mine(images), again.eval()(images))
+    return again(images), f'encoder = vfm4us.load_encoder("{out}")\ntensors = safetensors.torch.load_file("{out}")'
+
+
+def to_onnx(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    import onnxruntime
+    import onnxscript  # noqa: F401  torch's exporter needs it
+
+    batch = torch.export.Dim("batch")
+    shapes = {0: batch}
+    if encoder.spec.name in RESNETS:
+        shapes |= {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}
+    program = torch.onnx.export(
+        _Whole(encoder).eval(), (images[:2],), dynamo=True, verbose=False, input_names=["images"], output_names=["features"],
+        dynamic_shapes={"images": shapes},
+    )  # fmt: skip
+    program.save(str(out))
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), (
+        f'session = onnxruntime.InferenceSession("{out}")\n'
+        f'features = session.run(None, {{"images": images}})[0]     # float32 (N, {encoder.spec.in_channels}, H, W) in [0, 1]'
+    )
+
+
+def to_torchscript(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        torch.jit.trace(_Whole(encoder).eval(), images[:2], check_trace=False).save(str(out))
+        program = torch.jit.load(str(out))
+    return program(images), (
+        f'encoder = torch.jit.load("{out}")\n'
+        f"features = encoder(images)     # float32 (N, {encoder.spec.in_channels}, H, W) in [0, 1]"
+    )
+
+
+class _Whole(nn.Module):
+    """Normalisation and network without the checks of shapes, which a recorded program cannot hold."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.body, self.mean, self.std = encoder.body, encoder.spec.mean, encoder.spec.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body((images - self.mean) / self.std)
+
+
+def _resnet(encoder: Encoder, library: str) -> str:
+    if encoder.spec.name not in RESNETS:
+        raise ValueError(f"{library} has no encoder for a {encoder.spec.name}: use --to timm or --to safetensors")
+    return encoder.spec.name
+
+
+EXPORTS = {"torchvision": to_torchvision, "timm": to_timm, "smp": to_smp, "safetensors": to_safetensors, "onnx": to_onnx,
+           "torchscript": to_torchscript}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())
