@@ -111,6 +111,101 @@ def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, f
     _save(figure, path)
 
 
+def confusion_matrix(path: Path, counts: np.ndarray, classes: list[str]) -> None:
+    """Rows are the true classes, columns the predicted; colour is the share of the row, numbers are images."""
+    many = len(classes) > 12
+    side = max(3.2, min(12, 0.6 * len(classes) + 1.6))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axis = figure.subplots()
+    share = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if not many:
+        for i, j in np.ndindex(counts.shape):
+            colour = "white" if share[i, j] > 0.5 else "black"
+            axis.text(j, i, f"{counts[i, j]}\n{100 * share[i, j]:.0f} %", ha="center", va="center", color=colour, fontsize=8)
+    if len(classes) <= 60:
+        axis.set_xticks(range(len(classes)), classes, rotation=60 if many else 30, ha="right", fontsize=8)
+        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    axis.set_xlabel("predicted", fontsize=9)
+    axis.set_ylabel("true", fontsize=9)
+    _save(figure, path)
+
+
+def roc_curves(path: Path, labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> None:
+    """One-vs-rest ROC curve of each class that occurs and is not alone; at most the twelve most frequent."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle=":")
+    present, counts = np.unique(labels, return_counts=True)
+    if len(present) > 1:
+        for c in present[np.argsort(-counts, kind="stable")][:12]:
+            false, true, _ = roc_curve(labels == c, probabilities[:, c])
+            area = roc_auc_score(labels == c, probabilities[:, c])
+            axis.plot(false, true, linewidth=1.3, label=f"{classes[c]}, area {area:.3f}")
+        axis.legend(fontsize=8, loc="lower right")
+    axis.set_xlabel("false positive rate", fontsize=9)
+    axis.set_ylabel("true positive rate", fontsize=9)
+    _save(figure, path)
+
+
+def reliability(path: Path, labels: np.ndarray, series: dict[str, np.ndarray], bins: int = 10) -> None:
+    """Accuracy against confidence in equally wide bins, and how many images lie in each; one line per series of (N, C)."""
+    figure = Figure(figsize=(4.6, 5), layout="constrained")
+    axis, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle=":")
+    for k, (name, probabilities) in enumerate(series.items()):
+        confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+        place = np.minimum((confidence * bins).astype(int), bins - 1)
+        used = np.unique(place)
+        axis.plot([confidence[place == b].mean() for b in used], [right[place == b].mean() for b in used],
+                  marker="o", markersize=4, linewidth=1.3, label=name)  # fmt: skip
+        below.bar((np.arange(bins) + 0.3 + 0.4 * k) / bins, np.bincount(place, minlength=bins), width=0.4 / bins)
+    axis.set_ylabel("accuracy", fontsize=9)
+    axis.set_xlim(0, 1)
+    axis.legend(fontsize=8, loc="upper left")
+    below.set_xlabel("confidence", fontsize=9)
+    below.set_ylabel("images", fontsize=9)
+    _save(figure, path)
+
+
+def tsne(path: Path, features: np.ndarray, labels: list[str], limit: int = 2000) -> None:
+    """Features (N, d) in the plane, coloured by label; a fixed choice of at most `limit`."""
+    from sklearn.manifold import TSNE
+
+    rows = np.random.default_rng(0).permutation(len(features))[:limit]
+    figure = Figure(figsize=(5.4, 5), layout="constrained")
+    axis = figure.subplots()
+    if len(rows) > 3:
+        unit = features[rows] / np.maximum(1e-12, np.linalg.norm(features[rows], axis=1, keepdims=True))
+        place = TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init="random", random_state=0).fit_transform(unit)
+        names = np.array(labels)[rows]
+        for name in np.unique(names)[:20]:
+            axis.scatter(*place[names == name].T, s=9, label=name)
+        axis.legend(fontsize=8, markerscale=1.6)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_title("t-SNE of the encoder's features of the test images", fontsize=9)
+    _save(figure, path)
+
+
+def heat_maps(path: Path, images: np.ndarray, heat: np.ndarray, titles: list[str]) -> None:
+    """Images (N, H, W) in [0, 1], two rows of four, each beside itself with the map (N, H, W) in [0, 1] laid over."""
+    rows = max(1, -(-len(images) // 4))
+    figure = Figure(figsize=(13, 1.95 * rows), layout="constrained")
+    grid = figure.subplots(rows, 8, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for i, (image, over) in enumerate(zip(images, heat, strict=True)):
+        plain, coloured = grid[i // 4][2 * (i % 4)], grid[i // 4][2 * (i % 4) + 1]
+        plain.imshow(image, cmap="gray", vmin=0, vmax=1)
+        plain.set_title(titles[i], fontsize=7, loc="left")
+        coloured.imshow(image, cmap="gray", vmin=0, vmax=1)
+        coloured.imshow(over, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> np.ndarray:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

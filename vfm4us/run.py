@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import math
 import os
 import platform
 import signal
@@ -85,6 +86,14 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def cosine_with_warmup(step: int, steps: int, warmup: float, peak: float) -> float:
+    """Learning rate at `step` of `steps`: linear from 0 over the first share `warmup`, then a half cosine to 0."""
+    rising = int(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    return 0.5 * peak * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
 class StopSignal:
     """Remembers the first SIGINT or SIGTERM, so that the loop can save and leave; a second one leaves at once."""
 
@@ -137,7 +146,7 @@ class RunFolder:
                 number += 1
             self.folder.rename(aside)
             print(f"resume=false: the earlier run now lies in {aside}")
-        elif (self.checkpoints / "last.pt").is_file():
+        elif (self.checkpoints / "last.pt").is_file() or (self.folder / "metrics.json").is_file():
             changed = changed_keys(_read_config(described), config)
             if changed:
                 raise ValueError(

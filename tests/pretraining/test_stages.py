@@ -257,7 +257,7 @@ def test_epoch_order_gives_each_source_its_share_and_repeats_none_before_all():
 
 
 def test_cosine_with_warmup():
-    rate = [stages.cosine_with_warmup(s, 100, 0.1, 2.0) for s in range(100)]
+    rate = [run.cosine_with_warmup(s, 100, 0.1, 2.0) for s in range(100)]
     assert rate[0] == pytest.approx(0.2) and rate[9] == rate[10] == pytest.approx(2.0)
     assert all(a >= b for a, b in zip(rate[10:], rate[11:], strict=False)) and rate[-1] < 0.01
 

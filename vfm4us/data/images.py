@@ -16,13 +16,14 @@ def image_paths(folder) -> list[Path]:
     return [source_root(folder) / record.path for record in find_source(folder)]
 
 
-def image_batch(images, size: int = 224) -> tuple[Tensor, Tensor | None]:
+def image_batch(images, size: int = 224, frame: bool = False) -> tuple[Tensor, Tensor | None]:
     """(N, C, H, W) uint8 or float in [0, 1], and (N, 4) top, left, height, width of what is no padding (None: all of it).
 
     images: a tensor or array (N, H, W), (N, C, H, W), (N, H, W, 3), (H, W) or (H, W, 3); a PIL image; the path of an image,
             a folder or a CSV manifest; or a list of any of these for single images
     size:   longer side, px, to which images of different sizes are resized; the rest is padded with 0. One array or tensor
             keeps its size.
+    frame:  bring images of equal sizes, and those of one array, to that frame as well
     Raises ValueError that names the file, or the shape and the ones that are understood.
     """
     if isinstance(images, str | Path):
@@ -32,14 +33,17 @@ def image_batch(images, size: int = 224) -> tuple[Tensor, Tensor | None]:
     if isinstance(images, Image.Image):
         images = [images]
     if not isinstance(images, list | tuple):
-        return _channels_first(images), None
+        batch = _channels_first(images)
+        if not frame or batch.shape[-2:] == (size, size):
+            return batch, None
+        images = list(batch)
     if not images:
         raise ValueError("no images were given")
     arrays = [_one(image) for image in images]
     if len({array.dtype for array in arrays}) > 1:
         arrays = [a if a.dtype == np.uint8 else (a * 255).round().clip(0, 255).astype(np.uint8) for a in arrays]
     shapes = {array.shape for array in arrays}
-    if len(shapes) == 1 and not any(isinstance(image, str | Path) for image in images):
+    if len(shapes) == 1 and not frame and not any(isinstance(image, str | Path) for image in images):
         return _channels_first(np.stack(arrays)), None
     if len({array.ndim for array in arrays}) > 1:  # grey and colour together
         arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in arrays]

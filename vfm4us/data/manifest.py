@@ -71,8 +71,9 @@ def find_source(path) -> list[Record]:
 
     `path` is a CSV file with the columns path, label, group, split, mask, target (all but path optional, further
     columns ignored, paths relative to the CSV), or a folder: with `manifest.csv`; with `images/` and perhaps `masks/`;
-    with `low_quality/` and `high_quality/`; or any tree of images, where the first sub-folder is the label, first
-    sub-folders named like splits (train/, val/, test/) are splits, and BUSI's `x_mask.png` is the mask of `x.png`.
+    with `low_quality/` and `high_quality/`; a published dataset (`vfm4us.data.layouts`); or any tree of images, where the
+    first sub-folder is the label, first sub-folders named like splits (train/, val/, test/) are splits, and BUSI's
+    `x_mask.png` is the mask of `x.png`.
     Hidden files are passed over. Raises FileNotFoundError or ValueError naming the path and what to do.
     """
     path = Path(path)
@@ -84,6 +85,11 @@ def find_source(path) -> list[Record]:
         raise ValueError(f"{path} is already a prepared dataset: open it with PreparedDataset, or give its source")
     if (path / "manifest.csv").is_file():
         return _from_csv(path / "manifest.csv")
+    from vfm4us.data import layouts  # they build on this module
+
+    published = layouts.recognise(path)
+    if published is not None:
+        return _with_unique_ids(sorted(published, key=lambda record: natural_key(record.path)))
     files = _image_files(path)
     tops = {file.split("/")[0] for file in files if "/" in file}
     if "low_quality" in tops and (path / "high_quality").is_dir():

@@ -152,14 +152,6 @@ def build_projector(width: int, config: ProjectorConfig) -> nn.Sequential:
     )  # fmt: skip
 
 
-def cosine_with_warmup(step: int, steps: int, warmup: float, peak: float) -> float:
-    """Learning rate at `step` of `steps`: linear from 0 over the first share `warmup`, then a half cosine to 0."""
-    rising = int(warmup * steps)
-    if step < rising:
-        return peak * (step + 1) / rising
-    return 0.5 * peak * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
 def lars(network: nn.Module, config: OptimizerConfig) -> Lars:
     """LARS on matrices and kernels; plain momentum without decay on biases and batch norm."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
@@ -474,7 +466,7 @@ class Trainer:
     def update(self, images: Tensor, valid: Tensor) -> dict[str, float]:
         """One optimizer step on this process's images (b / k, S, S) uint8; returns loss, its terms and the rate."""
         config, stage = self.config, self.config.stages[self.stage]
-        rate = cosine_with_warmup(
+        rate = run.cosine_with_warmup(
             self.step,
             stage.epochs * self.steps_per_epoch(self.stage),
             stage.warmup,

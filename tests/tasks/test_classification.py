@@ -1,0 +1,383 @@
+"""A classifier is trained, resumed, measured and used as a user would; its figures equal those worked out by hand."""
+
+import copy
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.metrics import f1_score, roc_auc_score
+
+import vfm4us
+from tests.conftest import ROOT
+from vfm4us import checkpoints, config, run
+from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.tasks import classification as task
+from vfm4us.tasks import finetune
+
+TRAIN, EVALUATE = (ROOT / "Downstream" / "Classification" / name for name in ("train.py", "evaluate.py"))
+
+
+def stripes(root, counts: dict[str, int], size=40, seed=0):
+    """Class folders of noise with stripes whose direction is the class: a classifier can learn them."""
+    rng = np.random.default_rng(seed)
+    for k, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            y, x = np.mgrid[:size, :size]
+            wave = np.sin((x if k % 2 else y) * (0.5 + 0.4 * (k // 2)) + rng.uniform(0, 6))
+            picture = (90 + 60 * wave + rng.normal(0, 25, (size, size))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(root / name / f"{name} ({i}).png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return stripes(tmp_path_factory.mktemp("stripes"), {"across": 40, "down": 40, "fine": 20})
+
+
+@pytest.fixture
+def build(folder, tmp_path):
+    def settings(*overrides: str, path=None) -> task.ClassificationConfig:
+        values = {
+            "name": "t", "logs": str(tmp_path / "logs"), "seeds": [0], "device": "cpu", "head": {"hidden": 16},
+            "data": {"path": str(path or folder), "size": 40, "cache": str(tmp_path / "cache"), "splits": [0.6, 0.2, 0.2]},
+            "finetune": {"epochs": 3, "min_steps": 3, "batch_size": 16, "patience": 0},
+        }  # fmt: skip
+        for item in overrides:
+            config._override(values, item)
+        return config.from_dict(task.ClassificationConfig, values)
+
+    return settings
+
+
+def quiet(*_):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["finetune", "linear", "knn"])
+def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_same(build, mode, tmp_path):
+    settings = build(f"mode={mode}", "seeds=[0,1]", "finetune.epochs=6", "finetune.min_steps=40", "finetune.learning_rate=0.003")
+    result = task.run_seeds(settings, quiet)
+    assert result["balanced_accuracy"]["mean"] > 0.75, "stripes are easy"
+    assert result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"]
+    assert len(result["auroc"]["per_seed"]) == 2 and "ensemble auroc" in result
+    seed = tmp_path / "logs" / "t" / "seed-0"
+    pictures = {"confusion.png", "roc.png", "reliability.png", "tsne.png"} | ({"grad_cam.png"} if mode != "knn" else set())
+    for name in pictures | {"metrics.json", "predictions.csv", "duplicates.csv", "classifier.pt", "config.yaml", "run.json"}:
+        assert (seed / name).is_file(), name
+    written = json.loads((tmp_path / "logs" / "t" / "metrics.json").read_text())
+    assert written["protocol"]["mode"] == mode and written["seeds"] == [0, 1]
+    assert written["protocol"]["split_unit"] == "group (patient or near-duplicate cluster)"
+    model, size = task.load_classifier(seed)
+    with open(seed / "predictions.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    paths = [f"{settings.data.path}/{row['path']}" for row in rows]
+    probabilities = task.classify(model, paths, size)
+    said = np.array([[float(row[f"p({c})"]) for c in model.classes] for row in rows])
+    np.testing.assert_allclose(probabilities, said, atol=2e-3)
+    assert vfm4us.load_encoder(seed / "classifier.pt").report.dropped["head"] > 0
+
+
+def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path):
+    task.run_seeds(build("mode=linear"), quiet)
+    said = []
+    task.run_seeds(build("mode=linear", "seeds=[0,1]"), said.append)
+    assert sum("is finished" in line for line in said) == 1
+    with pytest.raises(ValueError, match="smoothing: 0.1 -> 0.3"):
+        task.run_seeds(build("mode=linear", "smoothing=0.3"), quiet)
+
+
+def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path, monkeypatch):
+    settings = build("encoder.freeze_epochs=1", "augment.mixup=0.2")
+    task.run_seeds(settings, quiet)
+    whole = checkpoints.read(tmp_path / "logs/t/seed-0/classifier.pt")["state_dict"]
+
+    stopped = copy.deepcopy(settings)
+    stopped.name = "stopped"
+    real = run.StopSignal
+    for after in (2, 7):  # steps: within the first epoch and later
+
+        class Soon(real):
+            count = 0
+
+            @property
+            def number(self):
+                Soon.count += 1
+                return 2 if Soon.count >= after else 0  # noqa: B023
+
+            @number.setter
+            def number(self, _):
+                pass
+
+        monkeypatch.setattr(run, "StopSignal", Soon)
+        assert task.run_seeds(stopped, quiet) is None
+    monkeypatch.setattr(run, "StopSignal", real)
+    assert task.run_seeds(stopped, quiet) is not None
+    parts = checkpoints.read(tmp_path / "logs/stopped/seed-0/classifier.pt")["state_dict"]
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_frozen_epochs_leave_the_encoder_as_it_was(build):
+    settings = build("encoder.freeze_epochs=3", "finetune.average=0.0")
+    before, _ = finetune.make_encoder(settings.encoder, 0)
+    task.run_seeds(settings, quiet)
+    after = vfm4us.load_encoder(f"{settings.logs}/t/seed-0/classifier.pt", in_channels=1)
+    assert all(torch.equal(v, after.body.state_dict()[k]) for k, v in before.body.state_dict().items() if k != "conv1.weight")
+
+
+def test_pretrained_weights_are_wholly_loaded_and_said(build, tmp_path):
+    encoder = Encoder(EncoderSpec())
+    state = {"module.base_encoder." + k: v for k, v in encoder.published_state().items()}
+    checkpoints.save(tmp_path / "e.pt", {"state_dict": state, "encoder": encoder.spec_dict()})
+    said = []
+    task.run_seeds(build("mode=linear", f"encoder.weights={tmp_path}/e.pt"), said.append)
+    assert any("layout VFM4US, 120/120" in line for line in said)
+    torch.save({"module.wrong": torch.ones(2)}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="bad.pt holds no encoder"):
+        task.run_seeds(build("mode=linear", "name=b", f"encoder.weights={tmp_path}/bad.pt"), quiet)
+
+
+def test_imagenet_weights_that_cannot_be_fetched_say_where_to_put_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    from urllib.error import URLError
+
+    def closed(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", closed)
+    with pytest.raises(FileNotFoundError, match=f"resnet18-.*is not in {tmp_path}.*encoder.weights=FILE"):
+        finetune.make_encoder(finetune.EncoderConfig(weights="imagenet"), 0)
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_layer_wise_rates_fall_towards_the_stem():
+    model = task.Classifier(Encoder(EncoderSpec()), task.make_head(512, 3, task.HeadConfig()), ["a", "b", "c"])
+    groups = finetune.parameter_groups(model, finetune.FinetuneConfig(encoder_rate=0.5, layer_decay=0.5))
+    names = {id(p): n for n, p in model.named_parameters()}
+    scale = {names[id(p)]: g["scale"] for g in groups for p in g["params"]}
+    assert len(scale) == len(list(model.parameters()))
+    assert scale["encoder.body.conv1.weight"] == 0.5**5 and scale["encoder.body.layer4.1.conv2.weight"] == 0.5
+    assert scale["encoder.body.layer3.0.bn1.bias"] == 0.25 and scale["head.0.weight"] == 1.0
+    assert all(g["weight_decay"] == 0 for g in groups for p in g["params"] if p.ndim == 1)
+    vit = task.Classifier(Encoder(EncoderSpec("vit_tiny")), torch.nn.Linear(192, 2), ["a", "b"])
+    scale = {n: g["scale"] for g in finetune.parameter_groups(vit, finetune.FinetuneConfig(encoder_rate=1, layer_decay=0.5))
+             for p in g["params"] for n, q in vit.named_parameters() if q is p}  # fmt: skip
+    assert scale["encoder.body.blocks.11.norm1.weight"] == 1 and scale["encoder.body.blocks.0.norm1.weight"] == 0.5**11
+    assert scale["encoder.body.cls_token"] == 0.5**12 and scale["encoder.body.norm.weight"] == 1
+
+
+def test_balanced_batches_show_every_class_alike_and_every_image_before_it_repeats():
+    parts, settings = [np.arange(30), np.arange(30, 36)], finetune.FinetuneConfig(batch_size=12, min_steps=1)
+    lists = finetune.batches_of(parts, [1.0, 1.0], settings, seed=0, epoch=0)
+    items = np.concatenate(lists)
+    assert [len(x) for x in lists] == [12, 12, 12] and (items < 30).sum() == 18 and len(set(items[items < 30].tolist())) == 18
+    assert np.bincount(items[items >= 30] - 30).tolist() == [3] * 6
+    few = finetune.batches_of([np.arange(3)], [1.0], finetune.FinetuneConfig(min_steps=100, epochs=10), 0, 0)
+    assert len(few) == 10 and all(len(x) == 3 for x in few)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1, 0.001])
+def test_few_labels_keep_the_shares_of_classes_and_at_least_one_image(share):
+    codes = np.repeat([0, 1, 2], [500, 40, 3])
+    kept = task.few_labels(np.arange(543), codes, share, seed=1)
+    expected = {1.0: [500, 40, 3], 0.1: [50, 4, 1], 0.001: [1, 1, 1]}[share]
+    assert np.bincount(codes[kept]).tolist() == expected
+    assert np.array_equal(kept, task.few_labels(np.arange(543), codes, share, seed=1))
+
+
+def test_scores_equal_those_of_a_small_table_by_hand():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    p = np.array([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1], [0.6, 0.2, 0.2], [0.3, 0.6, 0.1], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    found = {k: v[0] for k, v in task.scores(labels, p).items()}
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)  # F1: 2*2/(3+3), 2*1/(2+2), 1
+    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(labels == c, p[:, c]) for c in range(3)]))
+    ties = p.round(0)
+    area = np.mean([roc_auc_score(labels == c, ties[:, c]) for c in range(3)])
+    assert task.scores(labels, ties)["auroc"][0] == pytest.approx(area)
+    repeated = np.repeat(np.arange(6), [1, 2, 0, 3, 1, 2])
+    weighted = {k: v[1] for k, v in task.scores(labels, p, np.array([[1] * 6, [1, 2, 0, 3, 1, 2]])).items()}
+    assert weighted["auroc"] == pytest.approx(np.mean([roc_auc_score(labels[repeated] == c, p[repeated, c]) for c in range(3)]))
+    assert weighted["macro_f1"] == pytest.approx(f1_score(labels[repeated], p[repeated].argmax(1), average="macro"))
+    alone = task.scores(np.zeros(3, int), p[:3])
+    assert alone["accuracy"][0] == pytest.approx(2 / 3) and np.isnan(alone["auroc"][0])
+
+
+def test_calibration_error_and_temperature():
+    labels = np.array([0, 0, 1, 1])
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.2, 0.8]])  # 0.9 bin: 2 of 3 right; 0.8 bin: right
+    assert task.expected_calibration_error(labels, p) == pytest.approx(0.75 * abs(2 / 3 - 0.9) + 0.25 * 0.2)
+    generator = torch.Generator().manual_seed(0)
+    honest = torch.randn(4000, 3, generator=generator)
+    truth = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0].numpy()
+    assert task.fit_temperature(truth, 3 * honest) == pytest.approx(3, rel=0.1)
+    before = task.expected_calibration_error(truth, (3 * honest).softmax(1).numpy())
+    assert task.expected_calibration_error(truth, honest.softmax(1).numpy()) < 0.3 * before
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_linear_layer_is_the_logistic_regression(classes):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 2, 3, 4, 5.0]) + 1
+    codes = np.arange(60) % classes
+    head = task.linear_head(x, codes, classes + 1, 0.1)  # and a class without an image
+    scaler = StandardScaler().fit(x.numpy())
+    model = LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced").fit(scaler.transform(x.numpy()), codes)
+    with torch.no_grad():
+        p = head(x).softmax(1).numpy()
+    np.testing.assert_allclose(p[:, :classes], model.predict_proba(scaler.transform(x.numpy())), atol=1e-4)
+    assert p[:, classes].max() < 1e-6
+
+
+def test_grad_cam_points_at_what_decides():
+    encoder = Encoder(EncoderSpec("resnet18", 1)).eval()
+    with torch.no_grad():  # a head on the channel that answers most to the bright corner
+        x = torch.zeros(1, 1, 128, 128)
+        x[:, :, :40, :40] = 1
+        maps = encoder.pyramid(x)[-1]
+        flat = encoder.pyramid(torch.zeros_like(x))[-1]
+        channel = (maps - flat)[0, :, 0, 0].argmax()
+        head = torch.nn.Linear(512, 2)
+        head.weight.zero_()
+        head.weight[1, channel] = 1
+    heat = task.grad_cam(task.Classifier(encoder, head, ["a", "b"]), x, [1])
+    expected = F.interpolate(maps[:, channel][None].relu(), (128, 128), mode="bilinear")[0, 0]
+    np.testing.assert_allclose(heat[0], (expected / expected.max()).numpy(), atol=1e-4)
+    vit = task.Classifier(Encoder(EncoderSpec("vit_tiny", 1, image=64)).eval(), torch.nn.Linear(192, 2), ["a", "b"])
+    assert task.grad_cam(vit, torch.rand(2, 1, 64, 64), [0, 1]).shape == (2, 64, 64)
+
+
+# ---- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def manifest(root, rows: list[tuple[str, str, str]]):
+    lines = ["path,label,split"]
+    for i, (label, split, name) in enumerate(rows):
+        name = name or f"{i}.png"
+        if not (root / name).exists():
+            Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40), dtype=np.uint8)).save(root / name)
+        lines.append(f"{name},{label},{split}")
+    (root / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", s, "") for s in ("train", "train", "val", "test")], r"have 1 class \(a\); classification needs two"),
+        ([("", s, "") for s in ("train", "train", "val", "test")], r"have 0 class \(none\)"),
+        ([("a", "train", ""), ("b", "train", ""), ("a", "val", ""), ("c", "test", "")], "test split has the label c"),
+        ([("a", "train", ""), ("b", "train", ""), ("a", "val", "")], "no labelled test images"),
+    ],
+)
+def test_data_that_cannot_be_classified_are_refused_with_the_reason(build, tmp_path, rows, message):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ValueError, match=message):
+        task.run_seeds(build("mode=linear", path=manifest(tmp_path / "m", rows)), quiet)
+
+
+def test_a_class_missing_in_val_and_test_one_image_per_class_and_an_unlabelled_or_corrupt_image(build, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "bad.png").write_bytes(b"\x89PNG")
+    rows = [("a", "train", ""), ("b", "train", ""), ("c", "train", ""), ("a", "val", ""), ("a", "test", ""), ("b", "test", ""),
+            ("", "train", ""), ("a", "train", "bad.png")]  # fmt: skip
+    said = []
+    result = task.run_seeds(build("finetune.epochs=1", path=manifest(tmp_path / "m", rows)), said.append)
+    assert "3 classes, 3 train, 1 val, 2 test, 1 without label" in said[0]
+    assert np.isfinite(result["auroc"]["mean"]) and set(k for k in result if k.startswith("recall")) == {"recall a", "recall b"}
+
+
+def test_a_thousand_classes(build, tmp_path):
+    (tmp_path / "m").mkdir()
+    rows = [(f"class{i:04d}", split, "") for i in range(1000) for split in ("train", "test")] + [("class0000", "val", "")]
+    result = task.run_seeds(build("mode=knn", "data.size=32", path=manifest(tmp_path / "m", rows)), quiet)
+    assert 0 <= result["accuracy"]["mean"] <= 1
+
+
+def test_merged_labels_and_their_mistakes(build, folder):
+    data = task.LabelledData(build("data.merge=['fine > across']").data, 0)
+    assert data.classes == ["across", "down"]
+    with pytest.raises(ValueError, match="has no label 'fien'; it has: across, down, fine"):
+        task.LabelledData(build("data.merge=['fien > across']").data, 0)
+    with pytest.raises(ValueError, match="not of the form 'old > new'"):
+        task.LabelledData(build("data.merge=['fine']").data, 0)
+
+
+def test_duplicates_within_and_with_the_pretraining_set_are_listed(build, folder, tmp_path):
+    own, pool = tmp_path / "own", tmp_path / "pool"
+    stripes(own, {"across": 12, "down": 12})
+    (own / "across" / "copy.png").write_bytes((own / "across" / "across (0).png").read_bytes())
+    stripes(pool, {"x": 12})  # the same first class, drawn from the same seed
+    data = task.LabelledData(build(path=own).data, 0)
+    text = data.duplicate_report(tmp_path, [], str(tmp_path / "cache"))
+    assert text.startswith("1 clusters of near-duplicates with 2 images; 0 of them lie in two splits")
+    settings = build(path=own)
+    settings.data.splits = [0.3, 0.1, 0.6]
+    text = task.LabelledData(settings.data, 0).duplicate_report(tmp_path, [str(pool)], str(tmp_path / "cache"))
+    assert "pretraining images equal or nearly equal a test image" in text and "; 0 pretraining" not in text
+    assert "pretraining" in (tmp_path / "duplicates.csv").read_text()
+
+
+# ---- the scripts ----------------------------------------------------------------------------------------------------
+
+
+def script(path, *arguments, cwd):
+    return subprocess.run([sys.executable, str(path), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_train_and_evaluate_from_another_folder(folder, tmp_path):
+    keys = ["mode=linear", "name=s", "seeds=[0]", "data.size=40", "device=cpu"]
+    done = script(TRAIN, f"data.path={folder}", *keys, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| balanced_accuracy |" in done.stdout and (tmp_path / "logs/s/table.md").is_file()
+    (tmp_path / "plain").mkdir()
+    for i, path in enumerate(sorted((folder / "down").iterdir())[:3]):
+        (tmp_path / "plain" / f"{i}.png").write_bytes(path.read_bytes())
+    (tmp_path / "plain" / "bad.png").write_bytes(b"hello")
+    done = script(EVALUATE, "logs/s", "plain", "--out", "o", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 images, 1 unreadable" in done.stdout and "no labels" in done.stdout and "bad.png" in done.stderr
+    assert len((tmp_path / "o/predictions.csv").read_text().splitlines()) == 4 and not (tmp_path / "o/metrics.json").exists()
+    done = script(EVALUATE, "logs/s", folder, "--out", "o2", cwd=tmp_path)
+    assert json.loads((tmp_path / "o2/metrics.json").read_text())["metrics"]["balanced_accuracy"]["mean"] > 0.7
+    for arguments, message in (
+        (["logs/nowhere", folder], "does not exist"),
+        (["logs/s", "nowhere"], "nowhere does not exist"),
+        (["logs/s/seed-0/test.npz", folder], "refused"),
+    ):
+        done = script(EVALUATE, *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/classification/busi.yaml"], r"data.path: 'data/BUSI' does not exist.*\nBUSI \(Al-Dhabyani"),
+        (["data.path=nowhere"], "data.path: 'nowhere' does not exist"),
+        (["data.path=.", "mdoe=linear"], "did you mean 'mode'"),
+        (["data.path=.", "seeds=[]"], "seeds is empty"),
+    ],
+)
+def test_mistakes_are_one_error(tmp_path, arguments, message):
+    import re
+
+    done = script(TRAIN, *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "classification").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_is_understood(path):
+    config.load(task.ClassificationConfig, path)
+    assert path.read_text().startswith("# python Downstream/Classification/train.py")

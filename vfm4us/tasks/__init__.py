@@ -1,0 +1,1 @@
+"""Downstream tasks: what a pretrained encoder is adapted to, and how far the result can be trusted."""

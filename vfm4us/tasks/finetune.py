@@ -1,0 +1,232 @@
+"""The one supervised loop: AdamW with layer-wise rates, cosine with warm-up, clipping, weight averaging, early stopping, resume.
+
+A task gives a model with `encoder` and `head`, the batches of an epoch as lists of indices, a loss and a validation; this gives
+back the model of its best epoch. Every random number is a function of (seed, epoch, step), so a run that was stopped anywhere
+and continued ends in the same weights, bit for bit on a CPU.
+"""
+
+import copy
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vfm4us import checkpoints, run
+from vfm4us.config import option
+from vfm4us.data.pools import epoch_order
+from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.loading import LoadReport, load_encoder
+from vfm4us.run import cosine_with_warmup
+
+
+@dataclass
+class EncoderConfig:
+    name: str = option(
+        "resnet18", "network, where weights is none or imagenet", choices=["resnet18", "resnet34", "resnet50"]
+    )
+    weights: str = option("none", "none (random), imagenet, or a checkpoint or run folder of any published layout")
+    in_channels: int = option(1, "channels of the first convolution; 1 is exact for grey images", choices=[1, 3])
+    freeze_epochs: int = option(0, "epochs at the beginning in which only the head learns", low=0)
+
+
+@dataclass
+class FinetuneConfig:
+    epochs: int = option(40, "passes over the training images", low=1)
+    min_steps: int = option(
+        400, "at least so many steps in all: small training sets are gone through more often", low=1
+    )
+    batch_size: int = option(32, "images per step", low=2)
+    learning_rate: float = option(1e-3, "peak, of the head", low=0.0)
+    encoder_rate: float = option(0.3, "rate of the encoder's last layer, as a share of the head's", low=0.0)
+    layer_decay: float = option(0.8, "factor on the rate from each encoder stage to the one before", low=0.0, high=1.0)
+    weight_decay: float = option(0.05, "on matrices and kernels only", low=0.0)
+    warmup: float = option(0.1, "share of the steps in which the rate rises", low=0.0, high=1.0)
+    clip: float = option(1.0, "largest norm of the gradient; 0: any", low=0.0)
+    average: float = option(
+        0.98, "decay of the exponential average of weights that is evaluated; 0: the weights", low=0.0, high=1.0
+    )
+    patience: int = option(15, "stop after so many epochs without a better validation; 0: never", low=0)
+
+
+def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport | None]:
+    """The encoder a task starts from, and the report of what was loaded. `random` depends on the seed alone."""
+    if config.weights == "none":
+        torch.manual_seed(seed)
+        return Encoder(EncoderSpec(config.name, config.in_channels)), None
+    source = _imagenet(config.name) if config.weights == "imagenet" else config.weights
+    encoder = load_encoder(source, in_channels=config.in_channels)
+    return encoder, encoder.report
+
+
+def _imagenet(name: str) -> str:
+    """Path of torchvision's ImageNet weights in its own cache, fetched if that is possible."""
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name).IMAGENET1K_V1.url
+    folder = f"{torch.hub.get_dir()}/checkpoints"
+    try:
+        torch.hub.load_state_dict_from_url(url, folder, progress=False, weights_only=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"encoder.weights=imagenet: {url.rsplit('/', 1)[1]} is not in {folder} and cannot be fetched ({error}). Fetch {url} "
+            f"elsewhere and put it there, or give its path: encoder.weights=FILE"
+        ) from error
+    return f"{folder}/{url.rsplit('/', 1)[1]}"
+
+
+def depth_of(name: str) -> int:
+    """Stage of an encoder parameter by its name, from 0 (stem) upward; -1 for what comes after the last block."""
+    if found := re.match(r"(?:layer|blocks\.)(\d+)", name):
+        return int(found[1]) + (1 if name.startswith("blocks") else 0)
+    return -1 if name.startswith(("norm", "fc_norm")) else 0
+
+
+def parameter_groups(model: nn.Module, config: FinetuneConfig) -> list[dict]:
+    """Groups for AdamW with `scale`, the share of the scheduled rate that each gets."""
+    encoder = dict(model.encoder.body.named_parameters())
+    last = max(depth_of(name) for name in encoder)
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in encoder.items():
+        depth = depth_of(name)
+        scale = config.encoder_rate * config.layer_decay ** (0 if depth < 0 else last - depth)
+        groups.setdefault((scale, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    inside = {id(p) for p in encoder.values()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
+            groups.setdefault((1.0, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": p, "scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
+
+
+def batches_of(
+    parts: list[np.ndarray], shares: list[float], config: FinetuneConfig, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """One epoch's batches: indices drawn from `parts` in these shares, each part gone through whole before it repeats."""
+    items, count = np.concatenate(parts), sum(map(len, parts))
+    size = min(config.batch_size, max(2, count))
+    steps = max(1, round(count / size), math.ceil(config.min_steps / config.epochs))
+    order = epoch_order([len(p) for p in parts], shares, steps * size, (seed, epoch))
+    return [items[order[i * size : (i + 1) * size]] for i in range(steps)]
+
+
+class Finetuner:
+    """State of one run: model, average, optimizer, position, best epoch."""
+
+    def __init__(
+        self, model: nn.Module, config: FinetuneConfig, folder: run.RunFolder, device: torch.device, seed: int,
+        freeze_epochs: int = 0, precision: str = "auto",
+    ):  # fmt: skip
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.average else self.model
+        self.config, self.folder, self.device, self.seed = config, folder, device, seed
+        self.freeze_epochs, self.precision = freeze_epochs, precision
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config), lr=0.0)
+        self.epoch, self.step = 0, 0  # step counts within the epoch
+        self.best = {"score": -math.inf, "epoch": -1}
+        self.best_state: dict[str, Tensor] = {}
+        self.finished = False
+
+    def fit(
+        self,
+        batches: Callable[[int], list[np.ndarray]],
+        loss: Callable[[nn.Module, np.ndarray, torch.Generator], Tensor],
+        validate: Callable[[nn.Module], dict[str, float]],
+        stop: run.StopSignal,
+    ) -> nn.Module | None:
+        """Train to the end and return the model of the best epoch; None where a signal asked to stop (all is saved).
+
+        batches(epoch) lists index arrays; loss(model, indices, generator) is a scalar; validate(model) has a `score`.
+        """
+        config, per_epoch = self.config, len(batches(0))
+        self._restore()
+        self.folder.open_log(self.epoch * per_epoch + self.step, epoch_ended=self.step == 0)
+        saved = time.monotonic()
+        bar = tqdm(
+            total=config.epochs, initial=self.epoch, unit="epoch", disable=self.finished, desc=self.folder.folder.name
+        )
+        while not self.finished:
+            lists, total = batches(self.epoch), config.epochs * per_epoch
+            frozen = self.epoch < self.freeze_epochs
+            self.model.train()
+            if frozen:
+                self.model.encoder.eval()
+            self.model.encoder.requires_grad_(not frozen)
+            for indices in lists[self.step :]:
+                at = self.epoch * per_epoch + self.step
+                generator = run.generator(self.seed, 7, at)
+                torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # of dropout
+                rate = cosine_with_warmup(at, total, config.warmup, config.learning_rate)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate * group["scale"]
+                with run.autocast(self.device, self.precision):
+                    value = loss(self.model, indices, generator)
+                self.optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                if config.clip:
+                    nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+                if not math.isfinite(value.item()):
+                    raise FloatingPointError(f"the loss is {value.item()} at step {at}: lower finetune.learning_rate")
+                self.optimizer.step()
+                self._average(at)
+                self.step += 1
+                self.folder.log("train", at + 1, {"loss": value.item(), "learning_rate": rate})
+                if stop.number or time.monotonic() - saved > 300:
+                    self._save()
+                    saved = time.monotonic()
+                    if stop.number:
+                        bar.close()
+                        return None
+            found = validate(self.averaged)
+            self.folder.log("monitor", (self.epoch + 1) * per_epoch, found)
+            if found["score"] > self.best["score"]:
+                self.best = found | {"epoch": self.epoch + 1}
+                self.best_state = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
+            self.epoch, self.step = self.epoch + 1, 0
+            late = (
+                config.patience
+                and self.epoch - self.best["epoch"] >= config.patience
+                and self.epoch > self.freeze_epochs
+            )
+            self.finished = self.epoch == config.epochs or bool(late)
+            self._save()
+            bar.update()
+            bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
+        bar.close()
+        self.averaged.load_state_dict(self.best_state)
+        return self.averaged.eval()
+
+    def _average(self, at: int) -> None:
+        """Exponential average of the weights, shorter in the beginning; batch-norm statistics are copied."""
+        if not self.config.average:
+            return
+        decay = min(self.config.average, (1 + at) / (10 + at))
+        with torch.no_grad():
+            for ours, theirs in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+                ours.lerp_(theirs, 1 - decay)
+            for ours, theirs in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+                ours.copy_(theirs)
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(), "averaged": self.averaged.state_dict() if self.config.average else {},
+            "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step, "best": self.best,
+            "best_state": self.best_state, "finished": self.finished,
+        }  # fmt: skip
+        checkpoints.save(self.folder.checkpoints / "last.pt", state)
+
+    def _restore(self) -> None:
+        path = self.folder.checkpoints / "last.pt"
+        if not path.is_file():
+            return
+        state = checkpoints.read(path)
+        self.model.load_state_dict(state["model"])
+        if self.config.average:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step, self.finished = state["epoch"], state["step"], state["finished"]
+        self.best, self.best_state = state["best"], state["best_state"]
