@@ -166,10 +166,12 @@ def report(correct: dict[str, list[dict]], tasks: dict, arguments, base: Pretrai
     kinds = [f"{e}/{m}" for e in EMBEDDINGS for m in probing.METHODS]
     for a, b in DIFFERENCES:
         for kind in kinds:  # the same seeds and the same resampled images on both sides, averaged over tasks
-            paired = [np.mean([side[a, f"{t}/{kind}"] - side[b, f"{t}/{kind}"] for t in tasks], axis=0)
-                      for side in (per_seed, resamples)]  # fmt: skip
-            limits = probing.interval(*paired)
-            metrics[f"{kind}/{a} - {b}"] = dict(zip(names, limits, strict=True)) | {"per_seed": list(paired[0])}
+            for scope, chosen in ({"": list(tasks)} | {f"{t}/": [t] for t in tasks}).items():
+                paired = [np.mean([side[a, f"{t}/{kind}"] - side[b, f"{t}/{kind}"] for t in chosen], axis=0)
+                          for side in (per_seed, resamples)]  # fmt: skip
+                limits = probing.interval(*paired)
+                found = dict(zip(names, limits, strict=True)) | {"per_seed": list(paired[0])}
+                metrics[f"{scope}{kind}/{a} - {b}"] = found
     shape = {t: probing.shape_baseline(d, split) for t, d in tasks.items()}
     metrics |= {f"{t}/size and shape alone": {"mean": v} for t, v in shape.items()}
 
@@ -212,10 +214,13 @@ def markdown(metrics: dict, keys: list[str], kinds: list[str], sizes: dict[str, 
         "",
         "Size and shape of the image file alone: " + ", ".join(f"{t} {v:.3f}" for t, v in shape.items()) + ".",
     ]
-    lines += ["", "| paired difference, mean over tasks | " + " | ".join(k.replace("/", ", ") for k in kinds) + " |"]
-    lines.append("| --- " * (1 + len(kinds)) + "|")
-    for a, b in DIFFERENCES:
-        lines.append(f"| {a} - {b} | " + " | ".join(cell(metrics[f"{k}/{a} - {b}"], "+") for k in kinds) + " |")
+    lines += ["", "| paired difference | tasks | " + " | ".join(k.replace("/", ", ") for k in kinds) + " |"]
+    lines.append("| --- " * (2 + len(kinds)) + "|")
+    scopes = [(*pair, "") for pair in DIFFERENCES] + [(*pair, t) for pair in DIFFERENCES[:3] for t in sizes]
+    for a, b, task in scopes:
+        before = f"{task}/" if task else ""
+        cells = [cell(metrics[f"{before}{k}/{a} - {b}"], "+") for k in kinds]
+        lines.append(f"| {a} - {b} | {task or 'mean of all'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

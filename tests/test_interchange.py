@@ -19,6 +19,7 @@ from tests.test_loading import put, shaken
 from vfm4us import checkpoints
 from vfm4us.data.images import image_batch, image_paths
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.tasks import classification
 
 
 def run_script(name: str, monkeypatch, *arguments) -> int:
@@ -126,12 +127,18 @@ def test_torch_hub_loads_from_this_folder(tmp_path):
 
 
 def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
-    saved(tmp_path / "a.pt", EncoderSpec())
+    encoder = saved(tmp_path / "a.pt", EncoderSpec())
+    model = classification.Classifier(encoder, torch.nn.Linear(512, 2), ["fine", "rough"])
+    settings = classification.ClassificationConfig(mode="linear")
+    settings.data.size = 48
+    classification.save_classifier(tmp_path / "c" / "classifier.pt", model, settings)
     write_textures(tmp_path / "images", 12, seed=0)
     notebook = nbformat.read(ROOT / "Downstream" / "load_checkpoint.ipynb", as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    for cell in code:
+        cell.source = re.sub('CLASSIFIER = ".*?"', f'CLASSIFIER = "{tmp_path}/c"', cell.source)
     code[0].source = re.sub('WEIGHTS = ".*?"', f'WEIGHTS = "{tmp_path}/a.pt"', code[0].source)
     code[0].source = re.sub('IMAGES = ".*?"', f'IMAGES = "{tmp_path}/images"', code[0].source)
     environment = dict(os.environ)
@@ -142,7 +149,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
         os.environ.clear()
         os.environ.update(environment)
     printed = json.dumps([cell.outputs for cell in code])
-    assert "120/120 tensors" in printed and "torch.Size([12, 512])" in printed and printed.count("image/png") == 2
+    assert "120/120 tensors" in printed and "torch.Size([12, 512])" in printed and printed.count("image/png") == 3
 
 
 # ---- what embed takes -----------------------------------------------------------------------------------------------

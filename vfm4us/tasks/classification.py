@@ -295,7 +295,7 @@ def run_seed(config: ClassificationConfig, stop: run.StopSignal, say=print) -> P
         model.temperature.fill_(fit_temperature(data.codes[data.val], logits["val"]))
         probabilities = (logits["test"] / model.temperature.cpu()).softmax(1).numpy()
         labels, groups = data.codes[data.test], np.asarray(data.dataset.groups)[data.test]
-        save_classifier(where / "classifier.pt", model, config, data)
+        save_classifier(where / "classifier.pt", model, config)
         write_predictions(where / "predictions.csv", [data.dataset.records[i].path for i in data.test], probabilities, data.classes,
                            [data.classes[c] for c in labels])  # fmt: skip
         np.savez(where / "test.npz", probabilities=probabilities, labels=labels, groups=groups, before=before)
@@ -604,7 +604,7 @@ def grad_cam(model: Classifier, images: Tensor, targets) -> np.ndarray:
 # ---- a trained classifier as a file ---------------------------------------------------------------------------------
 
 
-def save_classifier(path: Path, model: Classifier, config: ClassificationConfig, data: LabelledData) -> None:
+def save_classifier(path: Path, model: Classifier, config: ClassificationConfig) -> None:
     """`module.base_encoder.*` as in every checkpoint of this project, beside it the head and the classes."""
     tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in model.encoder.published_state().items()}
     tensors |= {f"module.head.{k}": v.detach().cpu() for k, v in model.head.state_dict().items()}
