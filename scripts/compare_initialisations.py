@@ -7,8 +7,8 @@ For each seed: random, random with fitted batch-norm statistics (random-bn), coa
 one config with two stages. Coarse only and fine only get the epochs of both stages, so every pretrained arm sees the same
 number of patches. Each is probed on every task's test split (k-NN and linear probe on the train split's labels), whole images
 and bags of patches. Runs continue where they were stopped. Writes results.csv, metrics.json, table.md and comparison.png,
-with 95 % intervals over seeds and test groups (patients, duplicate clusters); differences are paired. To choose settings use
-scripts/probe.py, which leaves test alone.
+with 95 % intervals over seeds and test groups (patients, duplicate clusters); differences are paired in the images. To choose
+settings use scripts/probe.py, which leaves test alone.
 """
 
 import argparse
@@ -86,6 +86,8 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=["busi", "liver", "gallbladder"], help="datasets under data.root")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--random-seeds", nargs="*", type=int, default=[], help="further seeds of the untrained network, which "
+                        "varies most and costs least")  # fmt: skip
     parser.add_argument("--split", choices=["val", "test"], default="test")
     parser.add_argument("--out", type=Path, default=Path("logs/comparison"))
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -122,23 +124,23 @@ def compare(arguments, base: PretrainingConfig) -> None:
     sources = {source.path for stage in base.stages for source in stage.data}
     base.data.protect = base.data.protect + [t for t in arguments.tasks if t not in sources]
     correct: dict[str, list[dict]] = {arm: [] for arm in ARMS}
-    for seed in arguments.seeds:
-        for arm in ARMS:
-            settings = arm_config(base, arm, seed, out)
-            where, mark = (
-                out / f"probe-{arguments.split}-{settings.name}.npz",
-                fingerprint(settings, tasks, arguments.split),
-            )
-            kept = dict(np.load(where)) if where.is_file() else {}
-            if kept and str(kept.pop("fingerprint")) != mark:
-                raise ValueError(f"{where} answers for another config or other data: choose another --out")
-            if not kept:
-                print(f"\n=== {arm}, seed {seed}", flush=True)
-                kept = probe_arm(make_encoder(arm, seed, settings, tasks), tasks, arguments.split)
-                out.mkdir(parents=True, exist_ok=True)
-                np.savez(out / ".part.npz", fingerprint=mark, **kept)
-                (out / ".part.npz").replace(where)
-            correct[arm].append(kept)
+    wanted = [(seed, arm) for seed in arguments.seeds for arm in ARMS]
+    for seed, arm in wanted + [(seed, "random") for seed in arguments.random_seeds if seed not in arguments.seeds]:
+        settings = arm_config(base, arm, seed, out)
+        where, mark = (
+            out / f"probe-{arguments.split}-{settings.name}.npz",
+            fingerprint(settings, tasks, arguments.split),
+        )
+        kept = dict(np.load(where)) if where.is_file() else {}
+        if kept and str(kept.pop("fingerprint")) != mark:
+            raise ValueError(f"{where} answers for another config or other data: choose another --out")
+        if not kept:
+            print(f"\n=== {arm}, seed {seed}", flush=True)
+            kept = probe_arm(make_encoder(arm, seed, settings, tasks), tasks, arguments.split)
+            out.mkdir(parents=True, exist_ok=True)
+            np.savez(out / ".part.npz", fingerprint=mark, **kept)
+            (out / ".part.npz").replace(where)
+        correct[arm].append(kept)
     report(correct, tasks, arguments, base)
 
 
@@ -165,12 +167,12 @@ def report(correct: dict[str, list[dict]], tasks: dict, arguments, base: Pretrai
         metrics[f"{key}/{arm}"] = dict(zip(names, limits, strict=True)) | {"per_seed": list(per_seed[arm, key])}
     kinds = [f"{e}/{m}" for e in EMBEDDINGS for m in probing.METHODS]
     for a, b in DIFFERENCES:
-        for kind in kinds:  # the same seeds and the same resampled images on both sides, averaged over tasks
+        for kind in kinds:  # the same resampled images on both sides; seeds are each arm's own
             for scope, chosen in ({"": list(tasks)} | {f"{t}/": [t] for t in tasks}).items():
-                paired = [np.mean([side[a, f"{t}/{kind}"] - side[b, f"{t}/{kind}"] for t in chosen], axis=0)
-                          for side in (per_seed, resamples)]  # fmt: skip
-                limits = probing.interval(*paired)
-                found = dict(zip(names, limits, strict=True)) | {"per_seed": list(paired[0])}
+                mine, theirs = (np.mean([per_seed[x, f"{t}/{kind}"] for t in chosen], axis=0) for x in (a, b))
+                apart = np.mean([resamples[a, f"{t}/{kind}"] - resamples[b, f"{t}/{kind}"] for t in chosen], axis=0)
+                limits = probing.interval(mine, apart, theirs)
+                found = dict(zip(names, limits, strict=True))
                 metrics[f"{scope}{kind}/{a} - {b}"] = found
     shape = {t: probing.shape_baseline(d, split) for t, d in tasks.items()}
     metrics |= {f"{t}/size and shape alone": {"mean": v} for t, v in shape.items()}

@@ -114,16 +114,19 @@ def weighted_balanced_accuracy(labels: np.ndarray, correct: np.ndarray, counts: 
     return np.nanmean(recalls, axis=0)
 
 
-def interval(per_seed: np.ndarray, resamples: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+def interval(per_seed: np.ndarray, resamples: np.ndarray, against=(), level: float = 0.95) -> tuple[float, float, float]:
     """Mean and confidence limits of a figure that varies over pretraining seeds and over the choice of test images.
 
     per_seed (n,): the figure of each seed. resamples (R,): the mean over seeds in each bootstrap resample of test groups.
-    The two variances add up, s^2 / n + var(resamples); Student's t with Welch-Satterthwaite degrees of freedom, since three
-    seeds say little about their own spread. One seed counts as if seeds did not vary.
+    against (m,): the figures of another arm's own seeds, whose mean is subtracted; `resamples` then holds differences, which
+    are paired in the images. Variances add up, s^2 / n + s'^2 / m + var(resamples); Student's t with Welch-Satterthwaite
+    degrees of freedom, since three seeds say little about their own spread. One seed counts as if seeds did not vary.
     """
-    n, images = len(per_seed), float(np.var(resamples, ddof=1))
-    seeds = float(np.var(per_seed, ddof=1)) / n if n > 1 else 0.0
-    freedom = (seeds + images) ** 2 * (n - 1) / seeds**2 if seeds > 0 else np.inf
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * (seeds + images) ** 0.5
-    mean = float(np.mean(per_seed))
+    arms = [np.asarray(x, dtype=float) for x in (per_seed, against) if len(x)]
+    spread = [float(np.var(x, ddof=1)) / len(x) if len(x) > 1 else 0.0 for x in arms]
+    total = sum(spread) + float(np.var(resamples, ddof=1))
+    known = sum(v**2 / (len(x) - 1) for v, x in zip(spread, arms, strict=True) if v > 0)
+    freedom = total**2 / known if known > 0 else np.inf
+    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * total**0.5
+    mean = float(arms[0].mean() - (arms[1].mean() if len(arms) > 1 else 0.0))
     return mean, mean - half, mean + half
