@@ -55,6 +55,16 @@ def test_the_interval_covers_both_seeds_and_images():
     assert mean == 0.5 and high - low == pytest.approx(2 * 1.96 * 0.01, rel=0.05)
 
 
+def test_the_interval_of_a_difference_is_welchs_where_images_do_not_vary():
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0.7, 0.02, 3), rng.normal(0.6, 0.05, 8)
+    mean, low, high = probing.interval(a, np.full(100, a.mean() - b.mean()), b)
+    expected = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert mean == pytest.approx(a.mean() - b.mean()) and (low, high) == pytest.approx((expected.low, expected.high))
+
+
 def test_the_shape_baseline_sees_sizes_and_nothing_else(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(40):

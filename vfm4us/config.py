@@ -7,6 +7,7 @@ An unknown key, a wrong type or a value out of range is a ValueError that names 
 import copy
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -167,8 +168,8 @@ def _check_range(value, metadata, name: str) -> None:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}{hint}")
-    if isinstance(value, float) and value != value:
-        raise ValueError(f"{name}: not a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: {value} is not a finite number")
     if low is not None and value < low:
         raise ValueError(f"{name}: {value!r} is below the least allowed value {low!r}")
     if high is not None and value > high:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+import vfm4us
 from tests.conftest import ROOT
 from vfm4us import checkpoints, run
 from vfm4us.config import to_dict
@@ -243,6 +244,25 @@ def test_held_out_images_and_their_copies_never_enter_a_pool(tiny, textures, tmp
     assert "rough/copy.jpg" in leaks[0] and f"rough/{images[0].name}" in leaks[0]
     paths = {dataset.records[i].path for i in kept.index}
     assert "rough/copy.jpg" not in paths and f"rough/{images[0].name}" not in paths
+
+
+def test_a_protected_set_that_is_no_source_keeps_its_images_out_of_the_pool_too(tiny, textures, tmp_path):
+    guarded = tmp_path / "guarded" / "a"
+    guarded.mkdir(parents=True)
+    for path in sorted((textures / "one").rglob("*.png"))[:20]:
+        (guarded / path.name).write_bytes(path.read_bytes())
+    settings = tiny(f"data.protect=[{tmp_path}/guarded]", "stages.0.epochs=1", "stages.1.epochs=1")
+    settings.data.splits = [0.4, 0.3, 0.3]
+    folder = pretrain(settings)
+    leaks = (folder / "leakage_coarse.csv").read_text().splitlines()[1:]
+    assert any("guarded" in line for line in leaks) and all("identical" in line for line in leaks if "guarded" in line)
+
+
+def test_a_three_channel_network_trains_and_is_saved_as_it_is(tiny):
+    folder = pretrain(tiny("encoder.in_channels=3", "stages.0.epochs=1", "stages.1.epochs=1"))
+    encoder = vfm4us.load_encoder(folder)
+    kernel = encoder.body.conv1.weight
+    assert kernel.shape[1] == 3 and not torch.equal(kernel[:, 0], kernel[:, 1]), "no third of one channel"
 
 
 def test_epoch_order_gives_each_source_its_share_and_repeats_none_before_all():

@@ -377,7 +377,10 @@ def test_mistakes_are_one_error(tmp_path, arguments, message):
     assert "Traceback" not in done.stderr and not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "classification").glob("*.yaml")), ids=lambda p: p.name)
+CONFIGS = [*sorted((ROOT / "configs" / "classification").glob("*.yaml")), ROOT / "configs" / "smoke" / "classification.yaml"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_config_is_understood(path):
     config.load(task.ClassificationConfig, path)
     assert path.read_text().startswith("# python Downstream/Classification/train.py")
