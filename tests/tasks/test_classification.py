@@ -360,6 +360,19 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+def test_runs_are_tabulated_with_their_paired_difference(build, tmp_path):
+    for name, mode in (("a", "linear"), ("b", "knn")):
+        task.run_seeds(build(f"name={name}", f"mode={mode}", "seeds=[0,1]"), quiet)
+    path = ROOT / "scripts" / "tabulate.py"
+    done = script(path, "logs/a", "logs/b", "--against", "logs/a=logs/b", "logs/a=logs/a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[2].startswith("| a | linear | 100 % (") and "| a - b |" in lines[4]
+    assert lines[5].count("+0.000 (") == 3, "a run differs from itself by nothing"
+    done = script(path, "logs/c", cwd=tmp_path)
+    assert done.returncode == 2 and "metrics.json does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
