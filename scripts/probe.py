@@ -1,11 +1,12 @@
 """Which of these encoders is better? k-NN and linear probe by 5-fold cross-validation over the train and val images.
 
     python scripts/probe.py random:0 logs/A logs/B/checkpoints/best.pt --data DIR [--tasks busi liver gallbladder] [--size 128]
-        [--patches 0 4] [--limit 900]
+        [--patches 0 4] [--limit 900] [--square]
 
 An encoder is a checkpoint, a run folder, or random:SEED (a ResNet18). No fold divides a patient or duplicate cluster, and the
 test split is not looked at: use this to choose settings, and scripts/compare_initialisations.py for the last figure.
---patches 0 embeds whole images, n the bag of n patches. Prints balanced accuracy.
+--patches 0 embeds whole images, n the bag of n patches; --square the central square of each image, which hides its shape.
+Prints balanced accuracy.
 """
 
 import argparse
@@ -37,9 +38,12 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path("data"), help="where they are packed (default data)")
     parser.add_argument("--patches", nargs="+", type=int, default=[0], help="0: whole image; n: bag of n patches")
     parser.add_argument("--limit", type=int, default=900, help="images per task, a fixed choice (default 900; 0: all)")
+    parser.add_argument("--square", action="store_true", help="see only the central square of each image")
     arguments = parser.parse_args()
     try:
         tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
+        if arguments.square:
+            tasks = {t: probing.CentralSquares(d) for t, d in tasks.items()}
         columns = [f"{t} {m}" for t in tasks for m in probing.METHODS] + ["mean " + m for m in probing.METHODS]
         print(f"{'encoder':<32}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
         for name in arguments.encoders:

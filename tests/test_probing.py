@@ -65,6 +65,17 @@ def test_the_interval_of_a_difference_is_welchs_where_images_do_not_vary():
     assert mean == pytest.approx(a.mean() - b.mean()) and (low, high) == pytest.approx((expected.low, expected.high))
 
 
+def test_central_squares_hold_no_padding_and_no_shape(tmp_path):
+    for i in range(12):
+        picture = np.full((20 + 2 * i, 60), 40, np.uint8)
+        picture[:, 20:40] = 200
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    dataset = prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", size=32, progress=False)
+    squares = probing.CentralSquares(dataset)
+    assert squares.images.min() > 30 and (squares.images[:, 16, 16] > 150).all() and len(squares) == 12
+    assert squares.labels == dataset.labels and (squares.valid == [0, 0, 32, 32]).all()
+
+
 def test_the_shape_baseline_sees_sizes_and_nothing_else(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(40):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import stats
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
@@ -54,6 +55,23 @@ def shape_baseline(dataset: PreparedDataset, split: str = "test") -> float:
 def embed_dataset(encoder: Encoder, dataset: PreparedDataset, rows: np.ndarray, patches: int = 0) -> Tensor:
     """Vectors (len(rows), width) of some images of a prepared dataset."""
     return encoder.embed(torch.from_numpy(dataset.images[rows]), patches=patches, valid=dataset.valid[rows])
+
+
+class CentralSquares:
+    """A prepared dataset whose images are the central square of their valid part, at the packed size: shape tells nothing."""
+
+    def __init__(self, dataset: PreparedDataset):
+        self.dataset, size = dataset, dataset.size
+        self.images = np.empty_like(dataset.images)
+        for i, (top, left, height, width) in enumerate(dataset.valid):
+            side = min(height, width)
+            y, x = top + (height - side) // 2, left + (width - side) // 2
+            square = Image.fromarray(np.asarray(dataset.images[i][y : y + side, x : x + side]))
+            self.images[i] = np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+        self.valid = np.tile(np.array([[0, 0, size, size]], dtype=np.int32), (len(dataset), 1))
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
 
 
 def probe(

@@ -363,7 +363,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
 def test_runs_are_tabulated_with_their_paired_difference(build, tmp_path):
     for name, mode in (("a", "linear"), ("b", "knn")):
         task.run_seeds(build(f"name={name}", f"mode={mode}", "seeds=[0,1]"), quiet)
-    path = ROOT / "scripts" / "tabulate.py"
+    path = ROOT / "scripts" / "tabulate_runs.py"
     done = script(path, "logs/a", "logs/b", "--against", "logs/a=logs/b", "logs/a=logs/a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -1,6 +1,6 @@
 """A Markdown table of classification runs, from what they wrote: one row per run, and differences to a run it is compared with.
 
-    python scripts/tabulate.py logs/A logs/B ... [--against logs/A=logs/B ...] [--scores macro_f1 auroc accuracy]
+    python scripts/tabulate_runs.py logs/A logs/B ... [--against logs/A=logs/B ...] [--scores macro_f1 auroc accuracy]
 
 A run is the folder logs/<name> of Downstream/Classification/train.py. --against X=Y adds a row X - Y: paired in the test images,
 which must be the same, with a 95 % interval over each run's seeds and over test groups.
