@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vfm4us import probing
-from vfm4us.data.store import open_or_prepare
+from vfm4us.data.store import open_or_prepare, prepare
 from vfm4us.encoders import Encoder, EncoderSpec
 
 
