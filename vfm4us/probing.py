@@ -70,6 +70,9 @@ class CentralSquares:
             self.images[i] = np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
         self.valid = np.tile(np.array([[0, 0, size, size]], dtype=np.int32), (len(dataset), 1))
 
+    def __len__(self) -> int:
+        return len(self.dataset)
+
     def __getattr__(self, name):
         return getattr(self.dataset, name)
 
