@@ -5,6 +5,8 @@ A checkpoint is flattened to one dict of tensors, so wrappers (`state_dict`, `mo
 stand. The root is told by the keys themselves, the architecture by the tensors' shapes; nothing is guessed from file names.
 """
 
+import copy
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -88,13 +90,16 @@ def load_encoder(
     if image_size and spec.name not in RESNETS:
         spec = _resize_positions(candidate, spec, image_size)
     # Random weights that would be overwritten are not drawn; a BEiT has index tables beside its weights, and is built whole.
-    if allow_missing or spec.name in BEITS:
-        encoder = Encoder(spec)
-    else:
-        with torch.device("meta"):
-            encoder = Encoder(spec)
-    encoder.report = fill(encoder, candidate, name, allow_missing, copy=isinstance(source, Mapping))
+    encoder = Encoder(spec) if allow_missing or spec.name in BEITS else copy.deepcopy(_skeleton(spec))
+    encoder.report = fill(encoder, candidate, name, allow_missing, aliased=isinstance(source, Mapping))
     return encoder.eval()
+
+
+@functools.lru_cache(maxsize=8)
+def _skeleton(spec: EncoderSpec) -> Encoder:
+    """The encoder without memory for its weights; a copy of it is made several times as fast as it is."""
+    with torch.device("meta"):
+        return Encoder(spec)
 
 
 def latest(run_folder: Path) -> Path:
@@ -177,11 +182,12 @@ def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
 
 
 def fill(
-    encoder: Encoder, candidate: Candidate, name: str, allow_missing: tuple[str, ...] = (), copy: bool = True
+    encoder: Encoder, candidate: Candidate, name: str, allow_missing: tuple[str, ...] = (), aliased: bool = True
 ) -> LoadReport:
     """Put a candidate's tensors into `encoder`, all of them or ValueError; the report of it.
 
-    An encoder on the meta device takes the tensors themselves (or copies of them, with `copy`), any other their values.
+    An encoder on the meta device takes the tensors themselves (copies, where they are `aliased`: the caller keeps them), any
+    other encoder their values.
     """
     spec, found, notes = encoder.spec, dict(candidate.tensors), list(candidate.notes)
     body = encoder.body.state_dict()
@@ -229,7 +235,7 @@ def fill(
         memory = [v.untyped_storage() for v in values.values()]
         for (key, value), storage in zip(list(values.items()), memory, strict=True):
             shared = sum(other.data_ptr() == storage.data_ptr() for other in memory) > 1
-            if copy or shared or storage.nbytes() > value.nbytes:
+            if aliased or shared or storage.nbytes() > value.nbytes:
                 values[key] = value.clone()
     encoder.body.load_state_dict(values, assign=take)
     matched = len(expected) - len(left)
