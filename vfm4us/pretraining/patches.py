@@ -70,8 +70,8 @@ class PatchSampler:
         boxes, changes = self.boxes(valid, {k: v.to(device) for k, v in numbers.items()}), self.changes(numbers)
         flip = changes["flip"].to(device)
         out = torch.empty((n, b, 1, size, size), device=device)
-        # On a CPU some 20 patches at a time: what stays in the cache is not fetched again by each of the many small steps.
-        few = n * b if images.is_cuda else max(1, 200_000 // size**2)
+        # On a CPU some 3 MB at a time: what stays in the cache is not fetched again by each of the many small steps.
+        few = n * b if images.is_cuda else max(1, 800_000 // size**2)
         for i in range(0, b, max(1, few // n)):
             some = slice(i, i + max(1, few // n))
             source, cell = self.source(images[some], valid[some])
