@@ -11,6 +11,7 @@ import yaml
 from tests.conftest import ROOT, TINY
 from vfm4us import config
 from vfm4us.pretraining.stages import PretrainingConfig
+from vfm4us.tasks.classification import ClassificationConfig
 
 ADV_MAIN = ROOT / "Pretraining" / "US-SSL" / "adv_main.py"
 
@@ -109,6 +110,7 @@ def test_the_readme_names_files_and_keys_that_exist():
         assert (ROOT / path).is_file(), path
     for file, keys in re.findall(r"--config (configs/\S+\.yaml)((?: [\w.]+=\S+)*)", text):
         keys = [k for k in keys.split() if not k.startswith("data.root")]
-        config.load(PretrainingConfig, ROOT / file, keys)
+        kind = ClassificationConfig if file.startswith("configs/classification/") else PretrainingConfig
+        config.load(kind, ROOT / file, keys)
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
         assert (ROOT / picture).is_file(), picture
