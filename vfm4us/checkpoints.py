@@ -275,14 +275,6 @@ def keep_last(folder: Path, pattern: str, count: int) -> None:
         path.unlink()
 
 
-def latest(run_folder: Path) -> Path:
-    """The newest checkpoint of a run folder."""
-    path = Path(run_folder) / "checkpoints" / "last.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run_folder} holds no checkpoints/last.pt: is it the folder of a pretraining run?")
-    return path
-
-
 def _nearest_file(path: Path) -> str:
     """`, did you mean ...` where a file beside it has nearly this name."""
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

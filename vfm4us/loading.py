@@ -6,6 +6,7 @@ stand. The root is told by the keys themselves, the architecture by the tensors'
 """
 
 import copy
+import dataclasses
 import functools
 import math
 import re
@@ -84,9 +85,8 @@ def load_encoder(
         path = latest(path) if path.is_dir() else path
         name, state = str(path), checkpoints.read(path, sha256)
     candidate = recognise(state, name, prefix)
-    spec = candidate.spec
     given = {"in_channels": in_channels, "mean": mean, "std": std}
-    spec = EncoderSpec(**{f.name: getattr(spec, f.name) for f in fields(spec)} | {k: v for k, v in given.items() if v is not None})
+    spec = dataclasses.replace(candidate.spec, **{k: v for k, v in given.items() if v is not None})
     if image_size and spec.name not in RESNETS:
         spec = _resize_positions(candidate, spec, image_size)
     # Random weights that would be overwritten are not drawn; a BEiT has index tables beside its weights, and is built whole.
@@ -160,7 +160,7 @@ def recognise(state: Mapping, name: str, prefix: str | None = None) -> Candidate
             raise ValueError(f"{name} says that it holds a {own['name']}, but its tensors are those of a {candidate.spec.name}")
         known = {f.name for f in fields(EncoderSpec)} - {"name", "in_channels"}
         said = {k: v[0] if isinstance(v, list) else v for k, v in own.items() if k in known}
-        candidate.spec = _changed(candidate.spec, **said)
+        candidate.spec = dataclasses.replace(candidate.spec, **said)
     return candidate
 
 
@@ -451,11 +451,7 @@ def _resize_positions(candidate: Candidate, spec: EncoderSpec, image: int) -> En
             tensors[key] = resize_rel_pos_bias_table(tensors[key].float(), (new, new), shape)
     what = "relative positions" if spec.name in BEITS else "pos_embed"
     candidate.resized.append(f"{what} {old}x{old} -> {new}x{new}")
-    return _changed(spec, image=image)
-
-
-def _changed(spec: EncoderSpec, **values) -> EncoderSpec:
-    return EncoderSpec(**({f.name: getattr(spec, f.name) for f in fields(spec)} | values))
+    return dataclasses.replace(spec, image=image)
 
 
 def _depth(tensors: Mapping[str, Tensor]) -> int:

@@ -197,14 +197,10 @@ class LabelledData:
                 raise ValueError(
                     f"{config.path} has no labelled {split} images: give it more groups, or a split column"
                 )
-        self.train, self.val, self.test = (
-            few_labels(used["train"], self.codes, config.labels, seed),
-            used["val"],
-            used["test"],
-        )
+        self.train = few_labels(used["train"], self.codes, config.labels, seed)
+        self.val, self.test = used["val"], used["test"]
         if len(self.train) < 2:
             raise ValueError("data.labels leaves fewer than two training images")
-        self.full_train = used["train"]
 
     def images(self, rows: np.ndarray) -> Tensor:
         """(N, 1, S, S) in [0, 1]."""
