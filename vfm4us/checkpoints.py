@@ -77,7 +77,10 @@ def read(path: Path, sha256: str | None = None) -> dict:
                 wrong = beside.submit(_wrong_entry, path) if kind == "zip" and sha256 is None else None
                 state = _read_pickled(path)
             if wrong is not None and wrong.result():
-                raise ValueError(f"damaged: {wrong.result()} does not match its checksum; fetch the file again (or give its sha256, which is verified instead)")
+                raise ValueError(
+                    f"damaged: {wrong.result()} does not match its checksum; fetch the file again (or give its sha256, "
+                    "which is verified instead)"
+                )
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
