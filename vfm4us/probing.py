@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import stats
-from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
+from vfm4us.data import splits as splitting
 from vfm4us.data.store import PreparedDataset
 from vfm4us.encoders import Encoder
 from vfm4us.pretraining.monitor import balanced_accuracy, linear_probe, weighted_knn
@@ -20,36 +20,27 @@ METHODS = ("knn", "linear")
 class Predictions:
     """What one encoder says of one dataset's held-out images."""
 
+    rows: np.ndarray  # (M,) places in the dataset
     labels: np.ndarray  # (M,) true
-    groups: np.ndarray  # (M,) patient, video or duplicate cluster
     predicted: dict[str, np.ndarray]  # method -> (M,)
 
 
-def fit_batch_norm(encoder: Encoder, dataset: PreparedDataset, count: int = 256) -> Encoder:
-    """`encoder` with batch-norm statistics of `count` training images; what a random network lacks beside a trained one."""
-    layers = [m for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average over the batches
-    encoder.train()
-    rows = dataset.indices("train", limit=count)
-    with torch.no_grad():
-        for part in np.array_split(rows, max(1, len(rows) // 64)):
-            encoder(torch.from_numpy(dataset.images[part])[:, None].float() / 255)
-    return encoder.eval()
-
-
-def shape_baseline(dataset: PreparedDataset, split: str = "test") -> float:
+def shape_baseline(dataset: PreparedDataset, splits=("test",)) -> float:
     """Balanced accuracy of a linear probe that sees each image's native height, width and aspect ratio, and no pixel.
 
     Where it is well above chance, labels leak through the way images were exported.
     """
     size = np.array([[r.height, r.width, r.height / r.width] for r in dataset.records], dtype=np.float32)
-    train, held_out, labels = dataset.indices("train"), dataset.indices(split), np.asarray(dataset.labels)
+    train, held_out, labels = dataset.indices("train"), rows_of(dataset, splits), np.asarray(dataset.labels)
     predicted = linear_probe(
         torch.from_numpy(size[train]), labels[train], torch.from_numpy(size[held_out]), strength=1.0
     )
     return balanced_accuracy(labels[held_out], predicted)
+
+
+def rows_of(dataset: PreparedDataset, splits) -> np.ndarray:
+    """The images of several splits, in order."""
+    return np.flatnonzero(np.isin(dataset.splits, splits))
 
 
 def embed_dataset(encoder: Encoder, dataset: PreparedDataset, rows: np.ndarray, patches: int = 0) -> Tensor:
@@ -78,24 +69,19 @@ class CentralSquares:
 
 
 def probe(
-    encoder: Encoder,
-    dataset: PreparedDataset,
-    split: str = "test",
-    patches: int = 0,
-    k: int = 20,
-    strength: float = 0.01,
+    encoder: Encoder, dataset: PreparedDataset, splits=("test",), patches: int = 0, k: int = 20, strength: float = 0.01
 ) -> Predictions:
-    """Predict the labels of `split` from the train split's, by weighted k-NN and by a linear probe."""
-    train, held_out = dataset.indices("train"), dataset.indices(split)
+    """Predict the labels of the images of `splits` from the train split's, by weighted k-NN and by a linear probe."""
+    train, held_out = dataset.indices("train"), rows_of(dataset, splits)
     if not len(train) or not len(held_out):
-        raise ValueError(f"{dataset.folder}: needs images in the splits train and {split} to probe an encoder")
+        raise ValueError(f"{dataset.folder}: needs images in train and in {' or '.join(splits)} to probe an encoder")
     labels = np.asarray(dataset.labels)
     reference, queries = (embed_dataset(encoder, dataset, rows, patches) for rows in (train, held_out))
     predicted = {
         "knn": weighted_knn(reference, labels[train], queries, k),
         "linear": linear_probe(reference, labels[train], queries, strength),
     }
-    return Predictions(labels[held_out], np.asarray(dataset.groups)[held_out], predicted)
+    return Predictions(held_out, labels[held_out], predicted)
 
 
 def cross_validate(
@@ -105,13 +91,13 @@ def cross_validate(
 
     For choosing settings: the test split is not looked at. `limit` takes a fixed random choice of that many images.
     """
-    rows = np.flatnonzero(np.isin(dataset.splits, ["train", "val"]))
+    rows = rows_of(dataset, ["train", "val"])
     if limit and limit < len(rows):
         rows = np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
     vectors, labels = embed_dataset(encoder, dataset, rows, patches), np.asarray(dataset.labels)[rows]
     predicted = {method: np.empty_like(labels) for method in METHODS}
-    folding = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    for train, held_out in folding.split(vectors, labels, np.asarray(dataset.groups)[rows]):
+    place = splitting.folds(dataset.groups[rows], labels, folds)
+    for train, held_out in ((place != fold, place == fold) for fold in range(folds)):
         predicted["knn"][held_out] = weighted_knn(vectors[train], labels[train], vectors[held_out])
         predicted["linear"][held_out] = linear_probe(vectors[train], labels[train], vectors[held_out])
     return {method: balanced_accuracy(labels, p) for method, p in predicted.items()}

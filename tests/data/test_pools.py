@@ -1,5 +1,8 @@
 """Pools on real ultrasound: nothing held out, nor a near-duplicate of it, is trained on."""
 
+import numpy as np
+import pytest
+
 from vfm4us.data import pools
 from vfm4us.data.splits import leakage
 
@@ -20,3 +23,21 @@ def test_no_val_or_test_image_of_the_real_sets_nor_its_near_duplicate_is_in_the_
     assert set(kept.labels) == {"busi", "liver", "nerve"}
     images, valid = kept.batch([0, len(kept) - 1])
     assert images.shape == (2, 96, 96) and valid.shape == (2, 4) and images.float().mean() > 5
+
+
+def test_a_fold_that_is_held_back_is_in_no_pool_and_every_image_is_held_back_once(textures, tmp_path):
+    where = pools.Locations(tmp_path, 48, (0.6, 0.2, 0.2), root=str(textures))
+    whole = pools.open_sources([pools.SourceConfig("one")], "data", where)[0]
+    held = []
+    for fold in range(3):
+        source = pools.SourceConfig("one", folds=3, fold=fold)
+        [dataset] = pools.open_sources([source], "data", where)
+        pool, _, checked = pools.remove_leaks(pools.build_pool([source], [dataset]), [dataset])
+        back = dataset.indices("val")
+        assert checked == len(back) + len(whole.indices("test")) and len(pool)
+        assert not set(dataset.groups[pool.index]) & set(dataset.groups[back])
+        assert np.array_equal(dataset.indices("test"), whole.indices("test"))
+        held.append(back)
+    assert sorted(np.concatenate(held)) == np.flatnonzero(np.isin(whole.splits, ["train", "val"])).tolist()
+    with pytest.raises(ValueError, match="fold 3 of 3 cannot be held back"):
+        pools.open_sources([pools.SourceConfig("one", folds=3, fold=3)], "data", where)

@@ -16,6 +16,7 @@ from vfm4us.data import store
 from vfm4us.data.splits import (
     assign,
     duplicate_clusters,
+    folds,
     leakage,
     near_duplicates,
     perceptual_hash,
@@ -180,3 +181,15 @@ def test_published_duplicates_of_busi_are_found(tmp_path):
     held_out = np.concatenate([dataset.indices("val"), dataset.indices("test")])
     leaks = leakage(dataset.fingerprints(dataset.indices("train")), dataset.fingerprints(held_out))
     assert all(leak.kind == "near" for leak in leaks) and len(leaks) <= 15
+
+
+def test_folds_divide_no_group_and_keep_the_shares_of_labels():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(90), 4)
+    labels = np.repeat(rng.choice(["a", "b", "c"], 90, p=[0.6, 0.3, 0.1]), 4)
+    place = folds(groups, labels, 3)
+    assert all(len(set(place[groups == g])) == 1 for g in range(90))
+    for label in "abc":
+        shares = np.bincount(place[labels == label], minlength=3) / (labels == label).sum()
+        assert abs(shares - 1 / 3).max() < 0.12
+    assert np.array_equal(place, folds(groups, labels, 3))

@@ -22,6 +22,8 @@ class SourceConfig:
     )
     label: str = option("", "one label for all its images (a body part), for measuring; empty: the source's own")
     limit: int = option(0, "at most this many images, a seeded choice; 0: all", low=0)
+    folds: int = option(0, "cross-fitting: divide train and val anew into so many folds; 0: as they are", low=0)
+    fold: int = option(0, "of these the one that is held back as val, from 0", low=0)
 
 
 class Pool:
@@ -107,7 +109,8 @@ def open_sources(sources: list[SourceConfig], key: str, where: Locations) -> lis
                 f"with {key}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR."
                 + (f"\n{where.hint}" if where.hint else "")
             )
-        opened.append(open_or_prepare(path, where.cache, where.size, where.splits))
+        dataset = open_or_prepare(path, where.cache, where.size, where.splits)
+        opened.append(dataset.hold_back(source.folds, source.fold) if source.folds else dataset)
     return opened
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
 
 FRACTION_NAMES = ("train", "val", "test")
 HASH_DISTANCE = 10  # bits of 64
@@ -163,6 +164,15 @@ def assign(groups, fractions=(0.8, 0.1, 0.1), labels=None, seed: int = 0) -> np.
             if counts[donor] > 1:
                 chosen[[group for group in order if chosen[group] == donor][-1]] = place
     return np.array([FRACTION_NAMES[chosen[group]] for group in groups], dtype="<U5")
+
+
+def folds(groups, labels, count: int) -> np.ndarray:
+    """The fold (N,) of each image, 0 to count - 1: no group in two, the labels' shares roughly equal; always the same."""
+    place = np.empty(len(groups), dtype=np.int64)
+    folding = StratifiedGroupKFold(count, shuffle=True, random_state=0)
+    for fold, (_, held_back) in enumerate(folding.split(np.zeros(len(groups)), labels, groups)):
+        place[held_back] = fold
+    return place
 
 
 def check_fractions(fractions) -> tuple[float, float, float]:

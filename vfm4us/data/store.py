@@ -5,6 +5,7 @@ A prepared dataset is a folder: `images.npy` uint8 (N, S, S), perhaps `masks.npy
 """
 
 import contextlib
+import copy
 import csv
 import errno
 import hashlib
@@ -301,6 +302,24 @@ class PreparedDataset:
             turn.append(seen[group])
             seen[group] += 1
         return np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])  # the first of each group, then the second
+
+    def hold_back(self, folds: int, fold: int) -> "PreparedDataset":
+        """The same images with the `fold`-th of `folds` parts of train and val as val, and all the rest of them as train.
+
+        For cross-fitting: over all folds every image is held back once, by whole groups and about the labels' shares.
+        test and exclude stay. A function of groups, labels and `folds` alone. Raises ValueError for a fold that is not there.
+        """
+        used = np.flatnonzero(np.isin(self.splits, ["train", "val"]))
+        if not 0 <= fold < folds or folds < 2 or len(set(self.groups[used])) < folds:
+            raise ValueError(
+                f"{self.folder}: fold {fold} of {folds} cannot be held back: folds count from 0, there are at least two, and "
+                f"no more than groups ({len(set(self.groups[used]))})"
+            )
+        place = splitting.folds(self.groups[used], np.asarray(self.labels)[used], folds)
+        other = copy.copy(self)
+        other.splits = self.splits.copy()
+        other.splits[used] = np.where(place == fold, "val", "train")
+        return other
 
     def thumbnail_of(self, index: int) -> np.ndarray:
         """The 32 x 32 picture of an image by which duplicates are confirmed (see `splits.thumbnail`)."""

@@ -78,7 +78,7 @@ class PatchSampler:
             for p in range(0, n, few):
                 part = (slice(p, p + few), some)
                 patches = self.cut(source, cell, valid[some], boxes[part], flip[part])
-                out[part] = self.vary(patches, {k: v[part] for k, v in changes.items()}, bank)
+                self.vary(patches, {k: v[part] for k, v in changes.items()}, bank, out[part])
         return out
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -163,16 +163,17 @@ class PatchSampler:
             "speckle_column": numbers["speckle_column"],
         }
 
-    def vary(self, patches: Tensor, changes: dict[str, Tensor], bank: Tensor) -> Tensor:
-        """Photometric changes of (n, b, 1, P, P), each patch its own; black stays black, values stay in [0, 1].
+    def vary(self, patches: Tensor, changes: dict[str, Tensor], bank: Tensor, out: Tensor) -> None:
+        """Photometric changes of (n, b, 1, P, P) into `out`, each patch its own; black stays black, values stay in [0, 1].
 
         `changes` (n, b) are still on the CPU, so that which patches a rare change touches is known without waiting for a
-        GPU, and only those are worked on.
+        GPU, and only those are worked on. `patches`, as `cut` returned them, are overwritten.
         """
         size, device = self.config.size, patches.device
-        x = patches.reshape(-1, 1, size, size)  # (N, 1, P, P)
-        places = {name: changes[name].flatten().nonzero()[:, 0] for name in ("blur", "shadow", "speckle")}
-        u = {name: value.reshape(-1, 1, 1, 1).to(device) for name, value in changes.items()}
+        x = patches.transpose(0, 1).reshape(-1, 1, size, size)  # (N, 1, P, P), image by image as `cut` laid them down
+        changes = {name: value.t().flatten() for name, value in changes.items()}
+        places = {name: changes[name].nonzero()[:, 0] for name in ("blur", "shadow", "speckle")}
+        u = {name: value.view(-1, 1, 1, 1).to(device) for name, value in changes.items()}
         some = {name: place.to(device) for name, place in places.items() if len(place)}
         if "blur" in some:
             sharp, strength = x[some["blur"]], u["blur"][some["blur"]]
@@ -194,8 +195,9 @@ class PatchSampler:
             x[some["speckle"]] *= 1 + grains * v["speckle"]
         x = x.clamp_(0, 1)
         if self.config.jitter and self.config.gamma:
-            x = x.pow_(u["gamma"])
-        return x.view(patches.shape)
+            x = x.log_().mul_(u["gamma"]).exp_()  # x^gamma, at half the time of pow on a CPU; exp(-inf) is 0
+        n, b = out.shape[:2]
+        out.copy_(x.view(b, n, 1, size, size).transpose(0, 1))
 
 
 def soften(x: Tensor) -> Tensor:
@@ -214,5 +216,9 @@ def windows(field: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
     One field of 9 P^2 numbers serves a whole batch, since numbers for every pixel of every patch would cost more to draw
     than the patches to cut; two patches share pixels of it, at another place in each.
     """
-    every = field.unfold(0, size, 1).unfold(1, size, 1)  # a view
-    return every[(row * every.shape[0]).long(), (column * every.shape[1]).long()][:, None]
+    rows, columns = ((x * (side - size + 1)).long() for x, side in zip((row, column), field.shape, strict=True))
+    if not field.is_cuda:  # memory is copied by whole lines: four times as fast as indexing
+        return torch.stack(
+            [field[r : r + size, c : c + size] for r, c in zip(rows.tolist(), columns.tolist(), strict=True)]
+        )[:, None]
+    return field.unfold(0, size, 1).unfold(1, size, 1)[rows, columns][:, None]
