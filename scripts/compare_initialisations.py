@@ -71,8 +71,7 @@ def make_encoder(arm: str, seed: int, settings: PretrainingConfig) -> Encoder:
 
 def probe_arm(encoder: Encoder, tasks: dict[str, PreparedDataset], precision: str) -> dict[str, np.ndarray]:
     """`<task>/rows` -> places of the held-out images (M,); `<task>/<embedding>/<probe>` -> whether each is right (M,)."""
-    result, device = {}, run.choose_device("auto")
-    encoder = encoder.to(device)
+    result, encoder = {}, encoder.to(run.choose_device("auto"))
     for task, dataset in tasks.items():
         squares = probing.CentralSquares(dataset)
         shapeless = all(height == width for _, _, height, width in dataset.valid)
@@ -80,8 +79,8 @@ def probe_arm(encoder: Encoder, tasks: dict[str, PreparedDataset], precision: st
             if embedding == "square" and shapeless:  # the same pixels once more
                 result |= {f"{task}/square/{m}": result[f"{task}/whole/{m}"] for m in probing.METHODS}
                 continue
-            with run.autocast(device, precision):
-                found = probing.probe(encoder, squares if embedding == "square" else dataset, ("val", "test"), patches)
+            seen = squares if embedding == "square" else dataset
+            found = probing.probe(encoder, seen, ("val", "test"), patches, precision=precision)
             result[f"{task}/rows"] = found.rows
             result |= {f"{task}/{embedding}/{m}": p == found.labels for m, p in found.predicted.items()}
     return result

@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
+from vfm4us import run
 from vfm4us.data import splits as splitting
 from vfm4us.data.store import PreparedDataset
 from vfm4us.encoders import Encoder
@@ -43,9 +44,12 @@ def rows_of(dataset: PreparedDataset, splits) -> np.ndarray:
     return np.flatnonzero(np.isin(dataset.splits, splits))
 
 
-def embed_dataset(encoder: Encoder, dataset: PreparedDataset, rows: np.ndarray, patches: int = 0) -> Tensor:
-    """Vectors (len(rows), width) of some images of a prepared dataset."""
-    return encoder.embed(torch.from_numpy(dataset.images[rows]), patches=patches, valid=dataset.valid[rows])
+def embed_dataset(
+    encoder: Encoder, dataset: PreparedDataset, rows: np.ndarray, patches: int = 0, precision: str = "float32"
+) -> Tensor:
+    """Vectors (len(rows), width) of some images of a prepared dataset, float32 whatever the network's `precision`."""
+    with run.autocast(next(encoder.parameters()).device, precision):
+        return encoder.embed(torch.from_numpy(dataset.images[rows]), patches=patches, valid=dataset.valid[rows])
 
 
 class CentralSquares:
@@ -69,14 +73,20 @@ class CentralSquares:
 
 
 def probe(
-    encoder: Encoder, dataset: PreparedDataset, splits=("test",), patches: int = 0, k: int = 20, strength: float = 0.01
+    encoder: Encoder,
+    dataset: PreparedDataset,
+    splits=("test",),
+    patches: int = 0,
+    k: int = 20,
+    strength: float = 0.01,
+    precision: str = "float32",
 ) -> Predictions:
     """Predict the labels of the images of `splits` from the train split's, by weighted k-NN and by a linear probe."""
     train, held_out = dataset.indices("train"), rows_of(dataset, splits)
     if not len(train) or not len(held_out):
         raise ValueError(f"{dataset.folder}: needs images in train and in {' or '.join(splits)} to probe an encoder")
     labels = np.asarray(dataset.labels)
-    reference, queries = (embed_dataset(encoder, dataset, rows, patches) for rows in (train, held_out))
+    reference, queries = (embed_dataset(encoder, dataset, rows, patches, precision) for rows in (train, held_out))
     predicted = {
         "knn": weighted_knn(reference, labels[train], queries, k),
         "linear": linear_probe(reference, labels[train], queries, strength),
