@@ -26,7 +26,7 @@ import vfm4us
 from vfm4us import config, plots, probing, run
 from vfm4us.data.store import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.pretraining.stages import PretrainingConfig, Stopped, pretrain
+from vfm4us.pretraining.stages import PretrainingConfig, pretrain
 
 ARMS = ("random", "random-bn", "coarse", "fine", "coarse-to-fine")
 DIFFERENCES = (
@@ -81,7 +81,7 @@ def fingerprint(settings: PretrainingConfig, tasks: dict, split: str) -> str:
     return hashlib.sha256(json.dumps([about, data, split, EMBEDDINGS], default=str).encode()).hexdigest()
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=["busi", "liver", "gallbladder"], help="datasets under data.root")
@@ -95,18 +95,7 @@ def main() -> int:
     values = sys.argv[1:]
     arguments = parser.parse_args([v for v in values if "=" not in v or v.startswith("--")])
     overrides = [v for v in values if "=" in v and not v.startswith("--")]
-    try:
-        compare(arguments, config.load(PretrainingConfig, arguments.config, overrides))
-    except Stopped as stopped:
-        print(stopped)
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    compare(arguments, config.load(PretrainingConfig, arguments.config, overrides))
 
 
 def compare(arguments, base: PretrainingConfig) -> None:
@@ -227,4 +216,4 @@ def markdown(metrics: dict, keys: list[str], kinds: list[str], sizes: dict[str, 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run.exit_code(main))

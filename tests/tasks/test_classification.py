@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from vfm4us import checkpoints, config, run
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.tasks import classification as task
-from vfm4us.tasks import finetune
+from vfm4us.tasks import finetune, protocol
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Classification" / name for name in ("train.py", "evaluate.py"))
 
@@ -84,11 +84,20 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
     assert vfm4us.load_encoder(seed / "classifier.pt").report.dropped["head"] > 0
 
 
-def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path):
+def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path, monkeypatch):
     task.run_seeds(build("mode=linear"), quiet)
     said = []
-    task.run_seeds(build("mode=linear", "seeds=[0,1]"), said.append)
+    two = task.run_seeds(build("mode=linear", "seeds=[0,1]"), said.append)
     assert sum("is finished" in line for line in said) == 1
+    summary = json.loads((tmp_path / "logs/t/metrics.json").read_text())
+    assert "clusters of near-duplicates" in summary["protocol"]["duplicates"] and summary["seeds"] == [0, 1]
+
+    def loaded(*_):
+        raise AssertionError("a finished seed needs neither data nor encoder")
+
+    monkeypatch.setattr(task, "LabelledData", loaded)
+    monkeypatch.setattr(task, "make_encoder", loaded)
+    assert task.run_seeds(build("mode=linear", "seeds=[0,1]"), quiet) == two
     with pytest.raises(ValueError, match="smoothing: 0.1 -> 0.3"):
         task.run_seeds(build("mode=linear", "smoothing=0.3"), quiet)
 
@@ -116,9 +125,11 @@ def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path
                 pass
 
         monkeypatch.setattr(run, "StopSignal", Soon)
-        assert task.run_seeds(stopped, quiet) is None
+        with pytest.raises(run.Stopped, match="same command goes on") as found:
+            task.run_seeds(stopped, quiet)
+        assert found.value.number == 2
     monkeypatch.setattr(run, "StopSignal", real)
-    assert task.run_seeds(stopped, quiet) is not None
+    task.run_seeds(stopped, quiet)
     parts = checkpoints.read(tmp_path / "logs/stopped/seed-0/classifier.pt")["state_dict"]
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
@@ -187,10 +198,10 @@ def test_balanced_batches_show_every_class_alike_and_every_image_before_it_repea
 @pytest.mark.parametrize("share", [1.0, 0.1, 0.001])
 def test_few_labels_keep_the_shares_of_classes_and_at_least_one_image(share):
     codes = np.repeat([0, 1, 2], [500, 40, 3])
-    kept = task.few_labels(np.arange(543), codes, share, seed=1)
+    kept = protocol.few_labels(np.arange(543), codes, share, seed=1)
     expected = {1.0: [500, 40, 3], 0.1: [50, 4, 1], 0.001: [1, 1, 1]}[share]
     assert np.bincount(codes[kept]).tolist() == expected
-    assert np.array_equal(kept, task.few_labels(np.arange(543), codes, share, seed=1))
+    assert np.array_equal(kept, protocol.few_labels(np.arange(543), codes, share, seed=1))
 
 
 def test_scores_equal_those_of_a_small_table_by_hand():
@@ -320,12 +331,12 @@ def test_duplicates_within_and_with_the_pretraining_set_are_listed(build, folder
     (own / "across" / "copy.png").write_bytes((own / "across" / "across (0).png").read_bytes())
     stripes(pool, {"x": 12})  # the same first class, drawn from the same seed
     data = task.LabelledData(build(path=own).data, 0)
-    text = data.duplicate_report(tmp_path, [], str(tmp_path / "cache"))
+    text = protocol.report_duplicates(data.dataset, build(path=own).data, tmp_path)
     assert text.startswith("1 clusters of near-duplicates with 2 images; 0 of them lie in two splits")
     settings = build(path=own)
-    settings.data.splits = [0.3, 0.1, 0.6]
-    text = task.LabelledData(settings.data, 0).duplicate_report(tmp_path, [str(pool)], str(tmp_path / "cache"))
-    assert "pretraining images equal or nearly equal a test image" in text and "; 0 pretraining" not in text
+    settings.data.splits, settings.data.pretraining = [0.3, 0.1, 0.6], [str(pool)]
+    text = protocol.report_duplicates(task.LabelledData(settings.data, 0).dataset, settings.data, tmp_path)
+    assert "test images occur in the pretraining data" in text and "; 0 test images" not in text
     assert "pretraining" in (tmp_path / "duplicates.csv").read_text()
 
 

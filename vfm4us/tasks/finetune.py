@@ -136,12 +136,17 @@ class Finetuner:
         batches: Callable[[int], list[np.ndarray]],
         loss: Callable[[nn.Module, np.ndarray, torch.Generator], Tensor],
         validate: Callable[[nn.Module], dict[str, float]],
-        stop: run.StopSignal,
-    ) -> nn.Module | None:
-        """Train to the end and return the model of the best epoch; None where a signal asked to stop (all is saved).
+    ) -> nn.Module:
+        """Train to the end and return the model of the best epoch; run.Stopped where a signal asked to stop (all is saved).
 
         batches(epoch) lists index arrays; loss(model, indices, generator) is a scalar; validate(model) has a `score`.
         """
+        with run.StopSignal() as stop:
+            self._train(batches, loss, validate, stop)
+        self.averaged.load_state_dict(self.best_state)
+        return self.averaged.eval()
+
+    def _train(self, batches, loss, validate, stop: run.StopSignal) -> None:
         config, per_epoch = self.config, len(batches(0))
         self._restore()
         self.folder.open_log(self.epoch * per_epoch + self.step, epoch_ended=self.step == 0)
@@ -180,7 +185,7 @@ class Finetuner:
                     saved = time.monotonic()
                     if stop.number:
                         bar.close()
-                        return None
+                        raise run.Stopped(stop.number, self.folder.folder)
             found = validate(self.averaged)
             self.folder.log("monitor", (self.epoch + 1) * per_epoch, found)
             if found["score"] > self.best["score"]:
@@ -196,9 +201,10 @@ class Finetuner:
             self._save()
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
+            if stop.number:  # while it was measured
+                bar.close()
+                raise run.Stopped(stop.number, self.folder.folder)
         bar.close()
-        self.averaged.load_state_dict(self.best_state)
-        return self.averaged.eval()
 
     def _average(self, at: int) -> None:
         """Exponential average of the weights, shorter in the beginning; batch-norm statistics are copied."""
