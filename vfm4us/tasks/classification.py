@@ -320,8 +320,8 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray | N
     """Accuracy, balanced accuracy, macro-F1 and macro one-vs-rest AUROC, each (R,), of (N,) codes and (N, C) probabilities.
 
     counts (R, N) says how often each image occurs in each of R resamples; by default once, in one. Averages go over the
-    classes that occur in `labels`; AUROC needs two of them, all in the resample, and is NaN otherwise. Equal to scikit-learn's with sample_weight,
-    and a hundred times as fast for many resamples.
+    classes that occur in `labels`; AUROC needs two of them, all in the resample, and is NaN otherwise. Equal to
+    scikit-learn's with sample_weight, and a hundred times as fast for many resamples.
     """
     weight = np.ones((1, len(labels))) if counts is None else counts.astype(np.float64)
     present, predicted = np.unique(labels), probabilities.argmax(1)
