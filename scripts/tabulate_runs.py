@@ -49,7 +49,7 @@ def difference(a: Path, b: Path, wanted: list[str]) -> list[str]:
         raise ValueError(f"{a} is a run of {ours['task']}, {b} of {theirs['task']}: they have no difference")
     score = importlib.import_module(f"vfm4us.tasks.{ours['task']}").outcome_scores
     outcomes = [[protocol.read_outcome(x["folder"] / f"seed-{seed}") for seed in x["seeds"]] for x in (ours, theirs)]
-    found = protocol.differences(score, *outcomes)
+    found = protocol.differences(score, [outcomes])
     return [f"{a.name} - {b.name}", "", "", "", "", *(protocol.cell(found.get(name), "+") for name in wanted)]
 
 

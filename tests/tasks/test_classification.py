@@ -235,6 +235,21 @@ def test_calibration_error_and_temperature():
     assert task.expected_calibration_error(truth, honest.softmax(1).numpy()) < 0.3 * before
 
 
+def test_a_temperature_must_gain_more_than_chance_and_the_error_of_a_calibrated_model_is_not_zero():
+    generator = torch.Generator().manual_seed(0)
+    kept, floor, shown = [], [], []
+    for i in range(200):
+        honest = torch.randn(120, 3, generator=generator)
+        p = honest.softmax(1)
+        truth = torch.multinomial(p, 1, generator=generator)[:, 0].numpy()
+        kept.append(task.fit_temperature(truth, honest) == 1.0)
+        shown.append(task.expected_calibration_error(truth, p.numpy()))
+        if i < 10:
+            floor.append(task.calibrated_error(p.numpy(), repeats=20))
+    assert 0.9 < np.mean(kept) < 1, "one in twenty is changed where nothing is wrong"
+    assert np.mean(floor) == pytest.approx(np.mean(shown), rel=0.1) and np.mean(floor) > 0.05
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_linear_layer_is_the_logistic_regression(classes):
     from sklearn.linear_model import LogisticRegression

@@ -30,7 +30,10 @@ class EncoderConfig:
     name: str = option(
         "resnet18", "network, where weights is none or imagenet", choices=["resnet18", "resnet34", "resnet50"]
     )
-    weights: str = option("none", "none (random), imagenet, or a checkpoint or run folder of any published layout")
+    weights: str = option(
+        "none",
+        "none (random), imagenet, or a checkpoint or run folder of any published layout; {seed} in it is the run's seed",
+    )
     in_channels: int = option(1, "channels of the first convolution; 1 is exact for grey images", choices=[1, 3])
     freeze_epochs: int = option(0, "epochs at the beginning in which only the head learns", low=0)
 
@@ -59,7 +62,7 @@ def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport 
     if config.weights == "none":
         torch.manual_seed(seed)
         return Encoder(EncoderSpec(config.name, config.in_channels)), None
-    source = _imagenet(config.name) if config.weights == "imagenet" else config.weights
+    source = _imagenet(config.name) if config.weights == "imagenet" else config.weights.replace("{seed}", str(seed))
     encoder = load_encoder(source, in_channels=config.in_channels)
     return encoder, encoder.report
 

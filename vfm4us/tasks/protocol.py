@@ -180,19 +180,28 @@ def figures(
     return result
 
 
-def differences(score: Score, ours: list[Outcome], theirs: list[Outcome], repeats: int = 2000) -> dict[str, dict]:
-    """Ours minus theirs, each score as {mean, low, high}: paired in the test images, which must be the same."""
-    seeds, resamples = _resample(score, [*ours, *theirs], repeats, [len(ours), len(theirs)])
+def differences(score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], repeats: int = 2000) -> dict[str, dict]:
+    """Ours minus theirs for each pair of (ours, theirs), each score as {mean, low, high}; several pairs: the mean over them.
+
+    Both sides of a pair are resampled alike, so they must have the same test images; several pairs are several datasets.
+    """
+    found = []
+    for ours, theirs in pairs:
+        seeds, resamples = _resample(score, [*ours, *theirs], repeats, len(ours))
+        found.append({name: (v[: len(ours)], v[len(ours) :], resamples[name]) for name, v in seeds.items()})
     result = {}
-    for name, values in seeds.items():
-        if np.isfinite(values).all() and len(resamples[name]) > 1:
-            found = probing.interval(values[: len(ours)], resamples[name], values[len(ours) :])
-            result[name] = dict(zip(("mean", "low", "high"), found, strict=True))
+    for name in found[0]:
+        ours, theirs, resamples = zip(*(f[name] for f in found if name in f), strict=True)
+        few = min(len(r) for r in resamples)
+        sides = [np.mean([v[: min(map(len, side))] for v in side], axis=0) for side in (ours, theirs)]
+        if len(resamples) == len(pairs) and few > 1 and np.isfinite(sides[0]).all() and np.isfinite(sides[1]).all():
+            limits = probing.interval(sides[0], np.mean([r[:few] for r in resamples], axis=0), sides[1])
+            result[name] = dict(zip(("mean", "low", "high"), limits, strict=True))
     return result
 
 
-def _resample(score: Score, outcomes: list[Outcome], repeats: int, sides=None) -> tuple[dict, dict]:
-    """Each score of each seed {name: (seeds,)}; and in each resample its mean over seeds, or the difference of two sides'."""
+def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0) -> tuple[dict, dict]:
+    """Each score of each seed {name: (seeds,)}; and in each resample its mean over them, or over `ours` minus over the rest."""
     paths, groups = outcomes[0]["paths"], outcomes[0]["groups"]
     if any(not np.array_equal(o["paths"], paths) or not np.array_equal(o["groups"], groups) for o in outcomes):
         raise ValueError("the seeds or runs were tested on different images, so they cannot be compared: did the data change? "
@@ -201,11 +210,10 @@ def _resample(score: Score, outcomes: list[Outcome], repeats: int, sides=None) -
     single = [score(o, once) for o in outcomes]
     several = [score(o, counts) for o in outcomes]
     seeds = {name: np.array([float(s[name][0]) for s in single]) for name in single[0]}
-    cut = sides[0] if sides else len(outcomes)
     resamples = {}
     for name in seeds:
         values = np.array([s[name] for s in several])
-        resamples[name] = values[:cut].mean(0) - (values[cut:].mean(0) if sides else 0.0)
+        resamples[name] = values[:ours].mean(0) - values[ours:].mean(0) if ours else values.mean(0)
     # a resample without any image of a class cannot say anything of that class, nor of an average over classes
     kept = [np.isfinite(values) for name, values in resamples.items() if np.isfinite(seeds[name]).all()]
     whole = np.all(kept, axis=0) if kept else np.zeros(repeats, bool)
