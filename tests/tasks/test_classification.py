@@ -3,13 +3,16 @@
 import copy
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -149,6 +152,12 @@ def test_pretrained_weights_are_wholly_loaded_and_said(build, tmp_path):
     said = []
     task.run_seeds(build("mode=linear", f"encoder.weights={tmp_path}/e.pt"), said.append)
     assert any("layout VFM4US, 120/120" in line for line in said)
+    one_per_seed = finetune.EncoderConfig(weights=f"{tmp_path}/{{seed}}.pt")
+    (tmp_path / "e.pt").rename(tmp_path / "4.pt")
+    read, _ = finetune.make_encoder(one_per_seed, 4)
+    assert torch.equal(read.body.layer4[1].conv2.weight, encoder.body.layer4[1].conv2.weight)
+    with pytest.raises(FileNotFoundError, match="5.pt"):
+        finetune.make_encoder(one_per_seed, 5)
     torch.save({"module.wrong": torch.ones(2)}, tmp_path / "bad.pt")
     with pytest.raises(ValueError, match="bad.pt holds no encoder"):
         task.run_seeds(build("mode=linear", "name=b", f"encoder.weights={tmp_path}/bad.pt"), quiet)
@@ -383,6 +392,55 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         (["logs/s/seed-0/test.npz", folder], "refused"),
     ):
         done = script(EVALUATE, *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(folder, tmp_path, number, code):
+    keys = [f"data.path={folder}", "name=s", "seeds=[0]", "data.size=40", "device=cpu", "head.hidden=16",
+            "finetune.epochs=400", "finetune.patience=0"]  # fmt: skip
+    log = tmp_path / "logs/s/seed-0/metrics.jsonl"
+    child = subprocess.Popen([sys.executable, str(TRAIN), *keys], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not log.exists() or log.read_text().count("\n") < 3:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    child.send_signal(number)
+    said, _ = child.communicate(timeout=60)
+    assert child.returncode == code and "the same command goes on" in said
+    state = checkpoints.read(tmp_path / "logs/s/seed-0/checkpoints/last.pt")
+    assert not state["finished"] and state["epoch"] + state["step"] > 0
+
+
+def test_a_table_of_cells_is_run_once_and_goes_on(folder, tmp_path):
+    cells = {
+        "name": "c", "task": "classification", "scores": ["macro_f1"], "differences": [["linear", "knn"]],
+        "base": {"seeds": [0], "data": {"path": "{data}", "size": 40}},
+        "axes": {"dataset": {"one": {}, "two": {"data": {"splits": [0.5, 0.2, 0.3]}}},
+                 "mode": {"linear": {"mode": "linear"}, "knn": {"mode": "knn"}}},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(cells, sort_keys=False))
+    path = ROOT / "scripts" / "reproduce_tables.py"
+    done = script(path, "--config", "c.yaml", f"data={folder}", "only=[one-*]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Not run yet: two-linear, two-knn" in done.stdout and "mean of all" not in done.stdout
+    done = script(path, "--config", "c.yaml", f"data={folder}", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("is finished") == 2 and "Not run yet" not in done.stdout
+    text = (tmp_path / "logs/c/table.md").read_text()
+    assert "| dataset | training images | linear | knn | linear - knn |" in text
+    rows = [line for line in text.splitlines() if line.startswith(("| one", "| two", "| mean of all"))]
+    found = json.loads((tmp_path / "logs/c/metrics.json").read_text())["metrics"]
+    apart = [found[f"{d} linear - knn macro_f1"]["mean"] for d in ("one", "two", "mean of all")]
+    assert apart[0] == pytest.approx(found["one-linear macro_f1"]["mean"] - found["one-knn macro_f1"]["mean"])
+    assert len(rows) == 3 and apart[2] == pytest.approx((apart[0] + apart[1]) / 2)
+    for arguments, message in (
+        ([], "needs data=..."),
+        ([f"data={folder}", "base.smothing=0.1"], "cell one-linear: unknown config key 'smothing'"),
+        ([f"data={folder}", "only=[three]"], "matches no cell; they are: one-linear"),
+        ([f"data={folder}", "differences=[[linear, kn]]"], "'kn' is no value of the last axis"),
+    ):
+        done = script(path, "--config", "c.yaml", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 

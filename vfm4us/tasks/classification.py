@@ -267,7 +267,8 @@ def _finetune(config, data: LabelledData, encoder: Encoder, folder: run.RunFolde
         return F.cross_entropy(network(x), target, weight=weight, label_smoothing=config.smoothing)
 
     def validate(network: nn.Module) -> dict[str, float]:
-        logits, truth = predict(network, data, data.val), data.codes[data.val]
+        with run.autocast(device, config.precision):
+            logits, truth = predict(network, data, data.val), data.codes[data.val]
         entropy = float(F.cross_entropy(logits, torch.from_numpy(truth)))
         accuracy = probing.balanced_accuracy(truth, logits.argmax(1).numpy())
         # ties of a small validation split are broken by the cross-entropy

@@ -24,6 +24,8 @@ from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.loading import LoadReport, load_encoder
 from vfm4us.run import cosine_with_warmup
 
+SAVE_EVERY = 60  # seconds of work that a power cut may cost; five copies of the weights are not written after every short epoch
+
 
 @dataclass
 class EncoderConfig:
@@ -183,7 +185,7 @@ class Finetuner:
                 self._average(at)
                 self.step += 1
                 self.folder.log("train", at + 1, {"loss": value.item(), "learning_rate": rate})
-                if stop.number or time.monotonic() - saved > 300:
+                if stop.number or time.monotonic() - saved > SAVE_EVERY:
                     self._save()
                     saved = time.monotonic()
                     if stop.number:
@@ -201,7 +203,9 @@ class Finetuner:
                 and self.epoch > self.freeze_epochs
             )
             self.finished = self.epoch == config.epochs or bool(late)
-            self._save()
+            if self.finished or stop.number or time.monotonic() - saved > SAVE_EVERY:
+                self._save()
+                saved = time.monotonic()
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
             if stop.number:  # while it was measured
