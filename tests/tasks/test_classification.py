@@ -69,7 +69,10 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
     result = task.run_seeds(settings, quiet)
     assert result["balanced_accuracy"]["mean"] > 0.75, "stripes are easy"
     assert result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"]
-    assert len(result["auroc"]["per_seed"]) == 2 and "ensemble auroc" in result
+    both = [protocol.read_outcome(tmp_path / "logs" / "t" / f"seed-{seed}") for seed in (0, 1)]
+    together = task.scores(both[0]["labels"], (both[0]["probabilities"] + both[1]["probabilities"]) / 2)
+    for name in task.SCORES:
+        assert len(result[name]["per_seed"]) == 2 and result[f"ensemble {name}"]["mean"] == pytest.approx(together[name][0])
     seed = tmp_path / "logs" / "t" / "seed-0"
     pictures = {"confusion.png", "roc.png", "reliability.png", "tsne.png"} | ({"grad_cam.png"} if mode != "knn" else set())
     for name in pictures | {"metrics.json", "predictions.csv", "duplicates.csv", "classifier.pt", "config.yaml", "run.json"}:
@@ -202,6 +205,11 @@ def test_balanced_batches_show_every_class_alike_and_every_image_before_it_repea
     assert np.bincount(items[items >= 30] - 30).tolist() == [3] * 6
     few = finetune.batches_of([np.arange(3)], [1.0], finetune.FinetuneConfig(min_steps=100, epochs=10), 0, 0)
     assert len(few) == 10 and all(len(x) == 3 for x in few)
+    many = finetune.FinetuneConfig(min_steps=50, max_steps=50, epochs=10, batch_size=32)
+    first, second = (np.concatenate(finetune.batches_of([np.arange(5000)], [1.0], many, 0, epoch)) for epoch in (0, 1))
+    assert len(first) == 5 * 32 and not set(first.tolist()) == set(second.tolist())
+    with pytest.raises(ValueError, match="max_steps 40 is below finetune.min_steps 50"):
+        finetune.batches_of([np.arange(5000)], [1.0], finetune.FinetuneConfig(min_steps=50, max_steps=40), 0, 0)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.1, 0.001])
@@ -386,6 +394,12 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     assert len((tmp_path / "o/predictions.csv").read_text().splitlines()) == 4 and not (tmp_path / "o/metrics.json").exists()
     done = script(EVALUATE, "logs/s", folder, "--out", "o2", cwd=tmp_path)
     assert json.loads((tmp_path / "o2/metrics.json").read_text())["metrics"]["balanced_accuracy"]["mean"] > 0.7
+    strange = manifest(tmp_path / "plain", [("down", "test", "0.png"), ("upward", "test", "1.png"), ("down", "test", "bad.png")])
+    done = script(EVALUATE, "logs/s", strange, "--out", "o3", cwd=tmp_path)
+    assert "does not know, left out of the metrics: upward" in done.stdout and "bad.png" in done.stderr
+    found = json.loads((tmp_path / "o3/metrics.json").read_text())
+    assert found["protocol"]["unreadable"] == 1 and "recall down" in found["metrics"]
+    assert "auroc" not in found["metrics"], "one class alone has none"
     for arguments, message in (
         (["logs/nowhere", folder], "does not exist"),
         (["logs/s", "nowhere"], "nowhere does not exist"),

@@ -46,6 +46,7 @@ class FinetuneConfig:
     min_steps: int = option(
         400, "at least so many steps in all: small training sets are gone through more often", low=1
     )
+    max_steps: int = option(0, "at most so many steps in all: an epoch is then part of a large training set; 0: any", low=0)
     batch_size: int = option(32, "images per step", low=2)
     learning_rate: float = option(1e-3, "peak, of the head", low=0.0)
     encoder_rate: float = option(0.3, "rate of the encoder's last layer, as a share of the head's", low=0.0)
@@ -112,9 +113,15 @@ def batches_of(
     parts: list[np.ndarray], shares: list[float], config: FinetuneConfig, seed: int, epoch: int
 ) -> list[np.ndarray]:
     """One epoch's batches: indices drawn from `parts` in these shares, each part gone through whole before it repeats."""
+    if 0 < config.max_steps < max(config.min_steps, config.epochs):
+        raise ValueError(
+            f"finetune.max_steps {config.max_steps} is below finetune.min_steps {config.min_steps} or epochs {config.epochs}"
+        )
     items, count = np.concatenate(parts), sum(map(len, parts))
     size = min(config.batch_size, max(2, count))
     steps = max(1, round(count / size), math.ceil(config.min_steps / config.epochs))
+    if config.max_steps:
+        steps = min(steps, config.max_steps // config.epochs)
     order = epoch_order([len(p) for p in parts], shares, steps * size, (seed, epoch))
     return [items[order[i * size : (i + 1) * size]] for i in range(steps)]
 
