@@ -31,7 +31,7 @@ import vfm4us
 from vfm4us import config, plots, probing, run
 from vfm4us.data.store import PreparedDataset, open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.pretraining.stages import PretrainingConfig, Stopped, pretrain
+from vfm4us.pretraining.stages import PretrainingConfig, pretrain
 
 ARMS = ("random", "coarse", "fine", "coarse-to-fine")
 VARIANTS = {  # of coarse-to-fine, off by default
@@ -93,7 +93,7 @@ def fingerprint(settings: PretrainingConfig, tasks: dict[str, PreparedDataset]) 
     return hashlib.sha256(json.dumps([about, data, EMBEDDINGS], default=str).encode()).hexdigest()
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *VARIANTS])
@@ -106,18 +106,7 @@ def main() -> int:
     values = sys.argv[1:]
     arguments = parser.parse_args([v for v in values if "=" not in v or v.startswith("--")])
     overrides = [v for v in values if "=" in v and not v.startswith("--")]
-    try:
-        compare(arguments, config.load(PretrainingConfig, arguments.config, overrides))
-    except Stopped as stopped:
-        print(stopped)
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    compare(arguments, config.load(PretrainingConfig, arguments.config, overrides))
 
 
 def check(arguments, base: PretrainingConfig) -> None:
@@ -264,4 +253,4 @@ def markdown(metrics: dict, scope: str, kinds: list[str], arms: list[str], sizes
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run.exit_code(main))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import vfm4us
-from vfm4us import checkpoints
+from vfm4us import checkpoints, run
 from vfm4us.encoders import BEITS, RESNETS, Encoder
 
 ENDINGS = {"torchvision": ".pth", "timm": ".pth", "smp": ".pth", "safetensors": ".safetensors", "onnx": ".onnx",
@@ -47,9 +47,6 @@ def main() -> int:
             theirs, how = EXPORTS[to](encoder, images, out)
     except ImportError as error:
         print(f"error: {to} needs a package that is not installed ({error.name}): pip install -e '.[export]'", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
         return 2
     difference, largest = (ours - theirs).abs().max().item(), ours.abs().max().item()
     allowed = (1e-4 if to == "onnx" else 1e-5) * max(1.0, largest)
@@ -195,4 +192,4 @@ EXPORTS = {"torchvision": to_torchvision, "timm": to_timm, "smp": to_smp, "safet
            "torchscript": to_torchscript}  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run.exit_code(main))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import vfm4us
-from vfm4us import probing
+from vfm4us import probing, run
 from vfm4us.data.store import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
 
@@ -29,7 +29,7 @@ def load(name: str) -> Encoder:
     return vfm4us.load_encoder(name, in_channels=1)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoders", nargs="+", help="checkpoints, run folders, or random:SEED")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' folders")
@@ -40,23 +40,18 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=900, help="images per task, a fixed choice (default 900; 0: all)")
     parser.add_argument("--square", action="store_true", help="see only the central square of each image")
     arguments = parser.parse_args()
-    try:
-        tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
-        if arguments.square:
-            tasks = {t: probing.CentralSquares(d) for t, d in tasks.items()}
-        columns = [f"{t} {m}" for t in tasks for m in probing.METHODS] + ["mean " + m for m in probing.METHODS]
-        print(f"{'encoder':<32}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
-        for name in arguments.encoders:
-            for patches in arguments.patches:
-                found = [probing.cross_validate(load(name), d, patches, limit=arguments.limit) for d in tasks.values()]
-                values = [f[m] for f in found for m in probing.METHODS]
-                values += [np.mean([f[m] for f in found]) for m in probing.METHODS]
-                print(f"{name:<32}{patches:>8}" + "".join(f"{v:>20.3f}" for v in values), flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
+    if arguments.square:
+        tasks = {t: probing.CentralSquares(d) for t, d in tasks.items()}
+    columns = [f"{t} {m}" for t in tasks for m in probing.METHODS] + ["mean " + m for m in probing.METHODS]
+    print(f"{'encoder':<32}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
+    for name in arguments.encoders:
+        for patches in arguments.patches:
+            found = [probing.cross_validate(load(name), d, patches, limit=arguments.limit) for d in tasks.values()]
+            values = [f[m] for f in found for m in probing.METHODS]
+            values += [np.mean([f[m] for f in found]) for m in probing.METHODS]
+            print(f"{name:<32}{patches:>8}" + "".join(f"{v:>20.3f}" for v in values), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run.exit_code(main))

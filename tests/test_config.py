@@ -1,6 +1,7 @@
 """Config: types, ranges, overrides, and errors that name the key."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import yaml
@@ -74,6 +75,26 @@ def test_changed_keys_leave_out_the_free_ones():
     before = PretrainingConfig()
     after = config.from_dict(PretrainingConfig, {"device": "cpu", "num_workers": 3, "seed": 4, "patches": {"size": 64}})
     assert config.changed_keys(config.to_dict(before), after) == ["seed: 0 -> 4", "patches.size: 96 -> 64"]
+
+
+def test_a_section_may_have_defaults_of_its_own():
+    @dataclass
+    class Other:
+        inner: Inner = section(Inner, "nested", rate=0.7)
+
+    assert config.load(Other) == Other(Inner(0.7, "a"))
+    assert config.load(Other, overrides=["inner.kind=bee"]) == Other(Inner(0.7, "bee")), "what is left out keeps them"
+    assert config.load(Other, overrides=["inner.rate=0.2"]).inner.rate == 0.2 and config.load(Outer).inner.rate == 0.1
+    assert "inner.rate = 0.7" in config.describe(Other) and "inner.rate = 0.1" in config.describe(Outer)
+
+
+def test_a_config_of_the_repository_is_found_from_elsewhere_and_a_file_here_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/pretraining/folder.yaml"
+    assert config.find(name) == ROOT / name and config.find("nowhere.yaml") == Path("nowhere.yaml")
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("name: mine\n")
+    assert config.load(PretrainingConfig, name).name == "mine"
 
 
 PRETRAINING = [*sorted(ROOT.glob("configs/pretraining/*.yaml")), ROOT / "configs/smoke/pretraining.yaml"]

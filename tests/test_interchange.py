@@ -19,16 +19,17 @@ from tests.test_loading import put, shaken
 from vfm4us import checkpoints
 from vfm4us.data.images import image_batch, image_paths
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.run import exit_code
 from vfm4us.tasks import classification
 
 
 def run_script(name: str, monkeypatch, *arguments) -> int:
-    """`main()` of a script, in this process."""
+    """Exit code of a script, in this process."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
-    return module.main()
+    return exit_code(module.main)
 
 
 def saved(path, spec: EncoderSpec) -> Encoder:
@@ -130,8 +131,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     encoder = saved(tmp_path / "a.pt", EncoderSpec())
     model = classification.Classifier(encoder, torch.nn.Linear(512, 2), ["fine", "rough"])
     settings = classification.ClassificationConfig(mode="linear")
-    settings.data.size = 48
-    classification.save_classifier(tmp_path / "c" / "classifier.pt", model, settings)
+    classification.save_classifier(tmp_path / "c" / "classifier.pt", model, settings, size=48)
     write_textures(tmp_path / "images", 12, seed=0)
     notebook = nbformat.read(ROOT / "Downstream" / "load_checkpoint.ipynb", as_version=4)
     nbformat.validate(notebook)

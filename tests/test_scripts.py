@@ -1,5 +1,6 @@
 """The scripts, run as a user runs them: from another folder, with a typo, with missing data."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -118,13 +119,38 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
     assert lacking.returncode == 2 and "every fold needs a seed" in lacking.stderr
 
 
+def module_of(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = module_of(ROOT / "scripts" / "reproduce_tables.py")
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "configs/tables").glob("*.yaml")), ROOT / "configs/smoke/tables.yaml"], ids=lambda p: p.name
+)
+def test_every_table_has_cells_whose_keys_are_known(path):
+    assert path.read_text().startswith("# python scripts/reproduce_tables.py")
+    settings = config.load(TABLES.TableConfig, path, ["data=DIR", "encoder=ENCODER"])
+    cells = TABLES.list_cells(settings, importlib.import_module(f"vfm4us.tasks.{settings.task}"))
+    assert len({cell.folder for cell in cells}) == len(cells) > 1
+    for cell in cells:
+        finetune = cell.config.finetune
+        assert not 0 < finetune.max_steps < max(finetune.min_steps, finetune.epochs), "refused only when it is run"
+        assert "{data}" not in str(cell.config) and "{encoder}" not in str(cell.config)
+
+
 def test_the_readme_names_files_and_keys_that_exist():
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"(?:python|bash) (?:\./)?((?:scripts|Pretraining|Downstream)/\S+?\.(?:py|sh))", text):
         assert (ROOT / path).is_file(), path
     for file, keys in re.findall(r"--config (configs/\S+\.yaml)((?: [\w.]+=\S+)*)", text):
         keys = [k for k in keys.split() if not k.startswith("data.root")]
-        kind = ClassificationConfig if file.startswith("configs/classification/") else PretrainingConfig
+        kinds = {"classification": ClassificationConfig, "tables": TABLES.TableConfig}
+        kind = kinds.get(file.split("/")[1], PretrainingConfig)
         config.load(kind, ROOT / file, keys)
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
         assert (ROOT / picture).is_file(), picture

@@ -4,6 +4,7 @@ The dataclass is the documentation: `option(default, "meaning, unit")` declares 
 An unknown key, a wrong type or a value out of range is a ValueError that names the key and the remedy.
 """
 
+import argparse
 import copy
 import dataclasses
 import difflib
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import yaml
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
 
 def option(default, doc, *, low=None, high=None, choices=None, free=False):
     """A dataclass field with its documentation and range; `free` keys may change when a run is continued."""
@@ -23,16 +26,27 @@ def option(default, doc, *, low=None, high=None, choices=None, free=False):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(cls, doc):
-    """A nested dataclass with all its defaults."""
-    return dataclasses.field(default_factory=cls, metadata={"doc": doc})
+def section(cls, doc, **defaults):
+    """A nested dataclass with all its defaults, or with these instead."""
+    return dataclasses.field(default_factory=lambda: cls(**copy.deepcopy(defaults)), metadata={"doc": doc})
+
+
+def parser(doc: str | None, cls) -> argparse.ArgumentParser:
+    """The command line of a script that is given a `cls`: [--config FILE] [section.key=value ...]; --help lists the keys."""
+    result = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="keys, defaults and meaning:\n" + describe(cls),
+    )  # fmt: skip
+    result.add_argument("--config", type=Path, help="YAML file; also one of this repository from any working directory")
+    result.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return result
 
 
 def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = ()):
-    """Build `cls` from its defaults, `file` (YAML) and `overrides` such as `stages.0.epochs=3`."""
+    """Build `cls` from its defaults, `file` (YAML, see `find`) and `overrides` such as `stages.0.epochs=3`."""
     values: dict = {}
     if file is not None:
-        file = Path(file)
+        file = find(file)
         if not file.is_file():
             near = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
             hint = f" Configs here: {', '.join(near)}" if near else ""
@@ -48,8 +62,17 @@ def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = 
     return from_dict(cls, values)
 
 
-def from_dict(cls, values: dict, where: str = ""):
-    """Build dataclass `cls` from nested plain `values`, checking every key, type and range."""
+def find(file: str | Path) -> Path:
+    """`file` as it is named, or else below the repository, so that its configs can be named from any working directory."""
+    inside = REPOSITORY / file
+    return inside if not Path(file).exists() and inside.exists() else Path(file)
+
+
+def from_dict(cls, values: dict, where: str = "", defaults=None):
+    """Build dataclass `cls` from nested plain `values`, checking every key, type and range.
+
+    What `values` leave out is taken from `defaults`, an instance, where there is one.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
@@ -61,10 +84,11 @@ def from_dict(cls, values: dict, where: str = ""):
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
             raise ValueError(f"unknown config key {name!r}: {hint}")
-        arguments[key] = _convert(value, hints[key], name)
+        own = fields[key].default_factory() if dataclasses.is_dataclass(hints[key]) else None
+        arguments[key] = _convert(value, hints[key], name, own)
         _check_range(arguments[key], fields[key].metadata, name)
     try:
-        return cls(**arguments)
+        return dataclasses.replace(defaults, **arguments) if defaults is not None else cls(**arguments)
     except TypeError as error:  # a key without default is missing
         raise ValueError(f"{where or 'config'}: {error}") from error
 
@@ -87,14 +111,15 @@ def changed_keys(old: dict, new, prefix: str = "") -> list[str]:
     return rows
 
 
-def describe(cls, prefix: str = "") -> str:
+def describe(cls, prefix: str = "", defaults=None) -> str:
     """One line per key: name, default, meaning; the text that --help prints."""
     lines = []
     for field in dataclasses.fields(cls):
         hint = typing.get_type_hints(cls)[field.name]
         doc = field.metadata.get("doc", "")
         if dataclasses.is_dataclass(hint):
-            lines += [f"\n  {prefix}{field.name}: {doc}", describe(hint, f"{prefix}{field.name}.")]
+            own = field.default_factory()
+            lines += [f"\n  {prefix}{field.name}: {doc}", describe(hint, f"{prefix}{field.name}.", own)]
         elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
             lines += [f"\n  {prefix}{field.name}: list; {doc}"]
             lines += [describe(typing.get_args(hint)[0], f"{prefix}{field.name}.0.")]
@@ -102,6 +127,8 @@ def describe(cls, prefix: str = "") -> str:
             default = "(required)" if field.default is dataclasses.MISSING else repr(field.default)
             if field.default_factory is not dataclasses.MISSING:
                 default = repr(field.default_factory())
+            if defaults is not None:
+                default = repr(getattr(defaults, field.name))
             choices = field.metadata.get("choices")
             doc += f" [{' | '.join(map(str, choices))}]" if choices else ""
             lines.append(f"    {prefix + field.name + ' = ' + default:<44} {doc}")
@@ -138,10 +165,10 @@ def _index(part: str, items: list, item: str) -> int:
     return int(part)
 
 
-def _convert(value, hint, name: str):
+def _convert(value, hint, name: str, defaults=None):
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, {} if value is None else value, name)
+        return from_dict(hint, {} if value is None else value, name, defaults)
     if origin is list:
         if not isinstance(value, list):
             raise ValueError(f"{name}: expected a list, got {value!r}")

@@ -104,7 +104,7 @@ def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, f
         place = np.arange(len(rows)) + (k - (len(series) - 1) / 2) * 0.17
         axis.errorbar(mean, place, xerr=[mean - low, high - mean], fmt="o", markersize=4, linewidth=1, label=name)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(label, fontsize=9)
     axis.grid(axis="x", color="0.9")
     figure.legend(fontsize=8, loc="outside upper center", ncols=len(series))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,34 @@ def cosine_with_warmup(step: int, steps: int, warmup: float, peak: float) -> flo
     return 0.5 * peak * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
+class Stopped(Exception):
+    """Asked to stop by signal `number`; everything is saved in `folder`."""
+
+    def __init__(self, number: int, folder: Path):
+        super().__init__(f"saved in {folder}; the same command goes on from here")
+        self.number = number
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run a script's `main` and return its exit code; what a user can cause becomes one line instead of a traceback.
+
+    ValueError, OSError, FloatingPointError: `error: ...` and 2. Stopped: 128 + the signal, so 130 (SIGINT) or 143 (SIGTERM).
+    KeyboardInterrupt: 130.
+    """
+    try:
+        return main() or 0
+    except Stopped as stopped:
+        print(stopped)
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        print("left at once; the same command goes on from what is saved, if there is anything yet", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (ValueError, OSError, FloatingPointError) as error:
+        words = error.strerror if isinstance(error, OSError) and error.strerror and error.filename is None else error
+        print(f"error: {words}", file=sys.stderr)
+        return 2
+
+
 class StopSignal:
     """Remembers the first SIGINT or SIGTERM, so that the loop can save and leave; a second one leaves at once."""
 
@@ -147,13 +176,7 @@ class RunFolder:
             self.folder.rename(aside)
             print(f"resume=false: the earlier run now lies in {aside}")
         elif (self.checkpoints / "last.pt").is_file() or (self.folder / "metrics.json").is_file():
-            changed = changed_keys(_read_config(described), config)
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds a run with another config:\n  "
-                    + "\n  ".join(changed)
-                    + "\nGive the run another name (name=...), or resume=false to start afresh (the old one is moved aside)."
-                )
+            refuse_changed(self.folder, config)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.folder / ".lock", "w")
         try:
@@ -164,13 +187,13 @@ class RunFolder:
             ) from error
         for rubbish in self.checkpoints.glob(".*.tmp"):  # of a process that was killed while saving
             rubbish.unlink()
-        _write(described, yaml.safe_dump(to_dict(config), sort_keys=False))
+        write_text(described, yaml.safe_dump(to_dict(config), sort_keys=False))
         history = self.folder / "run.json"
         try:
             starts = json.loads(history.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             starts = []
-        _write(history, json.dumps(starts + [describe_run()], indent=1))
+        write_text(history, json.dumps(starts + [describe_run()], indent=1))
 
     def open_log(self, step: int, epoch_ended: bool = True) -> None:
         """Begin to log after `step`: lines of a run that was killed beyond that point are cut off.
@@ -183,7 +206,7 @@ class RunFolder:
 
         last = {"train": step}
         lines = [x for x in self.metrics() if x["step"] <= last.get(x["kind"], step if epoch_ended else step - 1)]
-        _write(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         self.stream = open(self.folder / "metrics.jsonl", "a", buffering=1)
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=step + 1)
 
@@ -211,6 +234,16 @@ class RunFolder:
             self.tensorboard.close()
         if hasattr(self, "lock"):
             self.lock.close()
+
+
+def refuse_changed(folder: Path, config) -> None:
+    """Raise ValueError that lists the changed keys, where the run in `folder` was made with another config."""
+    if changed := changed_keys(_read_config(folder / "config.yaml"), config):
+        raise ValueError(
+            f"{folder} holds a run with another config:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the run another name (name=...), or resume=false to start afresh (the old one is moved aside)."
+        )
 
 
 def describe_run() -> dict:
@@ -257,7 +290,8 @@ def _read_config(path: Path) -> dict:
     return values
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write `text` whole or not at all: a temporary file beside it, then a rename."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w") as stream:
         stream.write(text)

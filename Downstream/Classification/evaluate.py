@@ -18,10 +18,10 @@ from tqdm import tqdm
 from vfm4us import run
 from vfm4us.data.manifest import find_source, source_root
 from vfm4us.data.store import read_grey
-from vfm4us.tasks import classification
+from vfm4us.tasks import classification, protocol
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path)
@@ -31,13 +31,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for predictions.csv and metrics.json")
     parser.add_argument("--merge", nargs="*", default=[], help="labels to join, each as 'old > new'")
     parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    try:
-        evaluate(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    evaluate(parser.parse_args())
 
 
 def evaluate(arguments) -> None:
@@ -79,17 +73,21 @@ def evaluate(arguments) -> None:
     if not known.any():
         print("no labels to compare with: no metrics")
         return
-    codes = np.array([model.classes.index(label) for label, k in zip(labels, known, strict=True) if k])
-    groups = np.array([r.group or r.id for r, k in zip(kept, known, strict=True) if k])
-    result = classification.evaluate([probabilities[known]], codes, groups, model.classes, {})
+    measured = [r for r, k in zip(kept, known, strict=True) if k]
+    outcome = {
+        "paths": np.array([r.path for r in measured]), "groups": np.array([r.group or r.id for r in measured]),
+        "labels": np.array([model.classes.index(label) for label, k in zip(labels, known, strict=True) if k]),
+        "classes": np.array(model.classes), "probabilities": probabilities[known],
+    }  # fmt: skip
+    result = classification.evaluate([outcome])
     about = {"task": "classification", "dataset": str(arguments.data), "split": arguments.split, "seeds": [],
              "protocol": {"checkpoint": str(arguments.checkpoint), "input_size": size, "unreadable": len(bad),
                           "interval": "95 %, bootstrap over groups (single images where there are none)",
                           "device": run.device_name()}, "metrics": result}  # fmt: skip
-    (arguments.out / "metrics.json").write_text(json.dumps(about, indent=1))
-    print(f"\n{classification.table(result, [0])}\n\nwritten to {arguments.out / 'metrics.json'}")
+    run.write_text(arguments.out / "metrics.json", json.dumps(about, indent=1))
+    print(f"\n{protocol.table(result, 1)}\n\nwritten to {arguments.out / 'metrics.json'}")
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(main())
+    sys.exit(run.exit_code(main))

@@ -8,50 +8,29 @@ Any key below can follow as section.key=value. Each seed's run lies in logs/<nam
 classifier.pt, pictures; the table of all in logs/<name>. The same command continues, and does not repeat what is finished.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from vfm4us import config
-from vfm4us.tasks.classification import ClassificationConfig, run_seeds, table
+from vfm4us import config, run
+from vfm4us.tasks import protocol
+from vfm4us.tasks.classification import ClassificationConfig, run_seeds
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILT_IN = ROOT / "configs" / "smoke" / "classification.yaml"
+BUILT_IN = Path("configs/smoke/classification.yaml")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys, defaults and meaning:\n" + config.describe(ClassificationConfig),
-    )  # fmt: skip
-    parser.add_argument("--config", type=Path, help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
+def main() -> None:
+    arguments = config.parser(__doc__, ClassificationConfig).parse_args()
     file = arguments.config
-    try:
-        if file is None and not any(item.startswith("data.path=") for item in arguments.overrides):
-            from vfm4us.data.phantoms import write_phantoms
+    if file is None and not any(item.startswith("data.path=") for item in arguments.overrides):
+        from vfm4us.data.phantoms import write_phantoms
 
-            print("No --config and no data.path: classifying the organs of built-in synthetic ultrasound "
-                  "(configs/smoke/classification.yaml).")  # fmt: skip
-            file = BUILT_IN
-            write_phantoms(Path("data/phantoms-600-64"), 600, 64)
-        elif file is not None and not file.exists() and (ROOT / file).exists():
-            file = ROOT / file  # a config of this repository, named from another working directory
-        settings = config.load(ClassificationConfig, file, arguments.overrides)
-        result = run_seeds(settings)
-    except KeyboardInterrupt:
-        print("left at once; the same command goes on from the last checkpoint, if there is one yet", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if result is None:
-        print("saved; the same command goes on from here")
-        return 130
-    print(f"\n{table(result, settings.seeds)}\n\nwritten to {Path(settings.logs) / settings.name}")
-    return 0
+        file = BUILT_IN
+        print(f"No --config and no data.path: classifying the organs of built-in synthetic ultrasound ({file}).")
+        write_phantoms(Path("data/phantoms-600-64"), 600, 64)
+    settings = config.load(ClassificationConfig, file, arguments.overrides)
+    result = run_seeds(settings)
+    print(f"\n{protocol.table(result, len(settings.seeds))}\n\nwritten to {Path(settings.logs) / settings.name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run.exit_code(main))

@@ -3,13 +3,16 @@
 import copy
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -18,7 +21,7 @@ from tests.conftest import ROOT
 from vfm4us import checkpoints, config, run
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.tasks import classification as task
-from vfm4us.tasks import finetune
+from vfm4us.tasks import finetune, protocol
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Classification" / name for name in ("train.py", "evaluate.py"))
 
@@ -66,7 +69,10 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
     result = task.run_seeds(settings, quiet)
     assert result["balanced_accuracy"]["mean"] > 0.75, "stripes are easy"
     assert result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"]
-    assert len(result["auroc"]["per_seed"]) == 2 and "ensemble auroc" in result
+    both = [protocol.read_outcome(tmp_path / "logs" / "t" / f"seed-{seed}") for seed in (0, 1)]
+    together = task.scores(both[0]["labels"], (both[0]["probabilities"] + both[1]["probabilities"]) / 2)
+    for name in task.SCORES:
+        assert len(result[name]["per_seed"]) == 2 and result[f"ensemble {name}"]["mean"] == pytest.approx(together[name][0])
     seed = tmp_path / "logs" / "t" / "seed-0"
     pictures = {"confusion.png", "roc.png", "reliability.png", "tsne.png"} | ({"grad_cam.png"} if mode != "knn" else set())
     for name in pictures | {"metrics.json", "predictions.csv", "duplicates.csv", "classifier.pt", "config.yaml", "run.json"}:
@@ -84,11 +90,20 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
     assert vfm4us.load_encoder(seed / "classifier.pt").report.dropped["head"] > 0
 
 
-def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path):
+def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path, monkeypatch):
     task.run_seeds(build("mode=linear"), quiet)
     said = []
-    task.run_seeds(build("mode=linear", "seeds=[0,1]"), said.append)
+    two = task.run_seeds(build("mode=linear", "seeds=[0,1]"), said.append)
     assert sum("is finished" in line for line in said) == 1
+    summary = json.loads((tmp_path / "logs/t/metrics.json").read_text())
+    assert "clusters of near-duplicates" in summary["protocol"]["duplicates"] and summary["seeds"] == [0, 1]
+
+    def loaded(*_):
+        raise AssertionError("a finished seed needs neither data nor encoder")
+
+    monkeypatch.setattr(task, "LabelledData", loaded)
+    monkeypatch.setattr(task, "make_encoder", loaded)
+    assert task.run_seeds(build("mode=linear", "seeds=[0,1]"), quiet) == two
     with pytest.raises(ValueError, match="smoothing: 0.1 -> 0.3"):
         task.run_seeds(build("mode=linear", "smoothing=0.3"), quiet)
 
@@ -116,9 +131,11 @@ def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path
                 pass
 
         monkeypatch.setattr(run, "StopSignal", Soon)
-        assert task.run_seeds(stopped, quiet) is None
+        with pytest.raises(run.Stopped, match="same command goes on") as found:
+            task.run_seeds(stopped, quiet)
+        assert found.value.number == 2
     monkeypatch.setattr(run, "StopSignal", real)
-    assert task.run_seeds(stopped, quiet) is not None
+    task.run_seeds(stopped, quiet)
     parts = checkpoints.read(tmp_path / "logs/stopped/seed-0/classifier.pt")["state_dict"]
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
@@ -138,6 +155,12 @@ def test_pretrained_weights_are_wholly_loaded_and_said(build, tmp_path):
     said = []
     task.run_seeds(build("mode=linear", f"encoder.weights={tmp_path}/e.pt"), said.append)
     assert any("layout VFM4US, 120/120" in line for line in said)
+    one_per_seed = finetune.EncoderConfig(weights=f"{tmp_path}/{{seed}}.pt")
+    (tmp_path / "e.pt").rename(tmp_path / "4.pt")
+    read, _ = finetune.make_encoder(one_per_seed, 4)
+    assert torch.equal(read.body.layer4[1].conv2.weight, encoder.body.layer4[1].conv2.weight)
+    with pytest.raises(FileNotFoundError, match="5.pt"):
+        finetune.make_encoder(one_per_seed, 5)
     torch.save({"module.wrong": torch.ones(2)}, tmp_path / "bad.pt")
     with pytest.raises(ValueError, match="bad.pt holds no encoder"):
         task.run_seeds(build("mode=linear", "name=b", f"encoder.weights={tmp_path}/bad.pt"), quiet)
@@ -182,15 +205,20 @@ def test_balanced_batches_show_every_class_alike_and_every_image_before_it_repea
     assert np.bincount(items[items >= 30] - 30).tolist() == [3] * 6
     few = finetune.batches_of([np.arange(3)], [1.0], finetune.FinetuneConfig(min_steps=100, epochs=10), 0, 0)
     assert len(few) == 10 and all(len(x) == 3 for x in few)
+    many = finetune.FinetuneConfig(min_steps=50, max_steps=50, epochs=10, batch_size=32)
+    first, second = (np.concatenate(finetune.batches_of([np.arange(5000)], [1.0], many, 0, epoch)) for epoch in (0, 1))
+    assert len(first) == 5 * 32 and not set(first.tolist()) == set(second.tolist())
+    with pytest.raises(ValueError, match="max_steps 40 is below finetune.min_steps 50"):
+        finetune.batches_of([np.arange(5000)], [1.0], finetune.FinetuneConfig(min_steps=50, max_steps=40), 0, 0)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.1, 0.001])
 def test_few_labels_keep_the_shares_of_classes_and_at_least_one_image(share):
     codes = np.repeat([0, 1, 2], [500, 40, 3])
-    kept = task.few_labels(np.arange(543), codes, share, seed=1)
+    kept = protocol.few_labels(np.arange(543), codes, share, seed=1)
     expected = {1.0: [500, 40, 3], 0.1: [50, 4, 1], 0.001: [1, 1, 1]}[share]
     assert np.bincount(codes[kept]).tolist() == expected
-    assert np.array_equal(kept, task.few_labels(np.arange(543), codes, share, seed=1))
+    assert np.array_equal(kept, protocol.few_labels(np.arange(543), codes, share, seed=1))
 
 
 def test_scores_equal_those_of_a_small_table_by_hand():
@@ -222,6 +250,21 @@ def test_calibration_error_and_temperature():
     assert task.fit_temperature(truth, 3 * honest) == pytest.approx(3, rel=0.1)
     before = task.expected_calibration_error(truth, (3 * honest).softmax(1).numpy())
     assert task.expected_calibration_error(truth, honest.softmax(1).numpy()) < 0.3 * before
+
+
+def test_a_temperature_must_gain_more_than_chance_and_the_error_of_a_calibrated_model_is_not_zero():
+    generator = torch.Generator().manual_seed(0)
+    kept, floor, shown = [], [], []
+    for i in range(200):
+        honest = torch.randn(120, 3, generator=generator)
+        p = honest.softmax(1)
+        truth = torch.multinomial(p, 1, generator=generator)[:, 0].numpy()
+        kept.append(task.fit_temperature(truth, honest) == 1.0)
+        shown.append(task.expected_calibration_error(truth, p.numpy()))
+        if i < 10:
+            floor.append(task.calibrated_error(p.numpy(), repeats=20))
+    assert 0.9 < np.mean(kept) < 1, "one in twenty is changed where nothing is wrong"
+    assert np.mean(floor) == pytest.approx(np.mean(shown), rel=0.1) and np.mean(floor) > 0.05
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -320,12 +363,12 @@ def test_duplicates_within_and_with_the_pretraining_set_are_listed(build, folder
     (own / "across" / "copy.png").write_bytes((own / "across" / "across (0).png").read_bytes())
     stripes(pool, {"x": 12})  # the same first class, drawn from the same seed
     data = task.LabelledData(build(path=own).data, 0)
-    text = data.duplicate_report(tmp_path, [], str(tmp_path / "cache"))
+    text = protocol.report_duplicates(data.dataset, build(path=own).data, tmp_path)
     assert text.startswith("1 clusters of near-duplicates with 2 images; 0 of them lie in two splits")
     settings = build(path=own)
-    settings.data.splits = [0.3, 0.1, 0.6]
-    text = task.LabelledData(settings.data, 0).duplicate_report(tmp_path, [str(pool)], str(tmp_path / "cache"))
-    assert "pretraining images equal or nearly equal a test image" in text and "; 0 pretraining" not in text
+    settings.data.splits, settings.data.pretraining = [0.3, 0.1, 0.6], [str(pool)]
+    text = protocol.report_duplicates(task.LabelledData(settings.data, 0).dataset, settings.data, tmp_path)
+    assert "test images occur in the pretraining data" in text and "; 0 test images" not in text
     assert "pretraining" in (tmp_path / "duplicates.csv").read_text()
 
 
@@ -351,12 +394,67 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     assert len((tmp_path / "o/predictions.csv").read_text().splitlines()) == 4 and not (tmp_path / "o/metrics.json").exists()
     done = script(EVALUATE, "logs/s", folder, "--out", "o2", cwd=tmp_path)
     assert json.loads((tmp_path / "o2/metrics.json").read_text())["metrics"]["balanced_accuracy"]["mean"] > 0.7
+    strange = manifest(tmp_path / "plain", [("down", "test", "0.png"), ("upward", "test", "1.png"), ("down", "test", "bad.png")])
+    done = script(EVALUATE, "logs/s", strange, "--out", "o3", cwd=tmp_path)
+    assert "does not know, left out of the metrics: upward" in done.stdout and "bad.png" in done.stderr
+    found = json.loads((tmp_path / "o3/metrics.json").read_text())
+    assert found["protocol"]["unreadable"] == 1 and "recall down" in found["metrics"]
+    assert "auroc" not in found["metrics"], "one class alone has none"
     for arguments, message in (
         (["logs/nowhere", folder], "does not exist"),
         (["logs/s", "nowhere"], "nowhere does not exist"),
         (["logs/s/seed-0/test.npz", folder], "refused"),
     ):
         done = script(EVALUATE, *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(folder, tmp_path, number, code):
+    keys = [f"data.path={folder}", "name=s", "seeds=[0]", "data.size=40", "device=cpu", "head.hidden=16",
+            "finetune.epochs=400", "finetune.patience=0"]  # fmt: skip
+    log = tmp_path / "logs/s/seed-0/metrics.jsonl"
+    child = subprocess.Popen([sys.executable, str(TRAIN), *keys], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not log.exists() or log.read_text().count("\n") < 3:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    child.send_signal(number)
+    said, _ = child.communicate(timeout=60)
+    assert child.returncode == code and "the same command goes on" in said
+    state = checkpoints.read(tmp_path / "logs/s/seed-0/checkpoints/last.pt")
+    assert not state["finished"] and state["epoch"] + state["step"] > 0
+
+
+def test_a_table_of_cells_is_run_once_and_goes_on(folder, tmp_path):
+    cells = {
+        "name": "c", "task": "classification", "scores": ["macro_f1"], "differences": [["linear", "knn"]],
+        "base": {"seeds": [0], "data": {"path": "{data}", "size": 40}},
+        "axes": {"dataset": {"one": {}, "two": {"data": {"splits": [0.5, 0.2, 0.3]}}},
+                 "mode": {"linear": {"mode": "linear"}, "knn": {"mode": "knn"}}},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(cells, sort_keys=False))
+    path = ROOT / "scripts" / "reproduce_tables.py"
+    done = script(path, "--config", "c.yaml", f"data={folder}", "only=[one-*]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Not run yet: two-linear, two-knn" in done.stdout and "mean of all" not in done.stdout
+    done = script(path, "--config", "c.yaml", f"data={folder}", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("is finished") == 2 and "Not run yet" not in done.stdout
+    text = (tmp_path / "logs/c/table.md").read_text()
+    assert "| dataset | training images | linear | knn | linear - knn |" in text
+    rows = [line for line in text.splitlines() if line.startswith(("| one", "| two", "| mean of all"))]
+    found = json.loads((tmp_path / "logs/c/metrics.json").read_text())["metrics"]
+    apart = [found[f"{d} linear - knn macro_f1"]["mean"] for d in ("one", "two", "mean of all")]
+    assert apart[0] == pytest.approx(found["one-linear macro_f1"]["mean"] - found["one-knn macro_f1"]["mean"])
+    assert len(rows) == 3 and apart[2] == pytest.approx((apart[0] + apart[1]) / 2)
+    for arguments, message in (
+        ([], "needs data=..."),
+        ([f"data={folder}", "base.smothing=0.1"], "cell one-linear: unknown config key 'smothing'"),
+        ([f"data={folder}", "only=[three]"], "matches no cell; they are: one-linear"),
+        ([f"data={folder}", "differences=[[linear, kn]]"], "'kn' is no value of the last axis"),
+    ):
+        done = script(path, "--config", "c.yaml", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 

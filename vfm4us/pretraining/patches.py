@@ -19,9 +19,9 @@ from vfm4us.config import option
 
 
 @dataclass
-class PatchConfig:
-    count: int = option(20, "patches per image (n)", low=2)
-    size: int = option(96, "side of a patch, px (P)", low=16)
+class ViewConfig:
+    """How a window is placed and varied; also the augmentation of the tasks, with other defaults."""
+
     scale_low: float = option(0.06, "smallest share of the image's area in a patch", low=0.001, high=1.0)
     scale_high: float = option(0.5, "largest share of the image's area in a patch", low=0.001, high=1.0)
     ratio: float = option(1.333, "widest aspect ratio of a window before it is resized to a square", low=1.0)
@@ -35,6 +35,12 @@ class PatchConfig:
     speckle_strength: float = option(0.25, "largest standard deviation of that speckle", low=0.0, high=1.0)
     depth_gain: float = option(0.2, "probability of a gain slope over depth", low=0.0, high=1.0)
     shadow: float = option(0.0, "probability of an acoustic shadow", low=0.0, high=1.0)
+
+
+@dataclass
+class PatchConfig(ViewConfig):
+    count: int = option(20, "patches per image (n)", low=2)
+    size: int = option(96, "side of a patch, px (P)", low=16)
 
 
 # The uniform numbers drawn per patch; a name ending in _on decides whether the change of that name happens.

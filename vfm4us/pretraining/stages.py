@@ -446,7 +446,7 @@ class Trainer:
                         saved = time.monotonic()
                     if asked:
                         bar.close()
-                        raise Stopped(stop.number, self.folder.folder)
+                        raise run.Stopped(stop.number, self.folder.folder)
                 last_epoch = self.epoch + 1 == stage.epochs
                 self._after_epoch(last_epoch)
                 self.epoch += 1  # what is saved is the position to go on from
@@ -688,11 +688,3 @@ def summary(folder: Path, start: str = "random") -> str:
             f"{title:<20}" + "".join(f"{'-' if v is None else f'{v:.3f}' if v <= 1 else f'{v:.1f}':>16}" for v in cells)
         )
     return "\n".join(rows + ["k-NN: balanced accuracy of a weighted k-NN on whole images; rank: RankMe"])
-
-
-class Stopped(Exception):
-    """Asked to stop by a signal; everything is saved."""
-
-    def __init__(self, number: int, folder: Path):
-        super().__init__(f"saved in {folder}; the same command goes on from here")
-        self.number = number

@@ -24,13 +24,18 @@ from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.loading import LoadReport, load_encoder
 from vfm4us.run import cosine_with_warmup
 
+SAVE_EVERY = 60  # seconds of work that a power cut may cost; five copies of the weights are not written after every short epoch
+
 
 @dataclass
 class EncoderConfig:
     name: str = option(
         "resnet18", "network, where weights is none or imagenet", choices=["resnet18", "resnet34", "resnet50"]
     )
-    weights: str = option("none", "none (random), imagenet, or a checkpoint or run folder of any published layout")
+    weights: str = option(
+        "none",
+        "none (random), imagenet, or a checkpoint or run folder of any published layout; {seed} in it is the run's seed",
+    )
     in_channels: int = option(1, "channels of the first convolution; 1 is exact for grey images", choices=[1, 3])
     freeze_epochs: int = option(0, "epochs at the beginning in which only the head learns", low=0)
 
@@ -41,6 +46,7 @@ class FinetuneConfig:
     min_steps: int = option(
         400, "at least so many steps in all: small training sets are gone through more often", low=1
     )
+    max_steps: int = option(0, "at most so many steps in all: an epoch is then part of a large training set; 0: any", low=0)
     batch_size: int = option(32, "images per step", low=2)
     learning_rate: float = option(1e-3, "peak, of the head", low=0.0)
     encoder_rate: float = option(0.3, "rate of the encoder's last layer, as a share of the head's", low=0.0)
@@ -59,7 +65,7 @@ def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport 
     if config.weights == "none":
         torch.manual_seed(seed)
         return Encoder(EncoderSpec(config.name, config.in_channels)), None
-    source = _imagenet(config.name) if config.weights == "imagenet" else config.weights
+    source = _imagenet(config.name) if config.weights == "imagenet" else config.weights.replace("{seed}", str(seed))
     encoder = load_encoder(source, in_channels=config.in_channels)
     return encoder, encoder.report
 
@@ -107,9 +113,15 @@ def batches_of(
     parts: list[np.ndarray], shares: list[float], config: FinetuneConfig, seed: int, epoch: int
 ) -> list[np.ndarray]:
     """One epoch's batches: indices drawn from `parts` in these shares, each part gone through whole before it repeats."""
+    if 0 < config.max_steps < max(config.min_steps, config.epochs):
+        raise ValueError(
+            f"finetune.max_steps {config.max_steps} is below finetune.min_steps {config.min_steps} or epochs {config.epochs}"
+        )
     items, count = np.concatenate(parts), sum(map(len, parts))
     size = min(config.batch_size, max(2, count))
     steps = max(1, round(count / size), math.ceil(config.min_steps / config.epochs))
+    if config.max_steps:
+        steps = min(steps, config.max_steps // config.epochs)
     order = epoch_order([len(p) for p in parts], shares, steps * size, (seed, epoch))
     return [items[order[i * size : (i + 1) * size]] for i in range(steps)]
 
@@ -136,12 +148,17 @@ class Finetuner:
         batches: Callable[[int], list[np.ndarray]],
         loss: Callable[[nn.Module, np.ndarray, torch.Generator], Tensor],
         validate: Callable[[nn.Module], dict[str, float]],
-        stop: run.StopSignal,
-    ) -> nn.Module | None:
-        """Train to the end and return the model of the best epoch; None where a signal asked to stop (all is saved).
+    ) -> nn.Module:
+        """Train to the end and return the model of the best epoch; run.Stopped where a signal asked to stop (all is saved).
 
         batches(epoch) lists index arrays; loss(model, indices, generator) is a scalar; validate(model) has a `score`.
         """
+        with run.StopSignal() as stop:
+            self._train(batches, loss, validate, stop)
+        self.averaged.load_state_dict(self.best_state)
+        return self.averaged.eval()
+
+    def _train(self, batches, loss, validate, stop: run.StopSignal) -> None:
         config, per_epoch = self.config, len(batches(0))
         self._restore()
         self.folder.open_log(self.epoch * per_epoch + self.step, epoch_ended=self.step == 0)
@@ -175,12 +192,12 @@ class Finetuner:
                 self._average(at)
                 self.step += 1
                 self.folder.log("train", at + 1, {"loss": value.item(), "learning_rate": rate})
-                if stop.number or time.monotonic() - saved > 300:
+                if stop.number or time.monotonic() - saved > SAVE_EVERY:
                     self._save()
                     saved = time.monotonic()
                     if stop.number:
                         bar.close()
-                        return None
+                        raise run.Stopped(stop.number, self.folder.folder)
             found = validate(self.averaged)
             self.folder.log("monitor", (self.epoch + 1) * per_epoch, found)
             if found["score"] > self.best["score"]:
@@ -193,12 +210,15 @@ class Finetuner:
                 and self.epoch > self.freeze_epochs
             )
             self.finished = self.epoch == config.epochs or bool(late)
-            self._save()
+            if self.finished or stop.number or time.monotonic() - saved > SAVE_EVERY:
+                self._save()
+                saved = time.monotonic()
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
+            if stop.number:  # while it was measured
+                bar.close()
+                raise run.Stopped(stop.number, self.folder.folder)
         bar.close()
-        self.averaged.load_state_dict(self.best_state)
-        return self.averaged.eval()
 
     def _average(self, at: int) -> None:
         """Exponential average of the weights, shorter in the beginning; batch-norm statistics are copied."""
