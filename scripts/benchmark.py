@@ -29,7 +29,8 @@ from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.loading import load_encoder
 from vfm4us.pretraining.objective import MultiPatchLoss, total_coding_rate
 from vfm4us.pretraining.patches import PatchConfig, PatchSampler
-from vfm4us.pretraining.stages import Draws, Network, PretrainingConfig, compute_loss, lars
+from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.stages import Draws, Network, compute_loss, lars
 
 
 def seconds_in_turn(ours, plain, rounds: int) -> tuple[float, float]:

@@ -31,7 +31,8 @@ import vfm4us
 from vfm4us import config, plots, probing, run
 from vfm4us.data.store import PreparedDataset, open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.pretraining.stages import PretrainingConfig, pretrain
+from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.stages import pretrain
 
 ARMS = ("random", "coarse", "fine", "coarse-to-fine")
 VARIANTS = {  # of coarse-to-fine, off by default

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vfm4us import config
-from vfm4us.pretraining.stages import PretrainingConfig
+from vfm4us.pretraining.settings import PretrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ import yaml
 from tests.conftest import ROOT
 from vfm4us import config
 from vfm4us.config import option, section
-from vfm4us.pretraining.stages import PretrainingConfig
+from vfm4us.pretraining.settings import PretrainingConfig
 
 
 @dataclass

@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import ROOT, TINY
 from vfm4us import config
 from vfm4us.data.store import open_or_prepare
-from vfm4us.pretraining.stages import PretrainingConfig
+from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.tasks.classification import ClassificationConfig
 
 ADV_MAIN = ROOT / "Pretraining" / "US-SSL" / "adv_main.py"

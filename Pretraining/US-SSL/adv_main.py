@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from vfm4us import config, run
-from vfm4us.pretraining.stages import PretrainingConfig, pretrain, summary
+from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.stages import pretrain, summary
 
 BUILT_IN = Path("configs/smoke/pretraining.yaml")
 

@@ -23,6 +23,8 @@ from vfm4us import checkpoints, run
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.pretraining import stages
+from vfm4us.pretraining.adversary import AdversaryConfig
+from vfm4us.pretraining.masking import MaskingConfig
 from vfm4us.pretraining.objective import MultiPatchLoss, patch_similarity, total_coding_rate
 from vfm4us.pretraining.patches import PatchSampler
 from vfm4us.pretraining.stages import pretrain
@@ -49,7 +51,7 @@ def network_and_patches(tiny):
 
 def test_weight_0_is_plain_emp_ssl_bit_for_bit(network_and_patches):
     config, network, patches = network_and_patches
-    config = dataclasses.replace(config, adversary=stages.AdversaryConfig(weight=0.0), masking=stages.MaskingConfig())
+    config = dataclasses.replace(config, adversary=AdversaryConfig(weight=0.0), masking=MaskingConfig())
     before = {k: v.clone() for k, v in network.state_dict().items()}
     draws = stages.Draws.of(config, run.generator(0), 8, "cpu")
     loss, _ = stages.compute_loss(network, MultiPatchLoss(), patches, config, draws)
@@ -311,8 +313,8 @@ def test_two_processes_train_as_one(tiny, tmp_path, weight):
     # A step of the attack takes the sign of a gradient, which rounding can flip: here it stays at its random start.
     config = dataclasses.replace(
         tiny(),
-        adversary=stages.AdversaryConfig(weight=weight, step_size=0.0),
-        masking=stages.MaskingConfig("random", cell=4),
+        adversary=AdversaryConfig(weight=weight, step_size=0.0),
+        masking=MaskingConfig("random", cell=4),
     )
     torch.multiprocessing.spawn(_train_as_one_of_two, (config, str(tmp_path)), nprocs=2)
     one = _gradient(config, 0, 1)

@@ -5,7 +5,6 @@
 """
 
 import math
-import re
 import signal
 import time
 from dataclasses import dataclass
@@ -20,115 +19,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import checkpoints, loading, plots, run
-from vfm4us.config import option, section, to_dict
+from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
 from vfm4us.data.pools import SourceConfig
-from vfm4us.encoders import RESNETS, VITS, Encoder, EncoderSpec
+from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.pretraining import monitor
-from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
-from vfm4us.pretraining.masking import MaskingConfig, choose_cells, fill_cells
+from vfm4us.pretraining.adversary import frozen_statistics, perturb, random_start
+from vfm4us.pretraining.masking import choose_cells, fill_cells
 from vfm4us.pretraining.objective import MultiPatchLoss
-from vfm4us.pretraining.patches import PatchConfig, PatchSampler
-
-
-@dataclass
-class EncoderConfig:
-    name: str = option("resnet18", "network", choices=[*RESNETS, *VITS])
-    in_channels: int = option(1, "channels the network runs on; checkpoints always hold 3", choices=[1, 3])
-    weights: str = option("", "checkpoint or run folder to start the first stage from; empty: random")
-
-
-@dataclass
-class ProjectorConfig:
-    hidden: int = option(4096, "width of its two hidden layers", low=8)
-    out: int = option(1024, "length of the embedding that the objective sees (d)", low=8)
-
-
-@dataclass
-class ObjectiveConfig:
-    similarity_weight: float = option(200.0, "of patch similarity", low=0.0)
-    coding_rate_weight: float = option(1.0, "of total coding rate", low=0.0)
-    epsilon: float = option(0.2, "distortion in the coding rate (not squared)", low=1e-6)
-
-
-@dataclass
-class OptimizerConfig:
-    momentum: float = option(0.9, "of LARS", low=0.0, high=0.999)
-    weight_decay: float = option(1e-4, "on matrices and kernels only", low=0.0)
-    trust: float = option(0.005, "LARS trust coefficient (eta)", low=0.0)
-
-
-@dataclass
-class DataConfig:
-    size: int = option(224, "longer side to which plain folders are packed, px", low=32)
-    root: str = option("", "folder that relative source paths start from; empty: the working directory")
-    cache: str = option("data", "folder for what is packed from plain folders", free=True)
-    phantoms: int = option(
-        0,
-        "make this many built-in synthetic images first; sources name them as phantoms:coarse and phantoms:fine",
-        low=0,
-    )
-    splits: list[float] = option(
-        [0.95, 0.05, 0.0], "shares of train, val, test where a source has no splits of its own"
-    )
-    protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
-    hint: str = option("", "what to tell a user whose data are missing: where to get them")
-
-
-@dataclass
-class StageConfig:
-    name: str = option("coarse", "also the name of its checkpoint")
-    data: list[SourceConfig] = option([], "sources of images")
-    epochs: int = option(30, "passes over the stage's images", low=1)
-    learning_rate: float = option(0.3, "peak, per 100 images of the global batch", low=0.0)
-    warmup: float = option(0.0, "share of the stage's steps over which the rate rises from 0", low=0.0, high=1.0)
-    epoch_images: int = option(0, "images that count as one epoch; 0: as many as the stage has", low=0)
-    balance: float = option(0.0, "0: each source by its size, 1: all sources equally often", low=0.0, high=1.0)
-    replay: float = option(0.0, "share of images drawn from the earlier stages' pools", low=0.0, high=0.95)
-    projector: str = option(
-        "keep", "start from the previous stage's projector, or a new one", choices=["keep", "reset"]
-    )
-
-
-@dataclass
-class MonitorConfig:
-    reference: int = option(1000, "training images k-NN votes with, at most; 0: all", low=0)
-    held_out: int = option(500, "held-out images measured, at most; 0: all", low=0)
-    patches: int = option(9, "patches of the bag-of-patches embedding at the ends of stages; 0: do without", low=0)
-
-
-@dataclass
-class PretrainingConfig:
-    name: str = option("pretraining", "of the run: its folder is logs/<name>")
-    logs: str = option("logs", "where run folders lie", free=True)
-    seed: int = option(0, "of everything random", low=0)
-    device: str = option("auto", "auto, cpu, cuda", free=True)
-    precision: str = option(
-        "auto", "of the network; auto: bfloat16 on a GPU, float32 on a CPU", choices=["auto", "float32", "bfloat16"]
-    )
-    compile: bool = option(False, "torch.compile the network", free=True)
-    num_workers: int = option(0, "loader processes; does not change any number", low=0, free=True)
-    batch_size: int = option(100, "images per step over all processes (b)", low=2)
-    log_every: int = option(10, "steps between logged lines", low=1, free=True)
-    save_minutes: float = option(10.0, "longest time between two checkpoints", low=0.0, free=True)
-    keep_last: int = option(2, "epoch checkpoints kept beside last, best and each stage's", low=0, free=True)
-    stop_after: int = option(0, "leave after this many further epochs, to be continued; 0: never", low=0, free=True)
-    resume: bool = option(True, "continue a run of this name; false: move it aside and start afresh", free=True)
-    encoder: EncoderConfig = section(EncoderConfig, "the network that is kept")
-    projector: ProjectorConfig = section(ProjectorConfig, "three layers on top, dropped after pretraining")
-    objective: ObjectiveConfig = section(ObjectiveConfig, "EMP-SSL")
-    patches: PatchConfig = section(PatchConfig, "what is cut from an image and how it is varied")
-    adversary: AdversaryConfig = section(AdversaryConfig, "worst-case pixel changes")
-    masking: MaskingConfig = section(
-        MaskingConfig, "hidden cells, on the adversarial patches (on all without adversary)"
-    )
-    optimizer: OptimizerConfig = section(OptimizerConfig, "LARS")
-    data: DataConfig = section(DataConfig, "how images are packed and guarded")
-    monitor: MonitorConfig = section(MonitorConfig, "held-out measurements after each epoch")
-    stages: list[StageConfig] = option(
-        [], "run in this order; [coarse], [fine] and [coarse, fine] are the released kinds"
-    )
+from vfm4us.pretraining.patches import PatchSampler
+from vfm4us.pretraining.settings import OptimizerConfig, PretrainingConfig, ProjectorConfig, check
 
 
 class Network(nn.Module):
@@ -244,34 +145,6 @@ def pretrain(config: PretrainingConfig) -> Path:
         finally:
             trainer.folder.close()
     return trainer.folder.folder
-
-
-def check(config: PretrainingConfig) -> None:
-    """Everything about a config that can be wrong before data are looked at; ValueError names the key."""
-    if not config.stages:
-        raise ValueError("stages is empty: list at least one stage with its data, see configs/pretraining/folder.yaml")
-    names = [s.name for s in config.stages]
-    if len(set(names)) < len(names) or any(n in ("last", "best", "initial") or not _plain_name(n) for n in names):
-        raise ValueError(
-            f"stages need different names of letters, digits, - and _, other than last, best, initial; got {names}"
-        )
-    if not _plain_name(config.name):
-        raise ValueError(f"name: {config.name!r} must be a folder name of letters, digits, '-', '_' and '.'")
-    if config.masking.strategy == "adversarial" and not config.adversary.weight:
-        raise ValueError("masking.strategy=adversarial needs the adversary: set adversary.weight above 0")
-    if config.stages[0].replay:
-        raise ValueError("stages.0.replay: the first stage has no earlier stage to replay")
-    if config.masking.strategy != "none" and config.masking.cell > config.patches.size:
-        raise ValueError(f"masking.cell {config.masking.cell} is larger than patches.size {config.patches.size}")
-    if config.encoder.name not in RESNETS:
-        for key, side in (("patches.size", config.patches.size), ("half of data.size", config.data.size // 2)):
-            if side % 16:
-                raise ValueError(f"{key} is {side}, and must be a multiple of 16 for {config.encoder.name}")
-    PatchSampler(config.patches)
-
-
-def _plain_name(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*", name) is not None
 
 
 def _as_it_is(batch):
