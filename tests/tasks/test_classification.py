@@ -190,6 +190,10 @@ def test_layer_wise_rates_fall_towards_the_stem():
     assert scale["encoder.body.conv1.weight"] == 0.5**5 and scale["encoder.body.layer4.1.conv2.weight"] == 0.5
     assert scale["encoder.body.layer3.0.bn1.bias"] == 0.25 and scale["head.0.weight"] == 1.0
     assert all(g["weight_decay"] == 0 for g in groups for p in g["params"] if p.ndim == 1)
+    groups = finetune.parameter_groups(model, finetune.FinetuneConfig(encoder_rate=0.5, layer_decay=1, vector_rate=10))
+    scale = {names[id(p)]: g["scale"] for g in groups for p in g["params"]}
+    assert scale["encoder.body.layer1.0.bn1.weight"] == 5 and scale["head.0.bias"] == 10
+    assert scale["encoder.body.layer1.0.conv1.weight"] == 0.5 and scale["head.0.weight"] == 1
     vit = task.Classifier(Encoder(EncoderSpec("vit_tiny")), torch.nn.Linear(192, 2), ["a", "b"])
     scale = {n: g["scale"] for g in finetune.parameter_groups(vit, finetune.FinetuneConfig(encoder_rate=1, layer_decay=0.5))
              for p in g["params"] for n, q in vit.named_parameters() if q is p}  # fmt: skip
