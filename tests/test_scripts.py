@@ -1,6 +1,6 @@
 """The scripts, run as a user runs them: from another folder, with a typo, with missing data."""
 
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, module_of
 from vfm4us import config
 from vfm4us.pretraining.stages import PretrainingConfig
 from vfm4us.tasks.classification import ClassificationConfig
@@ -103,13 +103,6 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
     one = result["metrics"]["one/whole/knn/coarse"]
     assert len(one["per_seed"]) == 2 and one["low"] <= one["mean"] <= one["high"]
     assert "coarse-to-fine - fine" in (tmp_path / "out/table.md").read_text()
-
-
-def module_of(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 TABLES = module_of(ROOT / "scripts" / "reproduce_tables.py")
