@@ -1,6 +1,7 @@
 """Small image folders and configs that the tests share."""
 
 import copy
+import importlib.util
 import os
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from vfm4us import config
 from vfm4us.pretraining.settings import PretrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def module_of(path: Path):
+    """A script as a module, which cannot be imported by name."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,8 @@ def test_a_section_may_have_defaults_of_its_own():
 def test_a_config_of_the_repository_is_found_from_elsewhere_and_a_file_here_goes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "configs/pretraining/folder.yaml"
+    with pytest.raises(FileNotFoundError, match=f"Did you mean {name}"):
+        config.load(PretrainingConfig, "configs/pretraining/foldr.yaml")
     assert config.find(name) == ROOT / name and config.find("nowhere.yaml") == Path("nowhere.yaml")
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text("name: mine\n")

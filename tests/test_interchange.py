@@ -1,6 +1,5 @@
 """An encoder leaves for other libraries and comes back: exports, inspection, torch.hub, the notebook."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import vfm4us
-from tests.conftest import ROOT, write_textures
+from tests.conftest import ROOT, module_of, write_textures
 from tests.test_loading import put, shaken
 from vfm4us import checkpoints
 from vfm4us.data.images import image_batch, image_paths
@@ -25,11 +24,8 @@ from vfm4us.tasks import classification
 
 def run_script(name: str, monkeypatch, *arguments) -> int:
     """Exit code of a script, in this process."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
-    return exit_code(module.main)
+    return exit_code(module_of(ROOT / "scripts" / f"{name}.py").main)
 
 
 def saved(path, spec: EncoderSpec) -> Encoder:

@@ -1,6 +1,6 @@
 """The scripts, run as a user runs them: from another folder, with a typo, with missing data."""
 
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, module_of
 from vfm4us import config
 from vfm4us.data.store import open_or_prepare
 from vfm4us.pretraining.settings import PretrainingConfig
@@ -117,13 +117,6 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
     assert [p["stages"][0]["data"][0]["fold"] for p in pools] == [0, 1]  # what the probe is tested on was not trained on
     lacking = script(ROOT / "scripts/compare_initialisations.py", *command[:6], "0", "2", "--folds", "2", cwd=tmp_path)
     assert lacking.returncode == 2 and "every fold needs a seed" in lacking.stderr
-
-
-def module_of(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 TABLES = module_of(ROOT / "scripts" / "reproduce_tables.py")

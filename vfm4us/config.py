@@ -48,8 +48,9 @@ def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = 
     if file is not None:
         file = find(file)
         if not file.is_file():
-            near = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
-            hint = f" Configs here: {', '.join(near)}" if near else ""
+            known = [p.relative_to(REPOSITORY).as_posix() for p in sorted(REPOSITORY.glob("configs/**/*.yaml"))]
+            near = difflib.get_close_matches(file.as_posix(), known, n=1) or known
+            hint = f" Did you mean {near[0]}?" if len(near) == 1 else f" Configs here: {', '.join(near)}" if near else ""
             raise FileNotFoundError(f"config file {file} does not exist.{hint}")
         try:
             values = yaml.safe_load(file.read_text()) or {}
@@ -112,9 +113,9 @@ def changed_keys(old: dict, new, prefix: str = "") -> list[str]:
 
 
 def describe(cls, prefix: str = "", defaults=None) -> str:
-    """One line per key: name, default, meaning; the text that --help prints."""
+    """One line per key: name, default, meaning; the text that --help prints. Sections come last."""
     lines = []
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda f: "low" not in f.metadata):  # a section has no range
         hint = typing.get_type_hints(cls)[field.name]
         doc = field.metadata.get("doc", "")
         if dataclasses.is_dataclass(hint):

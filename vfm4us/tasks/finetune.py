@@ -49,8 +49,9 @@ class FinetuneConfig:
     max_steps: int = option(0, "at most so many steps in all: an epoch is then part of a large training set; 0: any", low=0)
     batch_size: int = option(32, "images per step", low=2)
     learning_rate: float = option(1e-3, "peak, of the head", low=0.0)
-    encoder_rate: float = option(0.3, "rate of the encoder's last layer, as a share of the head's", low=0.0)
-    layer_decay: float = option(0.8, "factor on the rate from each encoder stage to the one before", low=0.0, high=1.0)
+    encoder_rate: float = option(1.0, "rate of the encoder's last layer, as a share of the head's", low=0.0)
+    layer_decay: float = option(1.0, "factor on the rate from each encoder stage to the one before", low=0.0, high=1.0)
+    vector_rate: float = option(1.0, "further factor on the rate of batch-norm scales and biases", low=0.0)
     weight_decay: float = option(0.05, "on matrices and kernels only", low=0.0)
     warmup: float = option(0.1, "share of the steps in which the rate rises", low=0.0, high=1.0)
     clip: float = option(1.0, "largest norm of the gradient; 0: any", low=0.0)
@@ -97,15 +98,16 @@ def parameter_groups(model: nn.Module, config: FinetuneConfig) -> list[dict]:
     """Groups for AdamW with `scale`, the share of the scheduled rate that each gets."""
     encoder = dict(model.encoder.body.named_parameters())
     last = max(depth_of(name) for name in encoder)
-    groups: dict[tuple[float, float], list] = {}
+    share = {}
     for name, parameter in encoder.items():
         depth = depth_of(name)
-        scale = config.encoder_rate * config.layer_decay ** (0 if depth < 0 else last - depth)
-        groups.setdefault((scale, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    inside = {id(p) for p in encoder.values()}
+        share[id(parameter)] = config.encoder_rate * config.layer_decay ** (0 if depth < 0 else last - depth)
+    groups: dict[tuple[float, float], list] = {}
     for parameter in model.parameters():
-        if id(parameter) not in inside:
-            groups.setdefault((1.0, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+        scale, decay = share.get(id(parameter), 1.0), config.weight_decay
+        if parameter.ndim == 1:
+            scale, decay = scale * config.vector_rate, 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
     return [{"params": p, "scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
 
 
