@@ -82,6 +82,22 @@ def test_the_adversary_changes_the_loss_but_not_the_running_statistics(network_a
     assert terms["adversarial_similarity"] < terms["similarity"]
 
 
+def test_vectors_are_learnt_at_their_own_share_of_the_rate(tiny):
+    def moved(share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far a step from the same start took a kernel, and a batch-norm scale."""
+        config = tiny(f"optimizer.vector_rate={share}", f"name=share-{share}", "stop_after=1")
+        trainer = stages.Trainer(config, torch.device("cpu"), 0, 1)
+        body = trainer.network.base_encoder.body
+        before = body.conv1.weight.detach().clone(), body.bn1.weight.detach().clone()
+        trainer.update(*trainer.training[0].batch(np.arange(8)))
+        trainer.folder.close()
+        return body.conv1.weight.detach() - before[0], body.bn1.weight.detach() - before[1]
+
+    (kernel, whole), (same, tenth), (_, none) = moved(1.0), moved(0.1), moved(0.0)
+    assert torch.equal(kernel, same) and kernel.abs().max() > 0
+    assert whole.abs().max() > 0 and torch.allclose(tenth, whole / 10, rtol=1e-3, atol=1e-6) and not none.any()
+
+
 def test_two_and_two_epochs_equal_four(tiny):
     whole = pretrain(tiny("name=whole"))
     parts = tiny("name=parts", "stop_after=1")

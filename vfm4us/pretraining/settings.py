@@ -36,6 +36,9 @@ class OptimizerConfig:
     momentum: float = option(0.9, "of LARS", low=0.0, high=0.999)
     weight_decay: float = option(1e-4, "on matrices and kernels only", low=0.0)
     trust: float = option(0.005, "LARS trust coefficient (eta)", low=0.0)
+    vector_rate: float = option(
+        0.1, "rate of biases and batch norm, which LARS does not scale, as a share of the learning rate", low=0.0
+    )
 
 
 @dataclass
