@@ -1,12 +1,12 @@
 """Which of these encoders is better? k-NN and linear probe by 5-fold cross-validation over the train and val images.
 
     python scripts/probe.py random:0 logs/A logs/B/checkpoints/best.pt --data DIR [--tasks busi liver gallbladder] [--size 128]
-        [--patches 0 4] [--limit 900] [--square]
+        [--patches 0 4] [--limit 900] [--square] [--repeats 3] [--precision bfloat16]
 
 An encoder is a checkpoint, a run folder, or random:SEED (a ResNet18). No fold divides a patient or duplicate cluster, and the
 test split is not looked at: use this to choose settings, and scripts/compare_initialisations.py for the last figure.
---patches 0 embeds whole images, n the bag of n patches; --square the central square of each image, which hides its shape.
-Prints balanced accuracy.
+--patches 0 embeds whole images, n the bag of n patches; --square the central square of each image, which hides its shape;
+--repeats averages over several divisions into folds. Prints balanced accuracy.
 """
 
 import argparse
@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--patches", nargs="+", type=int, default=[0], help="0: whole image; n: bag of n patches")
     parser.add_argument("--limit", type=int, default=900, help="images per task, a fixed choice (default 900; 0: all)")
     parser.add_argument("--square", action="store_true", help="see only the central square of each image")
+    parser.add_argument("--repeats", type=int, default=1, help="divisions into folds to average over (default 1)")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the encoder")
     arguments = parser.parse_args()
     tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
     if arguments.square:
@@ -47,7 +49,8 @@ def main() -> None:
     print(f"{'encoder':<32}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
     for name in arguments.encoders:
         for patches in arguments.patches:
-            found = [probing.cross_validate(load(name), d, patches, limit=arguments.limit) for d in tasks.values()]
+            how = {"limit": arguments.limit, "repeats": arguments.repeats, "precision": arguments.precision}
+            found = [probing.cross_validate(load(name), d, patches, **how) for d in tasks.values()]
             values = [f[m] for f in found for m in probing.METHODS]
             values += [np.mean([f[m] for f in found]) for m in probing.METHODS]
             print(f"{name:<32}{patches:>8}" + "".join(f"{v:>20.3f}" for v in values), flush=True)

@@ -95,22 +95,33 @@ def probe(
 
 
 def cross_validate(
-    encoder: Encoder, dataset: PreparedDataset, patches: int = 0, folds: int = 5, limit: int = 0
+    encoder: Encoder,
+    dataset: PreparedDataset,
+    patches: int = 0,
+    folds: int = 5,
+    limit: int = 0,
+    repeats: int = 1,
+    precision: str = "float32",
 ) -> dict[str, float]:
     """Balanced accuracy of each probe over the train and val images, by cross-validation that never divides a group.
 
-    For choosing settings: the test split is not looked at. `limit` takes a fixed random choice of that many images.
+    For choosing settings: the test split is not looked at. `limit` takes a fixed random choice of that many images, `repeats`
+    averages over other divisions into folds.
     """
     rows = rows_of(dataset, ["train", "val"])
     if limit and limit < len(rows):
         rows = np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
-    vectors, labels = embed_dataset(encoder, dataset, rows, patches), np.asarray(dataset.labels)[rows]
-    predicted = {method: np.empty_like(labels) for method in METHODS}
-    place = splitting.folds(dataset.groups[rows], labels, folds)
-    for train, held_out in ((place != fold, place == fold) for fold in range(folds)):
-        predicted["knn"][held_out] = weighted_knn(vectors[train], labels[train], vectors[held_out])
-        predicted["linear"][held_out] = linear_probe(vectors[train], labels[train], vectors[held_out])
-    return {method: balanced_accuracy(labels, p) for method, p in predicted.items()}
+    vectors, labels = embed_dataset(encoder, dataset, rows, patches, precision), np.asarray(dataset.labels)[rows]
+    scores: dict[str, list[float]] = {method: [] for method in METHODS}
+    for seed in range(repeats):
+        predicted = {method: np.empty_like(labels) for method in METHODS}
+        place = splitting.folds(dataset.groups[rows], labels, folds, seed)
+        for train, held_out in ((place != fold, place == fold) for fold in range(folds)):
+            predicted["knn"][held_out] = weighted_knn(vectors[train], labels[train], vectors[held_out])
+            predicted["linear"][held_out] = linear_probe(vectors[train], labels[train], vectors[held_out])
+        for method, p in predicted.items():
+            scores[method].append(balanced_accuracy(labels, p))
+    return {method: float(np.mean(values)) for method, values in scores.items()}
 
 
 def bootstrap_counts(groups: np.ndarray, repeats: int = 2000, seed: int = 0) -> np.ndarray:

@@ -166,10 +166,10 @@ def assign(groups, fractions=(0.8, 0.1, 0.1), labels=None, seed: int = 0) -> np.
     return np.array([FRACTION_NAMES[chosen[group]] for group in groups], dtype="<U5")
 
 
-def folds(groups, labels, count: int) -> np.ndarray:
-    """The fold (N,) of each image, 0 to count - 1: no group in two, the labels' shares roughly equal; always the same."""
+def folds(groups, labels, count: int, seed: int = 0) -> np.ndarray:
+    """The fold (N,) of each image, 0 to count - 1: no group in two, the labels' shares roughly equal."""
     place = np.empty(len(groups), dtype=np.int64)
-    folding = StratifiedGroupKFold(count, shuffle=True, random_state=0)
+    folding = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     for fold, (_, held_back) in enumerate(folding.split(np.zeros(len(groups)), labels, groups)):
         place[held_back] = fold
     return place
