@@ -73,6 +73,8 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
     together = task.scores(both[0]["labels"], (both[0]["probabilities"] + both[1]["probabilities"]) / 2)
     for name in task.SCORES:
         assert len(result[name]["per_seed"]) == 2 and result[f"ensemble {name}"]["mean"] == pytest.approx(together[name][0])
+    val = [task.scores(o["val_labels"], o["val_probabilities"])["auroc"][0] for o in both]
+    assert result["val_auroc"]["per_seed"] == pytest.approx(val) and len(both[0]["val_labels"]) == 20
     seed = tmp_path / "logs" / "t" / "seed-0"
     pictures = {"confusion.png", "roc.png", "reliability.png", "tsne.png"} | ({"grad_cam.png"} if mode != "knn" else set())
     for name in pictures | {"metrics.json", "predictions.csv", "duplicates.csv", "classifier.pt", "config.yaml", "run.json"}:

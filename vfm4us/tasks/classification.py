@@ -227,6 +227,7 @@ def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
         outcome = {
             "paths": np.array(paths), "groups": np.asarray(data.dataset.groups)[data.test], "labels": labels,
             "classes": np.array(data.classes), "probabilities": probabilities, "uncalibrated": uncalibrated,
+            "val_labels": data.codes[data.val], "val_probabilities": logits["val"].softmax(1).numpy(),
         }  # fmt: skip
         save_classifier(where / "classifier.pt", model, config, data.dataset.size)
         write_predictions(where / "predictions.csv", paths, probabilities, data.classes, [data.classes[c] for c in labels])
@@ -396,7 +397,11 @@ def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, n
 
 
 def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
-    """Every figure of several seeds on the same images, the scores with 95 % intervals over seeds and groups."""
+    """Every figure of several seeds on the same images, the scores with 95 % intervals over seeds and groups.
+
+    Those named val_ are of the validation images: for choosing between settings, since the test split is not for that; the
+    epoch or strength was chosen on the same images, so they flatter.
+    """
     result = protocol.figures(outcome_scores, outcomes)
     labels, classes = outcomes[0]["labels"], outcomes[0]["classes"].tolist()
 
@@ -412,6 +417,11 @@ def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
     for code in np.unique(labels):
         right = [(o["probabilities"].argmax(1) == code)[labels == code].mean() for o in outcomes]
         result[f"recall {classes[code]}"] = each(right)
+    if all("val_labels" in o for o in outcomes):
+        chosen = [scores(o["val_labels"], o["val_probabilities"]) for o in outcomes]
+        for name in SCORES:
+            if all(np.isfinite(c[name][0]) for c in chosen):
+                result[f"val_{name}"] = each([c[name][0] for c in chosen])
     confusion = sum(
         sk.confusion_matrix(labels, o["probabilities"].argmax(1), labels=range(len(classes))) for o in outcomes
     )
