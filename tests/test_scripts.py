@@ -15,6 +15,7 @@ from vfm4us import config
 from vfm4us.data.store import open_or_prepare
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.tasks.classification import ClassificationConfig
+from vfm4us.tasks.segmentation import SegmentationConfig
 
 ADV_MAIN = ROOT / "Pretraining" / "US-SSL" / "adv_main.py"
 
@@ -142,7 +143,7 @@ def test_the_readme_names_files_and_keys_that_exist():
         assert (ROOT / path).is_file(), path
     for file, keys in re.findall(r"--config (configs/\S+\.yaml)((?: [\w.]+=\S+)*)", text):
         keys = [k for k in keys.split() if not k.startswith("data.root")]
-        kinds = {"classification": ClassificationConfig, "tables": TABLES.TableConfig}
+        kinds = {"classification": ClassificationConfig, "segmentation": SegmentationConfig, "tables": TABLES.TableConfig}
         kind = kinds.get(file.split("/")[1], PretrainingConfig)
         config.load(kind, ROOT / file, keys)
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):

@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
+
+# RGB of the classes 1 to 16 of a mask, apart from each other and from the grey of an image
+CLASS_COLOURS = [
+    (255, 150, 0), (0, 190, 255), (60, 220, 90), (255, 70, 160), (190, 130, 255), (255, 235, 60), (255, 80, 60),
+    (0, 220, 190), (150, 180, 60), (90, 110, 255), (255, 190, 170), (170, 90, 40), (120, 255, 220), (220, 60, 255),
+    (180, 220, 255), (120, 60, 120),
+]  # fmt: skip
 
 
 def contact_sheet(
@@ -92,6 +100,27 @@ def training_curve(path: Path, lines: list[dict], title: str = "") -> None:
         for step in changes:
             axis.axvline(step, color="0.6", linestyle=":", linewidth=1)
     figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
+def finetuning_curve(path: Path, lines: list[dict], measure: str, best: int) -> None:
+    """Loss and the validation's `measure` against steps, from the lines of metrics.jsonl; `best` is the step chosen."""
+    steps = [line for line in lines if line["kind"] == "train"]
+    epochs = [line for line in lines if line["kind"] == "monitor"]
+    figure = Figure(figsize=(8.4, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    width = max(1, len(steps) // 100)
+    smooth = [np.mean([s["loss"] for s in steps[i : i + width]]) for i in range(0, len(steps), width)]
+    left.plot([s["step"] for s in steps[::width]], smooth, linewidth=1, label="training")
+    left.plot([e["step"] for e in epochs], [e["val_loss"] for e in epochs], marker="o", markersize=3, label="validation")
+    left.set_ylabel("loss", fontsize=9)
+    left.legend(fontsize=8)
+    right.plot([e["step"] for e in epochs], [e[measure] for e in epochs], marker="o", markersize=3)
+    right.axvline(best, color="0.6", linestyle=":", linewidth=1)
+    right.set_ylabel(measure.replace("val_", "validation ").replace("_", " "), fontsize=9)
+    for axis in (left, right):
+        axis.set_xlabel("step", fontsize=9)
+        axis.grid(color="0.9")
     _save(figure, path)
 
 
@@ -203,6 +232,82 @@ def heat_maps(path: Path, images: np.ndarray, heat: np.ndarray, titles: list[str
         plain.set_title(titles[i], fontsize=7, loc="left")
         coloured.imshow(image, cmap="gray", vmin=0, vmax=1)
         coloured.imshow(over, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+    _save(figure, path)
+
+
+def overlays(
+    path: Path, images: list, predictions: list, titles: list[str], classes: list[str], truths: list | None = None
+) -> None:
+    """Images (H, W) uint8, three in a row, with outlines: what was predicted in the class's colour, the truth dashed, in white.
+
+    Of several classes the truth is dashed in a pale shade of each class's colour.
+    """
+    colours = [[value / 255 for value in colour] for colour in CLASS_COLOURS[: len(classes)]]
+    pale = ["white"] if len(classes) == 1 else [[0.45 + 0.55 * value for value in colour] for colour in colours]
+    dashed = (0, (3, 2))
+    shapes = [image.shape[0] / image.shape[1] for image in images]
+    heights = [3.4 * max(shapes[i : i + 3]) + 0.3 for i in range(0, len(images), 3)]
+    figure = Figure(figsize=(10.5, sum(heights) + 0.4), layout="constrained")
+    grid = figure.subplots(len(heights), 3, squeeze=False, height_ratios=heights)
+    for axis in grid.flat:
+        axis.axis("off")
+    for i, (axis, image, predicted) in enumerate(zip(grid.flat, images, predictions, strict=False)):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(titles[i], fontsize=8, loc="left")
+        for number in range(1, len(classes) + 1):
+            _outline(axis, predicted == number, colors=[colours[number - 1]], linewidths=1.6)
+            if truths is not None:
+                _outline(axis, truths[i] == number, colors=[pale[number - 1]], linewidths=1.1, linestyles=[dashed])
+    lines = [Line2D([], [], color=c, label=f"{name}, predicted") for c, name in zip(colours, classes, strict=True)]
+    if truths is not None:
+        lines += [Line2D([], [], color=c, linestyle=dashed, label=f"{name}, truth") for c, name in zip(pale, classes, strict=True)]
+    figure.legend(handles=lines, loc="outside lower center", ncols=6, fontsize=8, facecolor="0.25", labelcolor="white")
+    _save(figure, path)
+
+
+def _outline(axis, mask: np.ndarray, **style) -> None:
+    """The border of a mask (H, W) in a picture's own pixels; one that touches the border of the picture is closed there."""
+    if mask.any():
+        axis.contour(np.pad(mask, 1).astype(float), [0.5], extent=(-1, mask.shape[1], -1, mask.shape[0]), **style)
+
+
+def outlined(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 at the image's own size: one-pixel outlines inside each class, the truth's in white, dotted."""
+    picture = np.repeat(image[..., None], 3, axis=2)
+    for classes, dotted in ((truth, True), (mask, False)):
+        if classes is None:
+            continue
+        around = np.pad(classes, 1)
+        edge = np.zeros(image.shape, bool)
+        for shift in (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]):
+            edge |= shift != classes
+        edge &= classes > 0
+        if dotted:
+            edge &= np.add.outer(np.arange(len(edge)), np.arange(edge.shape[1])) % 4 < 2
+            picture[edge] = 255
+        else:
+            picture[edge] = np.array(CLASS_COLOURS, dtype=np.uint8)[classes[edge].astype(int) - 1]
+    return picture
+
+
+def dice_by_size(path: Path, dice: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Per class the Dice of images in which it occurs, and its share of the image's area: histogram, and one against the other."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.3])
+    for k, (name, (values, share)) in enumerate(dice.items()):
+        colour = [value / 255 for value in CLASS_COLOURS[k]]
+        said = f"{name}, n = {len(values)}" + (f", mean {values.mean():.3f}" if len(values) else "")
+        left.hist(values, bins=np.linspace(0, 1, 21), histtype="stepfilled", alpha=0.45, color=colour)
+        left.hist(values, bins=np.linspace(0, 1, 21), histtype="step", color=colour)
+        right.scatter(100 * share, values, s=9, color=colour, label=said)
+    left.set_xlabel("Dice", fontsize=9)
+    left.set_ylabel("images", fontsize=9)
+    right.set_xscale("log")
+    right.set_ylim(-0.02, 1.02)
+    right.set_xlabel("size, % of the image", fontsize=9)
+    right.set_ylabel("Dice", fontsize=9)
+    right.grid(color="0.9")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)
     _save(figure, path)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
+from vfm4us.data import arrays
 from vfm4us.data import splits as splitting
 from vfm4us.data.manifest import Record, find_source, read_manifest, source_root, write_manifest
 
@@ -63,9 +64,29 @@ def read_mask(path) -> np.ndarray:
     """Read a mask file as uint8 class numbers (H, W).
 
     Palette indices and integers up to CLASS_LIMIT are kept as they are; in anything else, and in every JPEG, whose
-    compression noise would pass for classes, the brightest channel above 127 is class 1. Raises ValueError.
+    compression noise would pass for classes, the brightest channel above 127 is class 1. NumPy files are read as
+    `vfm4us.data.arrays` says. Raises ValueError.
     """
     return _mask_of(_file_bytes(path))
+
+
+def read_masks(root, record: Record, image: np.ndarray, size: int) -> np.ndarray | None:
+    """All masks of a record on the pixels of its `image` (H, W): class numbers uint8 (H, W), the largest where several lie.
+
+    A mask of another scale is resized by the nearest pixel; one of another shape, judged at `size` px, is a ValueError that names
+    its file, as is one that cannot be read. None where the record has no mask.
+    """
+    whole = None
+    for path in record.mask_paths:
+        try:
+            layer = read_mask(Path(root) / path)
+        except ValueError as error:
+            raise ValueError(f"its mask {path}: {error}") from error
+        _same_shape(f"its mask {path}", layer, image, size)
+        if layer.shape != image.shape:
+            layer = np.asarray(Image.fromarray(layer).resize(image.shape[::-1], Image.Resampling.NEAREST))
+        whole = layer if whole is None else np.maximum(whole, layer)
+    return whole
 
 
 def _file_bytes(path) -> bytes:
@@ -145,6 +166,9 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
 
 
 def _mask_of(data: bytes) -> np.ndarray:
+    if arrays.is_array_file(data):
+        pixels = arrays.mask_of_arrays(data)
+        return pixels if pixels.max(initial=0) <= CLASS_LIMIT else (pixels > 127).astype(np.uint8)
     lossy = data[:2] == b"\xff\xd8"
     image = _decoded(data)
     if image.mode == "P" and not _black_and_white(image):
@@ -205,15 +229,10 @@ def _prepare_one(root: Path, record: Record, size: int):
         data = _file_bytes(root / record.path)
         grey = _grey_of(data)
         height, width = packed_size(*grey.shape, size)
-        mask = target = None
-        for path in record.mask_paths:
-            try:
-                layer = _mask_of(_file_bytes(root / path))
-            except ValueError as error:
-                raise ValueError(f"its mask {path}: {error}") from error
-            _same_shape(f"its mask {path}", layer, grey, size)
-            layer = _pack(layer, height, width, size, Image.Resampling.NEAREST)
-            mask = layer if mask is None else np.maximum(mask, layer)
+        target = None
+        mask = read_masks(root, record, grey, size)
+        if mask is not None:
+            mask = _pack(mask, height, width, size, Image.Resampling.NEAREST)
         if record.target:
             try:
                 target = read_grey(root / record.target)
