@@ -464,6 +464,33 @@ def test_a_table_of_cells_is_run_once_and_goes_on(folder, tmp_path, monkeypatch,
         assert run.exit_code(module_of(path).main) == 2 and message in capsys.readouterr().err
 
 
+def test_settings_are_compared_by_cross_validation(folder, tmp_path, monkeypatch, capsys):
+    module = module_of(ROOT / "scripts" / "cross_validate.py")
+    monkeypatch.chdir(tmp_path)
+
+    def printed(*arguments) -> str:
+        keys = [f"data.path={folder}", "data.size=40", "data.splits=[0.6,0.2,0.2]", "head.hidden=16", "device=cpu",
+                "finetune.batch_size=16"]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["cross_validate.py", *keys, *arguments])
+        code = run.exit_code(module.main)
+        found = capsys.readouterr()
+        return found.out if code == 0 else f"{code} {found.err}"
+
+    long = printed("name=long", "finetune.min_steps=30", "finetune.learning_rate=0.003")
+    assert float(long.split("auroc ")[1].split(",")[0]) > 0.85, "stripes are easy"
+    with np.load("logs/long/cross_validation.npz") as kept:
+        data = task.LabelledData(config.load(task.ClassificationConfig, None, [f"data.path={folder}", "data.size=40",
+                                                                               "data.splits=[0.6,0.2,0.2]"]).data, 0)  # fmt: skip
+        assert len(kept["paths"]) == len(data.train) + len(data.val), "the test images are left alone"
+        assert not set(kept["paths"]) & {data.dataset.records[i].path for i in data.test}
+    against = ["--against", "logs/long/cross_validation.npz"]
+    short = printed("name=short", "finetune.min_steps=2", "finetune.learning_rate=0", *against)
+    assert "difference: " in short and "auroc -" in short
+    few = printed("name=few", "finetune.min_steps=2", "few=true", "folds=4")
+    assert few.startswith("few: ") and not (tmp_path / "logs/few/cross_validation.npz").exists()
+    assert printed("few=true", *against).startswith("2 error: --against needs few=false")
+
+
 def test_runs_are_tabulated_with_their_paired_difference(build, tmp_path):
     for name, mode in (("a", "linear"), ("b", "knn")):
         task.run_seeds(build(f"name={name}", f"mode={mode}", "seeds=[0,1]"), quiet)

@@ -216,7 +216,7 @@ def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
         say(duplicates)
         torch.manual_seed(config.seed)
         if config.mode == "finetune":
-            model = _finetune(config, data, encoder, folder, device)
+            model = finetune_classifier(config, data, encoder, folder, device)
         else:
             model = _frozen(config, data, encoder.to(device))
         logits = {name: predict(model, data, rows) for name, rows in (("val", data.val), ("test", data.test))}
@@ -243,7 +243,10 @@ def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
         folder.close()
 
 
-def _finetune(config, data: LabelledData, encoder: Encoder, folder: run.RunFolder, device) -> Classifier:
+def finetune_classifier(
+    config: ClassificationConfig, data: LabelledData, encoder: Encoder, folder: run.RunFolder, device: torch.device
+) -> Classifier:
+    """Encoder and a new head, trained on data.train; the epoch is the best on data.val by balanced accuracy."""
     codes, size = torch.from_numpy(data.codes), data.dataset.size
     model = Classifier(encoder, make_head(encoder.width, len(data.classes), config.head), data.classes)
     own = {k: v for k, v in to_dict(config.augment).items() if k != "mixup"}
