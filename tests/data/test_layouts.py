@@ -1,6 +1,7 @@
 """Published datasets are read from trees of their own shape, with their traps; where the disk says otherwise, it is said."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,3 +122,131 @@ def test_real_busi_in_its_published_layout(real_data):
     records = layouts.busi(real_data / "busi")
     assert Counter(r.label for r in records) == {"benign": 437, "malignant": 210, "normal": 133}
     assert sum(len(r.mask_paths) > 1 for r in records) == 17
+
+
+# ---- with masks -----------------------------------------------------------------------------------------------------
+
+
+def mask_picture(path, mask, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path, **options)
+
+
+def square(value=255, size=(40, 32)):
+    mask = np.zeros(size, np.uint8)
+    mask[10:30, 8:24] = value
+    return mask
+
+
+def packed(root, size=40):
+    return prepare(root, root.parent / f"{root.name}-out", size=size, progress=False)
+
+
+def thyroid_tree(root):
+    numbers = {"trainval": range(6), "test": range(3)}
+    for part, those in numbers.items():
+        for i in those:
+            picture(root / "tn3k" / f"{part}-image" / f"{i:04d}.jpg", seed=10 * len(part) + i)
+            mask_picture(root / "tn3k" / f"{part}-mask" / f"{i:04d}.jpg", square(), quality=60)
+    (root / "tn3k" / "tn3k-trainval-fold0.json").write_text('{"train": [0, 1, 2, 3], "val": [4, 5]}')
+
+
+@pytest.mark.parametrize("start", [".", "tn3k"])
+def test_tn3k_has_the_published_test_split_and_equal_numbers_in_both_parts_stay_apart(tmp_path, start):
+    thyroid_tree(tmp_path)
+    records = find_source(tmp_path / start)
+    assert Counter(r.split for r in records) == {"train": 4, "val": 2, "test": 3}
+    assert len({r.id for r in records}) == 9
+    assert all(Path(r.mask).stem == Path(r.path).stem and r.mask != r.path for r in records)
+    assert set(np.unique(packed(tmp_path / start).masks)) == {0, 1}, "JPEG noise is no class"
+
+
+def test_tn3k_whose_fold_is_missing_or_of_another_kind_says_so(tmp_path):
+    thyroid_tree(tmp_path)
+    fold = tmp_path / "tn3k" / "tn3k-trainval-fold0.json"
+    fold.write_text('{"train": [0, 1, 2, 3], "val": [4]}')
+    with pytest.raises(ValueError, match="does not say whether .*0005.jpg is for training"):
+        find_source(tmp_path)
+    fold.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="fold0.json is not of the form"):
+        find_source(tmp_path)
+    fold.unlink()
+    with pytest.raises(ValueError, match="lacks tn3k-trainval-fold0.json"):
+        find_source(tmp_path)
+
+
+def test_tg3k_groups_the_frames_of_a_video_and_does_not_use_the_published_split(tmp_path):
+    for i in range(12):
+        size = (40, 32) if i < 5 else (44, 32) if i < 9 else (40, 32)
+        picture(tmp_path / "thyroid-image" / f"{i:04d}.jpg", seed=i, size=size)
+        mask_picture(tmp_path / "thyroid-mask" / f"{i:04d}.jpg", square(size=size))
+    (tmp_path / "tg3k-trainval.json").write_text('{"train": [0, 1, 2], "val": [3, 4, 5]}')
+    records = find_source(tmp_path)
+    assert Counter(r.group for r in records) == {"video 1": 5, "video 2": 4, "video 3": 3}
+    splits = {}
+    for r in packed(tmp_path).records:
+        splits.setdefault(r.group, set()).add(r.split)
+    assert all(len(s) == 1 for s in splits.values()) and set.union(*splits.values()) == {"train", "val", "test"}
+
+
+def test_the_three_sets_of_the_thyroid_download_are_told_apart(tmp_path):
+    thyroid_tree(tmp_path)
+    for i in range(3):
+        picture(tmp_path / "DDTI/2_preprocessed_data/stage1/p_image" / f"{i}.PNG", seed=i)
+        mask_picture(tmp_path / "DDTI/2_preprocessed_data/stage1/p_mask" / f"{i}.PNG", square())
+    with pytest.raises(ValueError, match="holds tn3k, DDTI: give one of them"):
+        find_source(tmp_path)
+    records = find_source(tmp_path / "DDTI")
+    assert len(records) == 3 and all((tmp_path / "DDTI" / r.mask).is_file() and "p_mask" in r.mask for r in records)
+
+
+def test_nerve_groups_by_subject_and_keeps_empty_masks_as_masks(tmp_path):
+    for subject in range(1, 11):
+        for k in range(1, 4):
+            picture(tmp_path / "train" / f"{subject}_{k}.tif", seed=10 * subject + k)
+            mask_picture(tmp_path / "train" / f"{subject}_{k}_mask.tif", square(255 * (k == 1)))
+    picture(tmp_path / "test" / "1.tif")
+    (tmp_path / "train" / "3_2_mask.tif").unlink()
+    records = find_source(tmp_path)
+    assert len(records) == 30 and Counter(r.group for r in records)["subject 10"] == 3
+    dataset = packed(tmp_path)
+    assert len(dataset) == 29 and "3_2.tif" in (dataset.folder / "rejected.csv").read_text(), "no mask is not an empty mask"
+    assert (dataset.masks.max((1, 2)) == 1).sum() == 10
+
+
+def test_fetal_abdomen_paints_pickled_structures_and_groups_by_pregnancy(tmp_path):
+    (tmp_path / "ARRAY_FORMAT").mkdir()
+    for p in range(1, 7):
+        for k in (1, 2):
+            picture(tmp_path / "IMAGES" / f"P{p:04d}_IMG{k}.png", seed=10 * p + k)
+            liver, vein = square(1), np.zeros((40, 32), np.uint8)
+            vein[12:16, 10:14] = 1  # within the liver
+            layers = {"artery": np.zeros_like(vein), "liver": liver, "stomach": np.zeros_like(vein), "vein": vein}
+            content = {"image": square(), "structures": layers}
+            np.save(tmp_path / "ARRAY_FORMAT" / f"P{p:04d}_IMG{k}.npy", content, allow_pickle=True)
+    (tmp_path / "ARRAY_FORMAT" / "P0002_IMG1.npy").unlink()
+    records = find_source(tmp_path)
+    assert Counter(r.group for r in records) == {f"P{p:04d}": 2 for p in range(1, 7)}
+    dataset = packed(tmp_path)
+    mask = dataset.masks[dataset.ids.index("IMAGES/P0001_IMG1")]
+    assert mask[13, 11] == 4 and mask[20, 20] == 2 and set(np.unique(mask)) == {0, 2, 4}
+    assert len(dataset) == 11 and "P0002_IMG1" in (dataset.folder / "rejected.csv").read_text()
+    picture(tmp_path / "IMAGES" / "overview.png")
+    with pytest.raises(ValueError, match="overview.png is not named P<pregnancy>_IMG<number>"):
+        find_source(tmp_path)
+
+
+@pytest.mark.parametrize("depth", ["c-trus-main", "."])
+def test_c_trus_groups_by_patient_and_not_by_fold_and_keeps_the_grey_wall(tmp_path, depth):
+    root, rows = tmp_path / depth, ["file,quality,quality_name,patient,testitem_in_fold"]
+    for i in range(12):
+        picture(root / "original" / f"{i}.jpg", seed=i)
+        mask_picture(root / "labels" / f"{i}.jpg", square(220))
+        rows.append(f"{i}.jpg,2,good,{i // 3},{i % 5}")
+    (root / "c-trus.csv").write_text("\n".join(rows) + "\n")
+    records = find_source(tmp_path)
+    assert Counter(r.group for r in records) == {f"patient {p}": 3 for p in range(4)} and {r.label for r in records} == {"good"}
+    assert all(m.any() for m in packed(tmp_path).masks), "220 is wall, too"
+    (root / "c-trus.csv").write_text("\n".join(rows[:-1]) + "\n")
+    with pytest.raises(ValueError, match="c-trus.csv does not say whose image .*11.jpg is"):
+        find_source(tmp_path)

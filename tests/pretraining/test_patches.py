@@ -122,3 +122,29 @@ def test_shadow_darkens_below_and_not_above():
 def test_contradictory_scales_are_refused():
     with pytest.raises(ValueError, match="scale_low"):
         PatchSampler(PatchConfig(scale_low=0.5, scale_high=0.2))
+
+
+def test_masks_are_cut_from_the_same_windows_and_keep_their_class_numbers():
+    generator = seeded()
+    masks = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    masks[:, 20:44, 8:30], masks[:, 30:36, 14:20] = 1, 7
+    images = torch.where(masks > 0, 200, 40).to(torch.uint8)
+    valid = torch.tensor([[0, 0, 64, 64]] * 4)
+    plain = {"jitter": 0.0, "blur": 0.0, "speckle": 0.0, "depth_gain": 0.0, "scale_low": 0.3, "scale_high": 0.9}
+    sampler = PatchSampler(PatchConfig(count=3, size=48, **plain))
+    patches, under = sampler(images, valid, generator, masks=masks)
+    assert under.shape == (3, 4, 48, 48) and under.dtype == torch.uint8 and set(under.unique().tolist()) == {0, 1, 7}
+    bright = patches[:, :, 0] > 120 / 255
+    assert (bright == (under > 0)).float().mean() > 0.98, "the same window, mirrored or not"
+    assert not torch.equal(bright[0], bright[1]), "windows differ"
+    alone = sampler(images, valid, seeded())
+    torch.testing.assert_close(alone, patches)
+
+
+def test_photometric_changes_leave_the_mask_alone():
+    images = torch.full((2, 32, 32), 128, dtype=torch.uint8)
+    masks = torch.randint(0, 3, (2, 32, 32), dtype=torch.uint8, generator=seeded())
+    whole = {"scale_low": 1.0, "scale_high": 1.0, "ratio": 1.0, "flip": 0.0, "jitter": 1.0, "gain": 0.5, "speckle": 1.0}
+    sampler = PatchSampler(PatchConfig(count=1, size=32, **whole))
+    patches, under = sampler(images, torch.tensor([[0, 0, 32, 32]] * 2), seeded(1), masks=masks)
+    assert torch.equal(under[0], masks) and (patches - 128 / 255).abs().max() > 0.02

@@ -1,4 +1,4 @@
-"""Published ultrasound datasets as they lie on disk -> records with label, patient and split; told by their own names.
+"""Published ultrasound datasets as they lie on disk -> records with label, patient, split and masks; told by their own names.
 
 `recognise(folder)` is asked by `manifest.find_source` before it takes a folder for a plain tree of class folders. Each
 layout fails with a message that names the file when the disk says otherwise than the publication.
@@ -7,12 +7,22 @@ layout fails with a message that names the file when the disk says otherwise tha
     fetal_planes    FETAL_PLANES_DB_data.csv and Images/ (Burgos-Artizzu 2020): patients, official test split
     radimagenet     radiology_ai/US/<anatomy>/usn*.png (Mei 2022): 15 classes, no patients
     umtd            US-MTD120K: 28 class folders such as FetalBrain_CB or thyroid_node_0
+    tn3k            tn3k/{trainval,test}-{image,mask}/NNNN.jpg and its folds (Gong 2022): thyroid nodules, official test split
+    tg3k            tg3k/thyroid-{image,mask}/NNNN.jpg, of the same download: the thyroid, frames of 16 videos
+    ddti            2_preprocessed_data/stage1/{p_image,p_mask}/*.PNG, of the same download: thyroid nodules
+    nerve           Kaggle's Ultrasound Nerve Segmentation: train/<subject>_<k>.tif and _mask.tif
+    fetal_abdomen   IMAGES/P####_IMG#.png and ARRAY_FORMAT/P####_IMG#.npy (Mendeley 4gcpm9dsc3): 4 structures, pregnancies
+    c_trus          original/, labels/ and c-trus.csv (Leenings 2024): wall of the colon, patients
 """
 
 import csv
+import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
 
 from vfm4us.data import manifest
 from vfm4us.data.manifest import Record
@@ -39,7 +49,7 @@ def busi(folder: Path) -> list[Record] | None:
     root = _inside(folder, "Dataset_BUSI_with_GT")
     if not all((root / name).is_dir() for name in BUSI_CLASSES) or not any((root / "benign").glob("benign (*).png")):
         return None
-    before = "" if root == folder else f"{root.relative_to(folder).as_posix()}/"
+    before = _prefix(folder, root)
     files = [f for f in manifest._image_files(root) if f.split("/")[0] in BUSI_CLASSES]
     records = manifest._from_tree(root, files)
     for record in records:
@@ -114,11 +124,139 @@ def umtd(folder: Path) -> list[Record] | None:
     return _class_folders(folder, folder)
 
 
+def tn3k(folder: Path) -> list[Record] | None:
+    """Test as published; val is that of fold 0. No patients: the folds go by the number of the image."""
+    root = _thyroid(folder, "tn3k", "trainval-image")
+    if root is None:
+        return None
+    table = root / "tn3k-trainval-fold0.json"
+    try:
+        fold = json.loads(table.read_text())
+        split_of = {f"trainval/{number:04d}": split for split in ("train", "val") for number in fold[split]}
+    except FileNotFoundError as error:
+        raise ValueError(f"{root} lacks {table.name}, which says what is validated on: unpack the whole download") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{table} is not of the form {{"train": [numbers], "val": [numbers]}}') from error
+    records = []
+    for part in ("trainval", "test"):
+        for record in _beside_each_other(folder, root, f"{part}-image", f"{part}-mask"):
+            record.split = "test" if part == "test" else split_of.get(f"trainval/{Path(record.path).stem}", "")
+            if not record.split:
+                raise ValueError(f"{table} does not say whether {record.path} is for training or validation")
+            records.append(record)
+    return records
+
+
+def tg3k(folder: Path) -> list[Record] | None:
+    """The thyroid in frames of videos. The published split cuts through a video, so that it is not used here.
+
+    Which frames are one video is not published: runs of numbers in which all frames have one size are a group.
+    """
+    root = _thyroid(folder, "tg3k", "thyroid-image")
+    if root is None:
+        return None
+    records = _beside_each_other(folder, root, "thyroid-image", "thyroid-mask")
+    before, run = None, 0
+    for record in records:
+        try:
+            with Image.open(folder / record.path) as image:
+                size = image.size
+        except OSError:  # it is refused with a reason when it is packed
+            size = before
+        run += size != before
+        before, record.group = size, f"video {run}"
+    return records
+
+
+def ddti(folder: Path) -> list[Record] | None:
+    """The preprocessed form that comes with TN3K; no patients, no splits."""
+    root = _thyroid(folder, "DDTI", "2_preprocessed_data/stage1/p_image")
+    return root and _beside_each_other(folder, root / "2_preprocessed_data" / "stage1", "p_image", "p_mask")
+
+
+def _thyroid(folder: Path, name: str, within: str) -> Path | None:
+    """The root of one of the three sets that are downloaded together, where `folder` is it or holds it alone."""
+    if (folder / within).is_dir():
+        return folder
+    if not (folder / name / within).is_dir():
+        return None
+    others = [other for other in ("tn3k", "tg3k", "DDTI") if (folder / other).is_dir()]
+    if len(others) > 1:
+        raise ValueError(f"{folder} holds {', '.join(others)}: give one of them, e.g. {folder / others[0]}")
+    return folder / name
+
+
+def nerve(folder: Path) -> list[Record] | None:
+    """Brachial plexus: group = subject; most masks are empty. The published test part has no masks and is left out."""
+    root = folder / "train" if (folder / "train").is_dir() else folder
+    stems = {f.stem for f in root.glob("*_*.tif") if re.fullmatch(r"\d+_\d+(_mask)?", f.stem)}
+    images = sorted((stem for stem in stems if not stem.endswith("_mask")), key=manifest.natural_key)
+    if not any(f"{stem}_mask" in stems for stem in images):
+        return None
+    records = []
+    for stem in images:
+        path = _prefix(folder, root) + stem
+        records.append(Record(id=path, path=f"{path}.tif", group=f"subject {stem.split('_')[0]}", mask=f"{path}_mask.tif"))
+    return records
+
+
+def fetal_abdomen(folder: Path) -> list[Record] | None:
+    """Artery 1, liver 2, stomach 3, vein 4, from pickled arrays (`vfm4us.data.arrays`); group = pregnancy."""
+    if not ((folder / "IMAGES").is_dir() and (folder / "ARRAY_FORMAT").is_dir()):
+        return None
+    records = []
+    for file in manifest._image_files(folder / "IMAGES"):
+        stem = Path(file).stem
+        found = re.fullmatch(r"(P\d+)_IMG\d+", stem)
+        if not found:
+            raise ValueError(f"{folder / 'IMAGES' / file} is not named P<pregnancy>_IMG<number>: move it elsewhere")
+        path, mask = f"IMAGES/{file}", f"ARRAY_FORMAT/{stem}.npy"  # a missing array is listed when the image is packed
+        records.append(Record(id=f"IMAGES/{stem}", path=path, group=found[1], mask=mask))
+    return records
+
+
+def c_trus(folder: Path) -> list[Record] | None:
+    """Group = patient, whom the published folds divide, so that they are not used here; label = quality of the annotation."""
+    root = _inside(folder, "c-trus-main")
+    table = root / "c-trus.csv"
+    if not table.is_file():
+        return None
+    rows = list(csv.DictReader(manifest._decoded(table).splitlines()))
+    if not rows or (lacking := {"file", "patient"} - rows[0].keys()):
+        raise ValueError(f"{table} lacks {', '.join(sorted(lacking)) if rows else 'rows'}")
+    patients = {Path(row["file"]).stem: row for row in rows}
+    records = _beside_each_other(folder, root, "original", "labels")
+    for record in records:
+        row = patients.get(Path(record.path).stem)
+        if row is None or not (row["patient"] or "").strip():
+            raise ValueError(f"{table} does not say whose image {record.path} is")
+        record.group, record.label = f"patient {row['patient'].strip()}", (row.get("quality_name") or "").strip()
+    return records
+
+
+def _beside_each_other(folder: Path, root: Path, images: str, masks: str) -> list[Record]:
+    """Records of root/images, each with the file of the same name in root/masks, in the order of their names."""
+    before = _prefix(folder, root)
+    mask_of = {Path(file).stem: file for file in manifest._image_files(root / masks)} if (root / masks).is_dir() else {}
+    if not mask_of:
+        raise ValueError(f"{root / masks} holds no masks: unpack the whole download")
+    records = []
+    for file in sorted(manifest._image_files(root / images), key=manifest.natural_key):
+        path = f"{before}{images}/{file}"
+        mask = mask_of.get(Path(file).stem, file)  # a missing mask is listed when the image is packed
+        records.append(Record(id=manifest._without_extension(path), path=path, mask=f"{before}{masks}/{mask}"))
+    return records
+
+
 def _class_folders(folder: Path, root: Path) -> list[Record]:
     """One record per image below `root`: label = its first folder there. No patients, no splits."""
-    before = "" if root == folder else f"{root.relative_to(folder).as_posix()}/"
+    before = _prefix(folder, root)
     files = [file for file in manifest._image_files(root) if "/" in file]
     return [Record(id=manifest._without_extension(before + f), path=before + f, label=f.split("/")[0]) for f in files]
+
+
+def _prefix(folder: Path, root: Path) -> str:
+    return "" if root == folder else f"{root.relative_to(folder).as_posix()}/"
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -126,5 +264,6 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 LAYOUTS: dict[str, Callable[[Path], list[Record] | None]] = {
-    "busi": busi, "fetal_planes": fetal_planes, "radimagenet": radimagenet, "umtd": umtd,
+    "busi": busi, "fetal_planes": fetal_planes, "radimagenet": radimagenet, "umtd": umtd, "tn3k": tn3k, "tg3k": tg3k,
+    "ddti": ddti, "nerve": nerve, "fetal_abdomen": fetal_abdomen, "c_trus": c_trus,
 }  # fmt: skip

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
+from vfm4us.data import arrays
 from vfm4us.data import splits as splitting
 from vfm4us.data.manifest import Record, find_source, read_manifest, source_root, write_manifest
 
@@ -62,7 +63,8 @@ def read_mask(path) -> np.ndarray:
     """Read a mask file as uint8 class numbers (H, W).
 
     Palette indices and integers up to CLASS_LIMIT are kept as they are; in anything else, and in every JPEG, whose
-    compression noise would pass for classes, the brightest channel above 127 is class 1. Raises ValueError.
+    compression noise would pass for classes, the brightest channel above 127 is class 1. NumPy files are read as
+    `vfm4us.data.arrays` says. Raises ValueError.
     """
     return _mask_of(_file_bytes(path))
 
@@ -144,6 +146,9 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
 
 
 def _mask_of(data: bytes) -> np.ndarray:
+    if arrays.is_array_file(data):
+        pixels = arrays.mask_of_arrays(data)
+        return pixels if pixels.max(initial=0) <= CLASS_LIMIT else (pixels > 127).astype(np.uint8)
     lossy = data[:2] == b"\xff\xd8"
     image = _decoded(data)
     if image.mode == "P" and not _black_and_white(image):

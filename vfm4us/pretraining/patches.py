@@ -58,6 +58,7 @@ class PatchSampler:
 
     images: (b, S, S) uint8, the packed store's. valid: (b, 4) top, left, height, width of the part that is no padding.
     Returns (n, b, 1, P, P) float32 in [0, 1] on the images' device. Windows never leave the valid rectangle.
+    With masks (b, S, S) uint8 also what lies under the patches, (n, b, P, P) uint8, cut from the same windows by the nearest pixel.
     """
 
     def __init__(self, config: PatchConfig):
@@ -66,8 +67,9 @@ class PatchSampler:
         self.config = config
 
     def __call__(
-        self, images: Tensor, valid: Tensor, generator: torch.Generator, rank: int = 0, world_size: int = 1
-    ) -> Tensor:
+        self, images: Tensor, valid: Tensor, generator: torch.Generator, rank: int = 0, world_size: int = 1,
+        masks: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         numbers, bank = self.draw(len(images) * world_size, generator)
         own = slice(rank * len(images), (rank + 1) * len(images))
         numbers = dict(zip(_NAMES, numbers[:, :, own], strict=True))  # each (n, b)
@@ -85,7 +87,10 @@ class PatchSampler:
                 part = (slice(p, p + few), some)
                 patches = self.cut(source, cell, valid[some], boxes[part], flip[part])
                 out[part] = self.vary(patches, {k: v[part] for k, v in changes.items()}, bank)
-        return out
+        if masks is None:
+            return out
+        under = self.cut(masks[:, None].to(device).float(), 1, valid, boxes, flip, mode="nearest")
+        return out, under[:, :, 0].to(torch.uint8)
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All random numbers of a global batch: uniform (names, n, b), and a speckle field patches take windows of."""
@@ -115,7 +120,9 @@ class PatchSampler:
         # A window more than 1.4 times the patch is averaged first, or fine speckle turns into moire.
         return (self._average(source, valid, cell) if cell > 1 else source), cell
 
-    def cut(self, source: Tensor, cell: int, valid: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
+    def cut(
+        self, source: Tensor, cell: int, valid: Tensor, boxes: Tensor, flip: Tensor, mode: str = "bilinear"
+    ) -> Tensor:
         """Resample windows (n, b, 4) to P x P, mirrored where `flip` (n, b): one grid_sample, (n, b, 1, P, P) in [0, 1]."""
         (n, b), size = boxes.shape[:2], self.config.size
         steps = (torch.arange(size, device=source.device) + 0.5) / size
@@ -132,7 +139,7 @@ class PatchSampler:
         grid[..., 0] = (2 * x / extent - 1).transpose(0, 1)[:, :, None, :]
         grid[..., 1] = (2 * y / extent - 1).transpose(0, 1)[:, :, :, None]
         out = F.grid_sample(
-            source, grid.view(b, n * size, size, 2), mode="bilinear", padding_mode="border", align_corners=False
+            source, grid.view(b, n * size, size, 2), mode=mode, padding_mode="border", align_corners=False
         )
         return out.view(b, n, 1, size, size).transpose(0, 1)
 
