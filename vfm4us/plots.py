@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
+
+# RGB of the classes 1 to 16 of a mask, apart from each other and from the grey of an image
+CLASS_COLOURS = [
+    (255, 150, 0), (0, 190, 255), (60, 220, 90), (255, 70, 160), (190, 130, 255), (255, 235, 60), (255, 80, 60), (0, 220, 190),
+    (150, 180, 60), (90, 110, 255), (255, 190, 170), (170, 90, 40), (120, 255, 220), (220, 60, 255), (180, 220, 255), (120, 60, 120),
+]  # fmt: skip
 
 
 def contact_sheet(
@@ -203,6 +210,76 @@ def heat_maps(path: Path, images: np.ndarray, heat: np.ndarray, titles: list[str
         plain.set_title(titles[i], fontsize=7, loc="left")
         coloured.imshow(image, cmap="gray", vmin=0, vmax=1)
         coloured.imshow(over, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+    _save(figure, path)
+
+
+def overlays(
+    path: Path, images: list, predictions: list, titles: list[str], classes: list[str], truths: list | None = None
+) -> None:
+    """Images (H, W) uint8, three in a row, with outlines: what was predicted in the class's colour, the truth in white dashes."""
+    rows = -(-len(images) // 3)
+    ratio = max(image.shape[0] / image.shape[1] for image in images)
+    figure = Figure(figsize=(10.5, rows * (3.4 * ratio + 0.3) + 0.4), layout="constrained")
+    grid = figure.subplots(rows, 3, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for i, (axis, image, predicted) in enumerate(zip(grid.flat, images, predictions, strict=False)):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(titles[i], fontsize=8, loc="left")
+        for number in range(1, len(classes) + 1):
+            colour = [value / 255 for value in CLASS_COLOURS[number - 1]]
+            _outline(axis, predicted == number, colors=[colour], linewidths=1.6)
+            if truths is not None:
+                _outline(axis, truths[i] == number, colors="white", linewidths=1.1, linestyles=[(0, (3, 2))])
+    lines = [Line2D([], [], color=[v / 255 for v in CLASS_COLOURS[k]], label=f"{name}, predicted") for k, name in enumerate(classes)]
+    lines += [] if truths is None else [Line2D([], [], color="white", linestyle=(0, (3, 2)), label="truth")]
+    figure.legend(handles=lines, loc="outside lower center", ncols=6, fontsize=8, facecolor="0.25", labelcolor="white")
+    _save(figure, path)
+
+
+def _outline(axis, mask: np.ndarray, **style) -> None:
+    """The border of a mask (H, W) in a picture's own pixels; one that touches the border of the picture is closed there."""
+    if mask.any():
+        axis.contour(np.pad(mask, 1).astype(float), [0.5], extent=(-1, mask.shape[1], -1, mask.shape[0]), **style)
+
+
+def outlined(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 at the image's own size: one-pixel outlines inside each class, the truth's in white, dotted."""
+    picture = np.repeat(image[..., None], 3, axis=2)
+    for classes, dotted in ((truth, True), (mask, False)):
+        if classes is None:
+            continue
+        around = np.pad(classes, 1)
+        edge = np.zeros(image.shape, bool)
+        for shift in (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]):
+            edge |= shift != classes
+        edge &= classes > 0
+        if dotted:
+            edge &= np.add.outer(np.arange(len(edge)), np.arange(edge.shape[1])) % 4 < 2
+            picture[edge] = 255
+        else:
+            picture[edge] = np.array(CLASS_COLOURS, dtype=np.uint8)[classes[edge].astype(int) - 1]
+    return picture
+
+
+def dice_by_size(path: Path, dice: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Per class the Dice of images in which it occurs, and its share of the image's area: histogram, and one against the other."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.3])
+    for k, (name, (values, share)) in enumerate(dice.items()):
+        colour = [value / 255 for value in CLASS_COLOURS[k]]
+        said = f"{name}, n = {len(values)}" + (f", mean {values.mean():.3f}" if len(values) else "")
+        left.hist(values, bins=np.linspace(0, 1, 21), histtype="stepfilled", alpha=0.45, color=colour)
+        left.hist(values, bins=np.linspace(0, 1, 21), histtype="step", color=colour)
+        right.scatter(100 * share, values, s=9, color=colour, label=said)
+    left.set_xlabel("Dice", fontsize=9)
+    left.set_ylabel("images", fontsize=9)
+    right.set_xscale("log")
+    right.set_ylim(-0.02, 1.02)
+    right.set_xlabel("size, % of the image", fontsize=9)
+    right.set_ylabel("Dice", fontsize=9)
+    right.grid(color="0.9")
+    right.legend(fontsize=8, loc="lower right")
     _save(figure, path)
 
 

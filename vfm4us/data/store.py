@@ -69,6 +69,25 @@ def read_mask(path) -> np.ndarray:
     return _mask_of(_file_bytes(path))
 
 
+def read_masks(root, record: Record, image: np.ndarray, size: int) -> np.ndarray | None:
+    """All masks of a record on the pixels of its `image` (H, W): class numbers uint8 (H, W), the largest where several lie.
+
+    A mask of another scale is resized by the nearest pixel; one of another shape, judged at `size` px, is a ValueError that names
+    its file, as is one that cannot be read. None where the record has no mask.
+    """
+    whole = None
+    for path in record.mask_paths:
+        try:
+            layer = read_mask(Path(root) / path)
+        except ValueError as error:
+            raise ValueError(f"its mask {path}: {error}") from error
+        _same_shape(f"its mask {path}", layer, image, size)
+        if layer.shape != image.shape:
+            layer = np.asarray(Image.fromarray(layer).resize(image.shape[::-1], Image.Resampling.NEAREST))
+        whole = layer if whole is None else np.maximum(whole, layer)
+    return whole
+
+
 def _file_bytes(path) -> bytes:
     """The whole file; raises ValueError with a reason that leaves out the path, which stands beside it."""
     try:
@@ -209,15 +228,10 @@ def _prepare_one(root: Path, record: Record, size: int):
         data = _file_bytes(root / record.path)
         grey = _grey_of(data)
         height, width = packed_size(*grey.shape, size)
-        mask = target = None
-        for path in record.mask_paths:
-            try:
-                layer = _mask_of(_file_bytes(root / path))
-            except ValueError as error:
-                raise ValueError(f"its mask {path}: {error}") from error
-            _same_shape(f"its mask {path}", layer, grey, size)
-            layer = _pack(layer, height, width, size, Image.Resampling.NEAREST)
-            mask = layer if mask is None else np.maximum(mask, layer)
+        target = None
+        mask = read_masks(root, record, grey, size)
+        if mask is not None:
+            mask = _pack(mask, height, width, size, Image.Resampling.NEAREST)
         if record.target:
             try:
                 target = read_grey(root / record.target)
