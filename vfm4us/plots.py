@@ -10,8 +10,9 @@ from torch import Tensor
 
 # RGB of the classes 1 to 16 of a mask, apart from each other and from the grey of an image
 CLASS_COLOURS = [
-    (255, 150, 0), (0, 190, 255), (60, 220, 90), (255, 70, 160), (190, 130, 255), (255, 235, 60), (255, 80, 60), (0, 220, 190),
-    (150, 180, 60), (90, 110, 255), (255, 190, 170), (170, 90, 40), (120, 255, 220), (220, 60, 255), (180, 220, 255), (120, 60, 120),
+    (255, 150, 0), (0, 190, 255), (60, 220, 90), (255, 70, 160), (190, 130, 255), (255, 235, 60), (255, 80, 60),
+    (0, 220, 190), (150, 180, 60), (90, 110, 255), (255, 190, 170), (170, 90, 40), (120, 255, 220), (220, 60, 255),
+    (180, 220, 255), (120, 60, 120),
 ]  # fmt: skip
 
 
@@ -217,6 +218,7 @@ def overlays(
     path: Path, images: list, predictions: list, titles: list[str], classes: list[str], truths: list | None = None
 ) -> None:
     """Images (H, W) uint8, three in a row, with outlines: what was predicted in the class's colour, the truth in white dashes."""
+    colours = [[value / 255 for value in colour] for colour in CLASS_COLOURS[: len(classes)]]
     rows = -(-len(images) // 3)
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     figure = Figure(figsize=(10.5, rows * (3.4 * ratio + 0.3) + 0.4), layout="constrained")
@@ -227,11 +229,10 @@ def overlays(
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
         axis.set_title(titles[i], fontsize=8, loc="left")
         for number in range(1, len(classes) + 1):
-            colour = [value / 255 for value in CLASS_COLOURS[number - 1]]
-            _outline(axis, predicted == number, colors=[colour], linewidths=1.6)
+            _outline(axis, predicted == number, colors=[colours[number - 1]], linewidths=1.6)
             if truths is not None:
                 _outline(axis, truths[i] == number, colors="white", linewidths=1.1, linestyles=[(0, (3, 2))])
-    lines = [Line2D([], [], color=[v / 255 for v in CLASS_COLOURS[k]], label=f"{name}, predicted") for k, name in enumerate(classes)]
+    lines = [Line2D([], [], color=c, label=f"{name}, predicted") for c, name in zip(colours, classes, strict=True)]
     lines += [] if truths is None else [Line2D([], [], color="white", linestyle=(0, (3, 2)), label="truth")]
     figure.legend(handles=lines, loc="outside lower center", ncols=6, fontsize=8, facecolor="0.25", labelcolor="white")
     _save(figure, path)

@@ -160,17 +160,21 @@ def dilate(stage: nn.Module) -> None:
 
 
 def overlap_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) -> Tensor:
-    """Cross-entropy over pixels plus 1 - soft Dice, per image and foreground class; padding (IGNORED) counts in neither.
+    """Cross-entropy over pixels plus 1 - soft Dice, of each image and foreground class that it holds; padding counts in neither.
 
-    logits (N, 1 + K, H, W), target (N, H, W) class numbers. Soft Dice: (2 sum p t + 1) / (sum p + sum t + 1), sums over pixels.
+    logits (N, 1 + K, H, W), target (N, H, W) class numbers or IGNORED. Soft Dice: (2 sum p t + 1) / (sum p + sum t + 1), sums over
+    pixels. Where a class is absent only the cross-entropy speaks: with a Dice term of their own many empty masks teach to predict
+    nothing at all.
     """
     logits, target = logits.float(), target.long()
     inside = target != IGNORED
     entropy = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / inside.sum().clamp(min=1)
     truth = F.one_hot(target * inside, logits.shape[1]).movedim(-1, 1)[:, 1:] * inside[:, None]
     predicted = logits.softmax(1)[:, 1:] * inside[:, None]
-    both, either = (predicted * truth).sum((2, 3)), (predicted + truth).sum((2, 3))  # (N, K)
-    return entropy + dice_weight * (1 - (2 * both + 1) / (either + 1)).mean()
+    both, area = (predicted * truth).sum((2, 3)), truth.sum((2, 3))  # (N, K)
+    dice = (2 * both + 1) / (predicted.sum((2, 3)) + area + 1)
+    there = area > 0
+    return entropy + dice_weight * ((1 - dice) * there).sum() / there.sum().clamp(min=1)
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -195,7 +199,8 @@ class MaskedData:
                 raise ValueError(f"{config.path} has no {split} images with masks: give it more groups, or a split column")
         present = self._presence(np.concatenate(list(used.values())))
         self.classes = self._names(config, present[used["train"]].any(0), present.any(0))
-        patterns = np.unique(present[:, 1 : 1 + len(self.classes)], axis=0, return_inverse=True)[1].reshape(-1)
+        self.present = present[:, 1 : 1 + len(self.classes)]  # (N, K), in the packed masks
+        patterns = np.unique(self.present, axis=0, return_inverse=True)[1].reshape(-1)
         self.train = protocol.few_labels(used["train"], patterns, config.labels, seed)
         self.val, self.test = used["val"], used["test"]
         source = Path(d.description["source"] if is_prepared(config.path) else config.path)
@@ -203,8 +208,8 @@ class MaskedData:
         first = d.records[self.test[0]]
         if not (self.root / first.path).is_file():
             raise FileNotFoundError(
-                f"{self.root / first.path} is not there: tests are made at the original size, from the files that {config.path} was "
-                "packed from; give their folder as data.path"
+                f"{self.root / first.path} is not there: tests are made at the original size, from the files that "
+                f"{config.path} was packed from; give their folder as data.path"
             )
 
     def _presence(self, rows: np.ndarray) -> np.ndarray:
@@ -222,8 +227,8 @@ class MaskedData:
         count = len(config.classes) or int(numbers.max())
         if absent := sorted(set(range(1, count + 1)) - set(numbers.tolist())):
             raise ValueError(
-                f"{config.path}: no training mask holds class {absent[0]} (they hold {', '.join(map(str, numbers))}): name fewer classes "
-                "in data.classes, renumber the masks, or data.join=true"
+                f"{config.path}: no training mask holds class {absent[0]} (they hold {', '.join(map(str, numbers))}): name "
+                "fewer classes in data.classes, renumber the masks, or data.join=true"
             )
         if (most := int(np.flatnonzero(found).max())) > count:
             raise ValueError(f"{config.path}: masks hold class {most}, but data.classes names {count}: name it, or data.join=true")
@@ -282,9 +287,9 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
         protocol.write_outcome(where, outcome)
         pictures(where, data.root, outcome, data.dataset.size, model.join)
         protocol.write_metrics(
-            where, "segmentation", config, data.dataset, evaluate([outcome]), **RULES, decoder=config.decoder, classes=data.classes,
-            selection=f"validation Dice at {data.dataset.size} px", flips=config.flips, training_images=len(data.train),
-            test_images=len(data.test), duplicates=duplicates,
+            where, "segmentation", config, data.dataset, evaluate([outcome]), **RULES, decoder=config.decoder,
+            classes=data.classes, flips=config.flips, duplicates=duplicates, training_images=len(data.train),
+            test_images=len(data.test), selection=f"validation Dice where a class is there, at {data.dataset.size} px",
         )  # fmt: skip
     finally:
         folder.close()
@@ -307,10 +312,14 @@ def _train(config: SegmentationConfig, data: MaskedData, model: Segmenter, folde
             with run.autocast(device, config.precision):
                 logits = predict(network, data.images(part).to(device), config.flips)
             overlap.append(packed_dice(logits.argmax(1), target, len(data.classes)).cpu())
-            losses.append(float(overlap_loss(logits, target)) * len(part))
-        dice, entropy = float(torch.cat(overlap).mean()), sum(losses) / len(data.val)
-        # ties, above all of models that predict nothing yet, are broken by the loss
-        return {"score": dice - 1e-3 * min(entropy, 10.0), "val_dice": dice, "val_loss": entropy}
+            losses.append(float(overlap_loss(logits, target, config.dice_weight)) * len(part))
+        overlap, there, value = torch.cat(overlap), torch.from_numpy(data.present[data.val]), sum(losses) / len(data.val)
+        # Where classes are there: among many empty masks a model that predicts nothing would be the best. Averaged as in the test.
+        each = (overlap * there).sum(0) / there.sum(0).clamp(min=1)
+        everywhere = float(overlap.mean())
+        dice = float(each[there.any(0)].mean()) if there.any() else everywhere
+        score = dice - 1e-3 * min(value, 10.0)
+        return {"score": score, "val_dice_present": dice, "val_dice": everywhere, "val_loss": value}
 
     tuner = Finetuner(
         model, config.finetune, folder, device, config.seed, config.encoder.freeze_epochs, config.precision
@@ -345,8 +354,8 @@ def packed_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
 def segment(model: Segmenter, images, size: int, flips: bool = False, batch_size: int = 16) -> Iterator[np.ndarray]:
     """Class numbers uint8 (H, W), 0 is background, of each image at its own size, one after the other.
 
-    images: a folder, a CSV manifest, a file, or a list of what `image_batch` takes: paths, PIL images, arrays. Each is resized and padded to
-    `size` px as the training images were; the logits are cut to what is no padding and resized bilinearly to the image.
+    images: a folder, a CSV manifest, a file, or a list of what `image_batch` takes: paths, PIL images, arrays. Each is resized
+    and padded to `size` px as the training images were; the logits are cut to what is no padding and resized bilinearly.
     """
     if isinstance(images, str | Path):
         single = Path(images).is_file() and Path(images).suffix.lower() != ".csv"
@@ -492,7 +501,7 @@ def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, n
 
 
 def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
-    """Every figure of several seeds on the same images with 95 % intervals over seeds and groups, and how often masks were empty."""
+    """Every figure of several seeds on the same images, with 95 % intervals, and how often masks were empty."""
     names = outcome_scores(outcomes[0], np.ones((1, len(outcomes[0]["paths"]))))
     distances = tuple(name for name in names if name.startswith(("hd95", "asd")))
     result = protocol.figures(outcome_scores, outcomes, unbounded=distances)

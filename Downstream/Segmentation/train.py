@@ -1,0 +1,37 @@
+"""Train and test a segmentation model on an encoder: several seeds, one table with intervals.
+
+    python Downstream/Segmentation/train.py                                                   built-in synthetic ultrasound
+    python Downstream/Segmentation/train.py --config configs/segmentation/busi.yaml data.path=DIR encoder.weights=FILE
+    python Downstream/Segmentation/train.py data.path=DIR name=mine                           images/ with masks/, or a CSV manifest
+
+Any key below can follow as section.key=value. Each seed's run lies in logs/<name>/seed-<n>: metrics.json, per_image.csv, masks/ at
+the original size of each image, segmenter.pt, pictures; the table of all in logs/<name>. The same command continues, and does not
+repeat what is finished.
+"""
+
+import sys
+from pathlib import Path
+
+from vfm4us import config, run
+from vfm4us.tasks import protocol
+from vfm4us.tasks.segmentation import SegmentationConfig, run_seeds
+
+BUILT_IN = Path("configs/smoke/segmentation.yaml")
+
+
+def main() -> None:
+    arguments = config.parser(__doc__, SegmentationConfig).parse_args()
+    file = arguments.config
+    if file is None and not any(item.startswith("data.path=") for item in arguments.overrides):
+        from vfm4us.data.phantoms import write_phantoms
+
+        file = BUILT_IN
+        print(f"No --config and no data.path: segmenting the lesions of built-in synthetic ultrasound ({file}).")
+        write_phantoms(Path("data/phantoms-600-64"), 600, 64)
+    settings = config.load(SegmentationConfig, file, arguments.overrides)
+    result = run_seeds(settings)
+    print(f"\n{protocol.table(result, len(settings.seeds))}\n\nwritten to {Path(settings.logs) / settings.name}")
+
+
+if __name__ == "__main__":
+    sys.exit(run.exit_code(main))
