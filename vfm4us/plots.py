@@ -219,10 +219,10 @@ def overlays(
 ) -> None:
     """Images (H, W) uint8, three in a row, with outlines: what was predicted in the class's colour, the truth in white dashes."""
     colours = [[value / 255 for value in colour] for colour in CLASS_COLOURS[: len(classes)]]
-    rows = -(-len(images) // 3)
-    ratio = max(image.shape[0] / image.shape[1] for image in images)
-    figure = Figure(figsize=(10.5, rows * (3.4 * ratio + 0.3) + 0.4), layout="constrained")
-    grid = figure.subplots(rows, 3, squeeze=False)
+    shapes = [image.shape[0] / image.shape[1] for image in images]
+    heights = [3.4 * max(shapes[i : i + 3]) + 0.3 for i in range(0, len(images), 3)]
+    figure = Figure(figsize=(10.5, sum(heights) + 0.4), layout="constrained")
+    grid = figure.subplots(len(heights), 3, squeeze=False, height_ratios=heights)
     for axis in grid.flat:
         axis.axis("off")
     for i, (axis, image, predicted) in enumerate(zip(grid.flat, images, predictions, strict=False)):
@@ -280,7 +280,7 @@ def dice_by_size(path: Path, dice: dict[str, tuple[np.ndarray, np.ndarray]]) -> 
     right.set_xlabel("size, % of the image", fontsize=9)
     right.set_ylabel("Dice", fontsize=9)
     right.grid(color="0.9")
-    right.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)
     _save(figure, path)
 
 

@@ -8,6 +8,7 @@ with the mask as its file has it.
 """
 
 import csv
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -392,14 +393,13 @@ def compare(predicted: np.ndarray, truth: np.ndarray, classes: int) -> dict[str,
     both, one = some[0] & some[1], some[0] ^ some[1]
     for name in ("hd95", "asd"):
         found[name] = np.where(one, float(np.hypot(*truth.shape)), 0.0)
-        if both.any():
-            pair = p[:, both].float(), t[:, both].float()
-            distance = (
-                compute_hausdorff_distance(*pair, include_background=True, percentile=95)
-                if name == "hd95"
-                else compute_average_surface_distance(*pair, include_background=True, symmetric=True)
-            )
-            found[name][both] = distance[0].double().numpy()
+    if both.any():
+        pair = p[:, both].float(), t[:, both].float()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it gives itself
+            far = compute_hausdorff_distance(*pair, include_background=True, percentile=95)
+            mean = compute_average_surface_distance(*pair, include_background=True, symmetric=True)
+        found["hd95"][both], found["asd"][both] = far[0].double().numpy(), mean[0].double().numpy()
     return found | sizes | {"right": np.int64((predicted == truth).sum()), "pixels": np.int64(truth.size)}
 
 
