@@ -19,7 +19,7 @@ from vfm4us import checkpoints
 from vfm4us.data.images import image_batch, image_paths
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.run import exit_code
-from vfm4us.tasks import classification
+from vfm4us.tasks import classification, segmentation
 
 
 def run_script(name: str, monkeypatch, *arguments) -> int:
@@ -128,6 +128,9 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     model = classification.Classifier(encoder, torch.nn.Linear(512, 2), ["fine", "rough"])
     settings = classification.ClassificationConfig(mode="linear")
     classification.save_classifier(tmp_path / "c" / "classifier.pt", model, settings, size=48)
+    settings = segmentation.SegmentationConfig(decoder_width=16)
+    model = segmentation.Segmenter(encoder, ["a"], settings.decoder, 16, settings.atrous_rates)
+    segmentation.save_segmenter(tmp_path / "s" / "segmenter.pt", model, settings, size=48)
     write_textures(tmp_path / "images", 12, seed=0)
     notebook = nbformat.read(ROOT / "Downstream" / "load_checkpoint.ipynb", as_version=4)
     nbformat.validate(notebook)
@@ -135,6 +138,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     for cell in code:
         cell.source = re.sub('CLASSIFIER = ".*?"', f'CLASSIFIER = "{tmp_path}/c"', cell.source)
+        cell.source = re.sub('SEGMENTER = ".*?"', f'SEGMENTER = "{tmp_path}/s"', cell.source)
     code[0].source = re.sub('WEIGHTS = ".*?"', f'WEIGHTS = "{tmp_path}/a.pt"', code[0].source)
     code[0].source = re.sub('IMAGES = ".*?"', f'IMAGES = "{tmp_path}/images"', code[0].source)
     environment = dict(os.environ)
@@ -145,7 +149,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
         os.environ.clear()
         os.environ.update(environment)
     printed = json.dumps([cell.outputs for cell in code])
-    assert "120/120 tensors" in printed and "torch.Size([12, 512])" in printed and printed.count("image/png") == 3
+    assert "120/120 tensors" in printed and "torch.Size([12, 512])" in printed and printed.count("image/png") == 4
 
 
 # ---- what embed takes -----------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from vfm4us.encoders import RESNETS, Encoder
 from vfm4us.loading import load_encoder
 from vfm4us.pretraining.patches import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.tasks import protocol
-from vfm4us.tasks.finetune import Finetuner, batches_of, make_encoder
+from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of, make_encoder
 from vfm4us.tasks.protocol import TaskConfig
 
 IGNORED = 255  # in a target: padding, which counts nowhere
@@ -57,11 +57,14 @@ class DataConfig(protocol.DataConfig):
 class SegmentationConfig(TaskConfig):
     name: str = option("segmentation", "the runs lie in logs/<name>/seed-<n>")
     decoder: str = option("deeplabv3plus", "what turns features into masks", choices=["deeplabv3plus", "unet"])
-    decoder_width: int = option(256, "its channels; of a U-Net those of the coarsest level, halved at each finer one", low=16)
+    decoder_width: int = option(
+        256, "its channels; of a U-Net those of the coarsest level, halved at each finer one down to 16", low=16
+    )
     atrous_rates: list[int] = option([12, 24, 36], "three dilations of DeepLabv3+, px of a map at 1/16 of data.size")
     dice_weight: float = option(1.0, "of the soft Dice loss, beside a cross-entropy of weight 1", low=0.0)
     flips: bool = option(False, "average the prediction with that of the mirrored image when testing")
     data: DataConfig = section(DataConfig, "what is segmented")
+    finetune: FinetuneConfig = section(FinetuneConfig, "the training loop", learning_rate=3e-3)
     augment: ViewConfig = section(
         ViewConfig, "of training images, and of their masks where it moves pixels",
         scale_low=0.5, scale_high=1.0, ratio=1.2, jitter=0.5, blur=0.1, speckle=0.0, depth_gain=0.1,
@@ -107,13 +110,16 @@ class Decoder(nn.Module):
         full = encoder.width
         if encoder.spec.name in RESNETS:
             self.neck, channels = None, [64, full // 8, full // 4, full // 2, full]  # strides 2 to 32
-        else:
-            self.neck = FeaturePyramid(full)
+        elif kind == "unet":
+            self.neck = FeaturePyramid(full, steps=3)
             channels = self.neck.channels  # strides 2 to 16
+        else:
+            self.neck = FeaturePyramid(full, steps=2)
+            channels = [0, *self.neck.channels]  # this decoder does not look at stride 2
         channels = [encoder.spec.in_channels, *channels]
         depth = len(channels) - 1
         if kind == "unet":
-            widths = [max(8, width >> level) for level in range(depth)]
+            widths = [max(16, width >> level) for level in range(depth)]
             self.decoder = UnetDecoder(channels, widths, n_blocks=depth)
             self.segmentation_head = SegmentationHead(widths[-1], outputs)
         else:
@@ -125,6 +131,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, maps: list[Tensor]) -> Tensor:
         if self.neck is not None:
             maps = self.neck(maps[-1])
+            maps = maps if len(maps) == 4 else [maps[0], *maps]
         logits = self.segmentation_head(self.decoder([x, *maps]))
         if logits.shape[-2:] != x.shape[-2:]:  # tokens of 14 px, or an encoder that resamples its input
             logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
@@ -132,14 +139,14 @@ class Decoder(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """One map of a transformer's tokens (N, C, h, w) -> four, at 8, 4, 2 and 1 times its size.
+    """One map of a transformer's tokens (N, C, h, w) -> 1 + steps, from 2^steps times its size down to its own.
 
     The simple feature pyramid of ViTDet (Li et al. 2022, arXiv 2203.16527), its transposed convolutions in a chain.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, steps: int):
         super().__init__()
-        self.channels = [64, 128, 256, width]
+        self.channels = [64, 128, 256, width][-1 - steps :]
         self.steps = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose2d(coarse, fine, 2, stride=2, bias=False), nn.BatchNorm2d(fine), nn.GELU())
             for fine, coarse in zip(self.channels[-2::-1], self.channels[:0:-1], strict=True)
@@ -383,7 +390,7 @@ def compare(predicted: np.ndarray, truth: np.ndarray, classes: int) -> dict[str,
     from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 
     numbers = torch.arange(1, classes + 1).view(1, -1, 1, 1)
-    p, t = (torch.from_numpy(mask)[None, None] == numbers for mask in (predicted, truth))  # (1, K, H, W)
+    p, t = (torch.tensor(mask)[None, None] == numbers for mask in (predicted, truth))  # (1, K, H, W)
     sizes = {"truth_pixels": t.sum((0, 2, 3)).numpy(), "predicted_pixels": p.sum((0, 2, 3)).numpy()}
     found = {
         "dice": compute_dice(p.float(), t.float(), ignore_empty=False)[0].double().numpy(),
