@@ -13,6 +13,7 @@ from tests.conftest import ROOT, TINY, module_of
 from vfm4us import config
 from vfm4us.pretraining.stages import PretrainingConfig
 from vfm4us.tasks.classification import ClassificationConfig
+from vfm4us.tasks.segmentation import SegmentationConfig
 
 ADV_MAIN = ROOT / "Pretraining" / "US-SSL" / "adv_main.py"
 
@@ -128,7 +129,7 @@ def test_the_readme_names_files_and_keys_that_exist():
         assert (ROOT / path).is_file(), path
     for file, keys in re.findall(r"--config (configs/\S+\.yaml)((?: [\w.]+=\S+)*)", text):
         keys = [k for k in keys.split() if not k.startswith("data.root")]
-        kinds = {"classification": ClassificationConfig, "tables": TABLES.TableConfig}
+        kinds = {"classification": ClassificationConfig, "segmentation": SegmentationConfig, "tables": TABLES.TableConfig}
         kind = kinds.get(file.split("/")[1], PretrainingConfig)
         config.load(kind, ROOT / file, keys)
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
