@@ -3,7 +3,7 @@
     python Downstream/Segmentation/evaluate.py CHECKPOINT DATA [--split all|train|val|test] [--out DIR] [--flips]
 
 CHECKPOINT is segmenter.pt or a run folder of train.py; DATA a folder of images, of images/ and masks/, a CSV manifest or a
-published dataset. Writes masks/ and overlays/ at the original size of each image and, with masks, metrics.json, per_image.csv and
+published dataset. Writes predicted/ (masks) and overlays/ at the original size of each image and, with masks, metrics.json, per_image.csv and
 pictures. Images that cannot be read are listed, not skipped in silence.
 """
 
@@ -44,19 +44,21 @@ def evaluate(arguments) -> None:
         if not records:
             raise ValueError(f"{arguments.data} has no images in split {arguments.split}: use --split all")
     root, out = source_root(arguments.data), arguments.out
+    if root.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"--out {out} lies in the data {root}, where the next reading would find it: give another folder")
     cases = segmentation.examine(model, root, records, size, out, arguments.flips)
     for path, reason in cases.unreadable:
         print(f"cannot be read: {path}: {reason}", file=sys.stderr)
-    done = [*zip(cases.records, cases.masks, strict=True), *cases.without]
+    done = [*zip(cases.records, cases.predicted, strict=True), *cases.without]
     if not done:
         raise ValueError(f"none of the {len(records)} images of {arguments.data} can be read")
     for record, name in done:
         image = read_grey(root / record.path)
         picture = plots.outlined(image, np.asarray(Image.open(out / name)), read_masks(root, record, image, size))
-        target = out / "overlays" / Path(name).relative_to("masks")
+        target = out / "overlays" / Path(name).relative_to("predicted")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(target)
-    print(f"{len(done)} images, {len(cases.unreadable)} unreadable: {out / 'masks'}, {out / 'overlays'}")
+    print(f"{len(done)} images, {len(cases.unreadable)} unreadable: {out / 'predicted'}, {out / 'overlays'}")
     if not cases.records:
         print("no masks to compare with: no metrics")
         return

@@ -4,9 +4,9 @@
     python Downstream/Segmentation/train.py --config configs/segmentation/busi.yaml data.path=DIR encoder.weights=FILE
     python Downstream/Segmentation/train.py data.path=DIR name=mine                           images/ with masks/, or a CSV manifest
 
-Any key below can follow as section.key=value. Each seed's run lies in logs/<name>/seed-<n>: metrics.json, per_image.csv, masks/ at
-the original size of each image, segmenter.pt, pictures; the table of all in logs/<name>. The same command continues, and does not
-repeat what is finished.
+Any key below can follow as section.key=value. Each seed's run lies in logs/<name>/seed-<n>: metrics.json, per_image.csv,
+predicted/ (masks at the original size of each image), segmenter.pt, pictures; the table of all in logs/<name>. The same command
+continues, and does not repeat what is finished.
 """
 
 import sys

@@ -236,7 +236,7 @@ def test_masks_of_every_kind_give_the_same_figures(tmp_path, kind):
     cases = task.examine(Threshold(), tmp_path, [Record(id="i", path="i.png", mask=name)], 64, tmp_path / "out")
     assert not cases.unreadable and cases.rows[0]["dice"][0] > (0.97 if kind == "JPEG noise" else 0.999)
     again = next(task.segment(Threshold(), [tmp_path / "i.png"], 64))
-    np.testing.assert_array_equal(read_mask(tmp_path / "out" / cases.masks[0]), again)
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / cases.predicted[0]), again)
 
 
 def test_several_masks_one_pixel_an_empty_a_missing_and_an_unfit_mask(tmp_path):
@@ -257,7 +257,7 @@ def test_several_masks_one_pixel_an_empty_a_missing_and_an_unfit_mask(tmp_path):
         "its mask gone.png: cannot be read: No such file or directory",
         "its mask high_m.png has 48 x 64 pixels, its image 64 x 48: the shapes differ",
     ]
-    written = sorted(p.name for p in (tmp_path / "out/masks").iterdir())
+    written = sorted(p.name for p in (tmp_path / "out/predicted").iterdir())
     assert len(cases.without) == 1 and written == ["0.png", "1.png", "2.png", "5.png"]
 
 
@@ -457,10 +457,11 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
     model, size = task.load_segmenter(seed)
     masks = task.segment(model, [folder / row["path"] for row in rows], size)
     for row, again in zip(rows, masks, strict=True):
-        kept = read_mask(seed / row["mask"])
+        kept = read_mask(seed / row["predicted"])
         assert kept.shape == (int(row["height"]), int(row["width"])) == (40, 56)
         assert (kept != again).mean() < 1e-3
     assert vfm4us.load_encoder(seed / "segmenter.pt").report.dropped["head"] > 0
+    assert not (seed / "checkpoints/last.pt").exists(), "some 200 MB that only a stopped run needs"
     said = []
     task.run_seeds(settings, said.append)
     assert sum("is finished" in line for line in said) == 2
@@ -523,12 +524,13 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 images, 1 unreadable" in done.stdout and "no metrics" in done.stdout and "bad.png" in done.stderr
     assert not (tmp_path / "o2/metrics.json").exists()
-    for part in ("masks", "overlays"):
+    for part in ("predicted", "overlays"):
         assert [Image.open(tmp_path / "o2" / part / f"{i}.png").size for i in range(3)] == [(56, 40)] * 3
     for arguments, message in (
         (["logs/nowhere", folder], "does not exist"),
         (["logs/s", "nowhere"], "nowhere does not exist"),
         (["logs/s", "plain", "--split", "val"], "no images in split val"),
+        (["logs/s", "plain", "--out", "plain/o"], "--out plain/o lies in the data plain"),
     ):
         done = script(EVALUATE, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr

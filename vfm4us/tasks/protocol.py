@@ -140,6 +140,7 @@ def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], Non
             say(f"{folder} is finished")
         else:
             run_seed(one, folder)
+            (folder / "checkpoints" / "last.pt").unlink(missing_ok=True)  # optimizer and all: only a stopped run needs it
         folders.append(folder)
     return folders
 

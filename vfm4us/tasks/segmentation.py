@@ -373,8 +373,6 @@ def segment(model: Segmenter, images, size: int, flips: bool = False, batch_size
     for start in range(0, len(images), batch_size):
         arrays = [_one(image) for image in images[start : start + batch_size]]
         batch, valid = image_batch(arrays, size, frame=True)
-        if valid is None:  # one array that has the size already
-            valid = torch.tensor([[0, 0, size, size]]).expand(len(arrays), 4)
         logits = predict(model, batch.to(device), flips)
         for array, own, (top, left, height, width) in zip(arrays, logits, valid.tolist(), strict=True):
             part = own[None, :, top : top + height, left : left + width]
@@ -416,7 +414,7 @@ class Cases:
 
     records: list[Record] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)
-    masks: list[str] = field(default_factory=list)  # predicted, below the output folder
+    predicted: list[str] = field(default_factory=list)  # masks, below the output folder
     without: list[tuple[Record, str]] = field(default_factory=list)  # images without a mask, and what was predicted
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
@@ -425,7 +423,7 @@ class Cases:
         records = self.records
         return {
             "paths": np.array([r.path for r in records]), "groups": np.array([r.group or r.id for r in records]),
-            "truth": np.array([r.mask for r in records]), "masks": np.array(self.masks), "classes": np.array(classes),
+            "truth": np.array([r.mask for r in records]), "predicted": np.array(self.predicted), "classes": np.array(classes),
             "sizes": np.array([(r.height, r.width) for r in records]),
         } | {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]}  # fmt: skip
 
@@ -433,7 +431,7 @@ class Cases:
 def examine(
     model: Segmenter, root: Path, records: list[Record], size: int, out: Path, flips: bool = False, batch_size: int = 16
 ) -> Cases:
-    """Segment the images of `records` from their files, write every mask below out/masks, compare where there is a truth."""
+    """Segment the images of `records` from their files, write every mask below out/predicted, compare where there is a truth."""
     cases, classes, taken = Cases(), len(model.classes), set()
     for start in tqdm(range(0, len(records), batch_size), unit="batch", desc="segmenting"):
         good = []
@@ -446,7 +444,7 @@ def examine(
         masks = segment(model, [image for _, image, _ in good], size, flips)
         for (record, image, truth), predicted in zip(good, masks, strict=True):
             record.height, record.width = image.shape
-            name = f"masks/{_file_name(record.id, taken)}.png"
+            name = f"predicted/{_file_name(record.id, taken)}.png"
             write_mask(out / name, predicted)
             if truth is None:
                 cases.without.append((record, name))
@@ -457,7 +455,7 @@ def examine(
                                  f"({', '.join(model.classes)}): name it in data.classes, or join all classes")  # fmt: skip
             cases.records.append(record)
             cases.rows.append(compare(predicted, truth, classes))
-            cases.masks.append(name)
+            cases.predicted.append(name)
     return cases
 
 
@@ -528,13 +526,13 @@ def write_cases(out: Path, outcome: protocol.Outcome) -> None:
     with open(out / "per_image.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["path", "group", "class", *MEASURES, "height", "width", "truth_pixels", "predicted_pixels",
-                         "truth_empty", "prediction_empty", "mask"])  # fmt: skip
+                         "truth_empty", "prediction_empty", "predicted"])  # fmt: skip
         for i, path in enumerate(outcome["paths"]):
             for k, name in enumerate(names):
                 pixels = [int(outcome[side][i, k]) for side in ("truth_pixels", "predicted_pixels")]
                 measured = [f"{outcome[measure][i, k]:.6f}" for measure in MEASURES]
                 writer.writerow([path, outcome["groups"][i], name, *measured, *outcome["sizes"][i].tolist(), *pixels,
-                                 *(int(count == 0) for count in pixels), outcome["masks"][i]])  # fmt: skip
+                                 *(int(count == 0) for count in pixels), outcome["predicted"][i]])  # fmt: skip
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -559,7 +557,7 @@ def pictures(out: Path, root: Path, outcome: protocol.Outcome, size: int, join: 
         images.append(read_grey(root / record.path))
         truth = read_masks(root, record, images[-1], size)
         truths.append((truth > 0).astype(np.uint8) if join else truth)
-        predictions.append(np.asarray(Image.open(out / str(outcome["masks"][i]))))
+        predictions.append(np.asarray(Image.open(out / str(outcome["predicted"][i]))))
         titles.append(f"{word} {overlap[i]:.3f}   {Path(record.path).stem}".strip())
     if chosen:
         plots.overlays(out / "overlays.png", images, predictions, titles, names, truths)
