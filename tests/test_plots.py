@@ -1,5 +1,6 @@
 """Pictures show what they are given, and only that."""
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -24,3 +25,39 @@ def test_the_curve_marks_where_a_stage_ended(tmp_path):
     lines += [{"kind": "monitor", "step": 4, "dataset": "a", "after": "a", "effective_rank": 4.0}]
     plots.training_curve(tmp_path / "curve.png", lines)
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_outlines_lie_inside_a_mask_at_the_size_of_the_image():
+    image = np.full((20, 30), 50, np.uint8)
+    mask, truth = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
+    mask[5:10, 8:20], truth[12:20, 0:6] = 2, 1  # the truth touches two borders
+    picture = plots.outlined(image, mask, truth)
+    edge = mask.astype(bool)
+    edge[6:9, 9:19] = False
+    assert picture.shape == (20, 30, 3) and (picture[edge] == plots.CLASS_COLOURS[1]).all()
+    white = (picture == 255).all(2)
+    assert white.any() and not white[truth == 0].any() and white[-1].any() and not white[14:19, 1:5].any()
+    assert (picture[~edge & (truth == 0)] == 50).all()
+    assert (plots.outlined(image, np.zeros_like(mask)) == 50).all()
+
+
+def test_overlays_show_what_was_predicted_and_the_truth_where_there_is_one(tmp_path):
+    images = [np.full((40, 50 + i), 30, np.uint8) for i in range(4)]
+    masks = [np.zeros(image.shape, np.uint8) for image in images]
+    for mask in masks[1:]:
+        mask[10:30, 10:40] = 1
+    for name, truths, expected in (("none", None, False), ("both", [np.ones_like(m) for m in masks], True)):
+        plots.overlays(tmp_path / f"{name}.png", images, masks, list("abcd"), ["lesion"], truths)
+        picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
+        panel = picture[: picture.shape[0] // 3, : picture.shape[1] // 3]  # the first image, in which nothing was predicted
+        orange = (abs(picture - plots.CLASS_COLOURS[0]).sum(2) < 30).sum()
+        assert orange > 200 and (abs(panel - plots.CLASS_COLOURS[0]).sum(2) < 30).sum() == 0
+        grey = np.argwhere((panel == 30).all(2))
+        inside = panel[grey[:, 0].min() : grey[:, 0].max() + 1, grey[:, 1].min() : grey[:, 1].max() + 1]
+        assert ((inside > 200).all(2).mean() > 0.005) == expected
+
+
+def test_dice_is_drawn_even_of_a_class_that_never_occurs(tmp_path):
+    found = {"a": (np.array([0.2, 0.9]), np.array([0.01, 0.2])), "b": (np.empty(0), np.empty(0))}
+    plots.dice_by_size(tmp_path / "dice.png", found)
+    assert Image.open(tmp_path / "dice.png").size[0] > 500

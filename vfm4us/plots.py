@@ -217,8 +217,13 @@ def heat_maps(path: Path, images: np.ndarray, heat: np.ndarray, titles: list[str
 def overlays(
     path: Path, images: list, predictions: list, titles: list[str], classes: list[str], truths: list | None = None
 ) -> None:
-    """Images (H, W) uint8, three in a row, with outlines: what was predicted in the class's colour, the truth in white dashes."""
+    """Images (H, W) uint8, three in a row, with outlines: what was predicted in the class's colour, the truth dashed, in white.
+
+    Of several classes the truth is dashed in a pale shade of each class's colour.
+    """
     colours = [[value / 255 for value in colour] for colour in CLASS_COLOURS[: len(classes)]]
+    pale = ["white"] if len(classes) == 1 else [[0.45 + 0.55 * value for value in colour] for colour in colours]
+    dashed = (0, (3, 2))
     shapes = [image.shape[0] / image.shape[1] for image in images]
     heights = [3.4 * max(shapes[i : i + 3]) + 0.3 for i in range(0, len(images), 3)]
     figure = Figure(figsize=(10.5, sum(heights) + 0.4), layout="constrained")
@@ -231,9 +236,10 @@ def overlays(
         for number in range(1, len(classes) + 1):
             _outline(axis, predicted == number, colors=[colours[number - 1]], linewidths=1.6)
             if truths is not None:
-                _outline(axis, truths[i] == number, colors="white", linewidths=1.1, linestyles=[(0, (3, 2))])
+                _outline(axis, truths[i] == number, colors=[pale[number - 1]], linewidths=1.1, linestyles=[dashed])
     lines = [Line2D([], [], color=c, label=f"{name}, predicted") for c, name in zip(colours, classes, strict=True)]
-    lines += [] if truths is None else [Line2D([], [], color="white", linestyle=(0, (3, 2)), label="truth")]
+    if truths is not None:
+        lines += [Line2D([], [], color=c, linestyle=dashed, label=f"{name}, truth") for c, name in zip(pale, classes, strict=True)]
     figure.legend(handles=lines, loc="outside lower center", ncols=6, fontsize=8, facecolor="0.25", labelcolor="white")
     _save(figure, path)
 

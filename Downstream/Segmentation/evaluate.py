@@ -3,8 +3,8 @@
     python Downstream/Segmentation/evaluate.py CHECKPOINT DATA [--split all|train|val|test] [--out DIR] [--flips]
 
 CHECKPOINT is segmenter.pt or a run folder of train.py; DATA a folder of images, of images/ and masks/, a CSV manifest or a
-published dataset. Writes predicted/ (masks) and overlays/ at the original size of each image and, with masks, metrics.json, per_image.csv and
-pictures. Images that cannot be read are listed, not skipped in silence.
+published dataset. Writes predicted/ (masks) and overlays/ at the original size of each image and, where there are masks to compare
+with, metrics.json, per_image.csv and pictures. Images that cannot be read are listed, not skipped in silence.
 """
 
 import argparse

@@ -437,7 +437,8 @@ def test_real_lesions_in_several_files_are_one_truth_at_the_original_size(real_d
 
 @pytest.mark.parametrize("decoder", ["deeplabv3plus", "unet"])
 def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predicts_the_same(build, folder, decoder, tmp_path):
-    settings = build(f"decoder={decoder}", "seeds=[0,1]", "finetune.epochs=4", "finetune.min_steps=32", "finetune.batch_size=8",
+    seeds = [0, 1] if decoder == "unet" else [0]
+    settings = build(f"decoder={decoder}", f"seeds={seeds}", "finetune.epochs=4", "finetune.min_steps=32", "finetune.batch_size=8",
                      "finetune.learning_rate=0.005", "finetune.encoder_rate=1.0", "finetune.average=0.8")  # fmt: skip
     result = task.run_seeds(settings, quiet)
     assert result["dice_present"]["mean"] > 0.6, "dark discs are easy"
@@ -447,7 +448,7 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
     for name in pictures | {"metrics.json", "per_image.csv", "segmenter.pt", "duplicates.csv", "config.yaml", "run.json"}:
         assert (seed / name).is_file(), name
     about = json.loads((tmp_path / "logs/t/metrics.json").read_text())
-    assert about["task"] == "segmentation" and about["seeds"] == [0, 1] and about["protocol"]["decoder"] == decoder
+    assert about["task"] == "segmentation" and about["seeds"] == seeds and about["protocol"]["decoder"] == decoder
     assert about["protocol"]["empty_masks"] == task.RULES["empty_masks"] and "original size" in about["protocol"]["resolution"]
     with open(seed / "per_image.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -464,7 +465,7 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
     assert not (seed / "checkpoints/last.pt").exists(), "some 200 MB that only a stopped run needs"
     said = []
     task.run_seeds(settings, said.append)
-    assert sum("is finished" in line for line in said) == 2
+    assert sum("is finished" in line for line in said) == len(seeds)
 
 
 def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeypatch):
