@@ -39,7 +39,7 @@ def image_batch(images, size: int = 224, frame: bool = False) -> tuple[Tensor, T
         images = list(batch)
     if not images:
         raise ValueError("no images were given")
-    arrays = [_one(image) for image in images]
+    arrays = [image_array(image) for image in images]
     if len({array.dtype for array in arrays}) > 1:
         arrays = [a if a.dtype == np.uint8 else (a * 255).round().clip(0, 255).astype(np.uint8) for a in arrays]
     shapes = {array.shape for array in arrays}
@@ -56,7 +56,7 @@ def image_batch(images, size: int = 224, frame: bool = False) -> tuple[Tensor, T
     return _channels_first(frames), valid
 
 
-def _one(image) -> np.ndarray:
+def image_array(image) -> np.ndarray:
     """One image as (H, W) or (H, W, 3), uint8 or float32 in [0, 1]."""
     if isinstance(image, str | Path):
         try:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vfm4us import checkpoints, plots, run
 from vfm4us.config import option, section, to_dict
-from vfm4us.data.images import _one, image_batch, image_paths
+from vfm4us.data.images import image_array, image_batch, image_paths
 from vfm4us.data.manifest import Record, source_root
 from vfm4us.data.store import CLASS_LIMIT, is_prepared, read_grey, read_masks
 from vfm4us.encoders import RESNETS, Encoder
@@ -371,7 +371,7 @@ def segment(model: Segmenter, images, size: int, flips: bool = False, batch_size
     images = list(images)
     device = next(model.parameters()).device
     for start in range(0, len(images), batch_size):
-        arrays = [_one(image) for image in images[start : start + batch_size]]
+        arrays = [image_array(image) for image in images[start : start + batch_size]]
         batch, valid = image_batch(arrays, size, frame=True)
         logits = predict(model, batch.to(device), flips)
         for array, own, (top, left, height, width) in zip(arrays, logits, valid.tolist(), strict=True):
