@@ -352,6 +352,20 @@ def test_packed_dice_is_that_of_the_test_without_padding():
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
+def test_an_epoch_that_predicts_nothing_is_not_chosen_for_its_many_empty_masks():
+    present = torch.zeros(20, 2, dtype=torch.bool)
+    present[:3, 0], present[:1, 1] = True, True
+    nothing = torch.where(present, 0.0, 1.0)  # right on every empty mask
+    some = torch.where(present, 0.4, 0.5)
+    found = [task.validation_score(dice, present, 1.0) for dice in (nothing, some)]
+    assert found[0]["val_dice"] > found[1]["val_dice"] and found[0]["score"] < found[1]["score"]
+    assert found[1]["val_dice_present"] == pytest.approx(0.4)
+    better = task.validation_score(some, present, 0.9)
+    assert better["score"] > found[1]["score"], "ties go to the smaller loss"
+    empty = task.validation_score(torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.bool), 1.0)
+    assert empty["val_dice_present"] == 1
+
+
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 

@@ -321,18 +321,23 @@ def _train(config: SegmentationConfig, data: MaskedData, model: Segmenter, folde
                 logits = predict(network, data.images(part).to(device), config.flips)
             overlap.append(packed_dice(logits.argmax(1), target, len(data.classes)).cpu())
             losses.append(float(overlap_loss(logits, target, config.dice_weight)) * len(part))
-        overlap, there, value = torch.cat(overlap), torch.from_numpy(data.present[data.val]), sum(losses) / len(data.val)
-        # Where classes are there: among many empty masks a model that predicts nothing would be the best. Averaged as in the test.
-        each = (overlap * there).sum(0) / there.sum(0).clamp(min=1)
-        everywhere = float(overlap.mean())
-        dice = float(each[there.any(0)].mean()) if there.any() else everywhere
-        score = dice - 1e-3 * min(value, 10.0)
-        return {"score": score, "val_dice_present": dice, "val_dice": everywhere, "val_loss": value}
+        return validation_score(torch.cat(overlap), torch.from_numpy(data.present[data.val]), sum(losses) / len(data.val))
 
     tuner = Finetuner(
         model, config.finetune, folder, device, config.seed, config.encoder.freeze_epochs, config.precision
     )
     return tuner.fit(lambda epoch: batches_of([data.train], [1.0], config.finetune, config.seed, epoch), loss, validate)
+
+
+def validation_score(dice: Tensor, present: Tensor, loss: float) -> dict[str, float]:
+    """What an epoch is chosen by: Dice (N, K) where the class is present (N, K), averaged as in the test; ties go to the loss.
+
+    Over all images, among many empty masks, a model that predicts nothing would be the best.
+    """
+    everywhere = float(dice.mean())
+    each = (dice * present).sum(0) / present.sum(0).clamp(min=1)
+    where = float(each[present.any(0)].mean()) if present.any() else everywhere
+    return {"score": where - 1e-3 * min(loss, 10.0), "val_dice_present": where, "val_dice": everywhere, "val_loss": loss}
 
 
 @torch.no_grad()
