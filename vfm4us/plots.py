@@ -103,6 +103,27 @@ def training_curve(path: Path, lines: list[dict], title: str = "") -> None:
     _save(figure, path)
 
 
+def finetuning_curve(path: Path, lines: list[dict], measure: str, best: int) -> None:
+    """Loss and the validation's `measure` against steps, from the lines of metrics.jsonl; `best` is the step chosen."""
+    steps = [line for line in lines if line["kind"] == "train"]
+    epochs = [line for line in lines if line["kind"] == "monitor"]
+    figure = Figure(figsize=(8.4, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    width = max(1, len(steps) // 100)
+    smooth = [np.mean([s["loss"] for s in steps[i : i + width]]) for i in range(0, len(steps), width)]
+    left.plot([s["step"] for s in steps[::width]], smooth, linewidth=1, label="training")
+    left.plot([e["step"] for e in epochs], [e["val_loss"] for e in epochs], marker="o", markersize=3, label="validation")
+    left.set_ylabel("loss", fontsize=9)
+    left.legend(fontsize=8)
+    right.plot([e["step"] for e in epochs], [e[measure] for e in epochs], marker="o", markersize=3)
+    right.axvline(best, color="0.6", linestyle=":", linewidth=1)
+    right.set_ylabel(measure.replace("val_", "validation ").replace("_", " "), fontsize=9)
+    for axis in (left, right):
+        axis.set_xlabel("step", fontsize=9)
+        axis.grid(color="0.9")
+    _save(figure, path)
+
+
 def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, float, float]]], label: str) -> None:
     """Means with their intervals: one line of points per row, one colour per series of (mean, low, high) per row."""
     figure = Figure(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")

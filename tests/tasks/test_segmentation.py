@@ -458,7 +458,7 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
     assert result["dice_present"]["mean"] > 0.6, "dark discs are easy"
     assert result["dice_present"]["low"] <= result["dice_present"]["mean"] <= result["dice_present"]["high"]
     seed = tmp_path / "logs/t/seed-0"
-    pictures = {"overlays.png", "dice.png"}
+    pictures = {"overlays.png", "dice.png", "curve.png"}
     for name in pictures | {"metrics.json", "per_image.csv", "segmenter.pt", "duplicates.csv", "config.yaml", "run.json"}:
         assert (seed / name).is_file(), name
     about = json.loads((tmp_path / "logs/t/metrics.json").read_text())

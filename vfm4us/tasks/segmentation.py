@@ -326,7 +326,11 @@ def _train(config: SegmentationConfig, data: MaskedData, model: Segmenter, folde
     tuner = Finetuner(
         model, config.finetune, folder, device, config.seed, config.encoder.freeze_epochs, config.precision
     )
-    return tuner.fit(lambda epoch: batches_of([data.train], [1.0], config.finetune, config.seed, epoch), loss, validate)
+    model = tuner.fit(lambda epoch: batches_of([data.train], [1.0], config.finetune, config.seed, epoch), loss, validate)
+    lines = folder.metrics()
+    best = max((line for line in lines if line["kind"] == "monitor"), key=lambda line: line["score"])
+    plots.finetuning_curve(folder.folder / "curve.png", lines, "val_dice_present", best["step"])
+    return model
 
 
 def validation_score(dice: Tensor, present: Tensor, loss: float) -> dict[str, float]:
