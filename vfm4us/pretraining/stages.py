@@ -57,7 +57,7 @@ def lars(network: nn.Module, config: OptimizerConfig) -> Lars:
     """LARS on matrices and kernels; plain momentum without decay on biases and batch norm, at a lower rate.
 
     LARS bounds a kernel's relative step by trust * rate. Vectors have no such bound: at the rates that suit kernels, 1 and more,
-    batch-norm scales of 1 would soon lie between -5 and 8. Barlow Twins (arXiv 2103.03230, section 2.2) has them 40 times
+    batch-norm scales of 1 soon lay between -6 and 11. Barlow Twins (arXiv 2103.03230, section 2.2) has them 40 times
     slower for that reason.
     """
     matrices = [p for p in network.parameters() if p.ndim > 1]
