@@ -463,6 +463,9 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
         assert (seed / name).is_file(), name
     about = json.loads((tmp_path / "logs/t/metrics.json").read_text())
     assert about["task"] == "segmentation" and about["seeds"] == seeds and about["protocol"]["decoder"] == decoder
+    log = [json.loads(line) for line in (seed / "metrics.jsonl").read_text().splitlines()]
+    best = max((line for line in log if line["kind"] == "monitor"), key=lambda line: line["score"])
+    assert about["metrics"]["val_dice_present"]["per_seed"][0] == best["val_dice_present"]
     assert about["protocol"]["empty_masks"] == task.RULES["empty_masks"] and "original size" in about["protocol"]["resolution"]
     with open(seed / "per_image.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))

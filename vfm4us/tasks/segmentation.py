@@ -283,14 +283,14 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
         model = Segmenter(
             encoder, data.classes, config.decoder, config.decoder_width, config.atrous_rates, config.data.join
         )
-        model = _train(config, data, model, folder, device)
+        model, chosen = _train(config, data, model, folder, device)
         save_segmenter(where / "segmenter.pt", model, config, data.dataset.size)
         records = [data.dataset.records[i] for i in data.test]
         cases = examine(model, data.root, records, data.dataset.size, where, config.flips)
         if cases.unreadable:
             path, reason = cases.unreadable[0]
             raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
-        outcome = cases.outcome(model.classes)
+        outcome = cases.outcome(model.classes) | {k: np.array(chosen[k]) for k in ("val_dice_present", "val_dice")}
         write_cases(where, outcome)
         protocol.write_outcome(where, outcome)
         pictures(where, data.root, outcome, data.dataset.size, model.join)
@@ -303,7 +303,8 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
         folder.close()
 
 
-def _train(config: SegmentationConfig, data: MaskedData, model: Segmenter, folder: run.RunFolder, device) -> Segmenter:
+def _train(config: SegmentationConfig, data: MaskedData, model: Segmenter, folder: run.RunFolder, device) -> tuple[Segmenter, dict]:
+    """The model of the epoch that did best in validation, and what it did there."""
     size = data.dataset.size
     sampler = PatchSampler(PatchConfig(count=1, size=size, **to_dict(config.augment)))
     frame = torch.tensor([[0, 0, size, size]])
@@ -330,7 +331,7 @@ def _train(config: SegmentationConfig, data: MaskedData, model: Segmenter, folde
     lines = folder.metrics()
     best = max((line for line in lines if line["kind"] == "monitor"), key=lambda line: line["score"])
     plots.finetuning_curve(folder.folder / "curve.png", lines, "val_dice_present", best["step"])
-    return model
+    return model, best
 
 
 def validation_score(dice: Tensor, present: Tensor, loss: float) -> dict[str, float]:
@@ -515,7 +516,11 @@ def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, n
 
 
 def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
-    """Every figure of several seeds on the same images, with 95 % intervals, and how often masks were empty."""
+    """Every figure of several seeds on the same images, with 95 % intervals, and how often masks were empty.
+
+    Those named val_ are of the validation images at the packed size: for choosing between settings, since the test split is not
+    for that; the epoch was chosen on the same images, so they flatter.
+    """
     names = outcome_scores(outcomes[0], np.ones((1, len(outcomes[0]["paths"]))))
     distances = tuple(name for name in names if name.startswith(("hd95", "asd")))
     result = protocol.figures(outcome_scores, outcomes, unbounded=distances)
@@ -526,6 +531,10 @@ def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
         ("only_prediction_empty", [int((~t & p).sum()) for t, p in empty]),
     ):
         result[name] = {"mean": float(np.mean(cases)), "per_seed": cases}
+    for name in ("val_dice_present", "val_dice"):
+        if all(name in o for o in outcomes):
+            values = [float(o[name]) for o in outcomes]
+            result[name] = {"mean": float(np.mean(values)), "per_seed": values}
     return result
 
 
