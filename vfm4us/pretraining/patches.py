@@ -208,7 +208,8 @@ class PatchSampler:
             x[some["speckle"]] *= 1 + grains * v["speckle"]
         x = x.clamp_(0, 1)
         if self.config.jitter and self.config.gamma:
-            x = x.log_().mul_(u["gamma"]).exp_()  # x^gamma, at half the time of pow on a CPU; exp(-inf) is 0
+            # x^gamma, at half the time of pow on a CPU; the logarithm of 0 would take a slow path
+            x = x.clamp_(min=1e-12).log_().mul_(u["gamma"]).exp_().mul_(lit)
         n, b = out.shape[:2]
         out.copy_(x.view(b, n, 1, size, size).transpose(0, 1))
 
