@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from vfm4us import run
-from vfm4us.data.manifest import find_source, source_root
+from vfm4us.data.manifest import source_root
 from vfm4us.data.store import read_grey
 from vfm4us.tasks import classification, protocol
 
@@ -37,11 +37,7 @@ def main() -> None:
 def evaluate(arguments) -> None:
     model, size = classification.load_classifier(arguments.checkpoint)
     model = model.to(run.choose_device(arguments.device))
-    records = [r for r in find_source(arguments.data) if r.split != "exclude"]
-    if arguments.split != "all":
-        records = [r for r in records if r.split == arguments.split]
-        if not records:
-            raise ValueError(f"{arguments.data} has no images in split {arguments.split}: use --split all")
+    records = protocol.source_records(arguments.data, arguments.split)
     root, rows, kept, bad = source_root(arguments.data), [], [], []
     for start in tqdm(range(0, len(records), 32), unit="batch", desc="classify"):
         good = []

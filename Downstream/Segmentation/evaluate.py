@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vfm4us import plots, run
-from vfm4us.data.manifest import find_source, source_root
+from vfm4us.data.manifest import source_root
 from vfm4us.data.store import read_grey, read_masks
 from vfm4us.tasks import protocol, segmentation
 
@@ -38,11 +38,7 @@ def main() -> None:
 def evaluate(arguments) -> None:
     model, size = segmentation.load_segmenter(arguments.checkpoint)
     model = model.to(run.choose_device(arguments.device))
-    records = [r for r in find_source(arguments.data) if r.split != "exclude"]
-    if arguments.split != "all":
-        records = [r for r in records if r.split == arguments.split]
-        if not records:
-            raise ValueError(f"{arguments.data} has no images in split {arguments.split}: use --split all")
+    records = protocol.source_records(arguments.data, arguments.split)
     root, out = source_root(arguments.data), arguments.out
     if root.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"--out {out} lies in the data {root}, where the next reading would find it: give another folder")

@@ -23,6 +23,7 @@ import numpy as np
 from vfm4us import probing, run
 from vfm4us.config import option, section
 from vfm4us.data import splits as splitting
+from vfm4us.data.manifest import Record, find_source
 from vfm4us.data.store import PreparedDataset, open_or_prepare
 from vfm4us.tasks.finetune import EncoderConfig, FinetuneConfig
 
@@ -74,6 +75,14 @@ def open_dataset(config: DataConfig, wanted: str) -> PreparedDataset:
             + (f"\n{config.hint}" if config.hint else "")
         )
     return open_or_prepare(path, Path(config.cache), config.size, tuple(config.splits))
+
+
+def source_records(data: Path, split: str = "all") -> list[Record]:
+    """What an evaluation is asked to look at: the images of a folder, manifest or published dataset, or of one `split` of it."""
+    records = [r for r in find_source(data) if r.split != "exclude" and split in ("all", r.split)]
+    if not records and split != "all":
+        raise ValueError(f"{data} has no images in split {split}: use --split all")
+    return records
 
 
 def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.ndarray:
