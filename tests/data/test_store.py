@@ -318,7 +318,7 @@ def test_masks_keep_classes_and_threshold_grey(tmp_path):
         return read_mask(path)[10::20, 0].tolist()
 
     assert values(mask_file(tmp_path / "x.png", [0, 1, 2])) == [0, 1, 2]
-    assert values(mask_file(tmp_path / "x.png", [0, 127, 128, 255])) == [0, 0, 1, 1]
+    assert values(mask_file(tmp_path / "x.png", [0, 128])) == [0, 1]
     assert values(mask_file(tmp_path / "x.jpg", [0, 3, 2], quality=100)) == [0, 0, 0]  # JPEG noise is no class
     colours = [0, 0, 0, 128, 0, 0, 0, 128, 0]
     assert values(mask_file(tmp_path / "x.png", [0, 1, 2], "P", palette=colours)) == [0, 1, 2]
@@ -326,6 +326,23 @@ def test_masks_keep_classes_and_threshold_grey(tmp_path):
     assert values(mask_file(tmp_path / "x.png", [0, 1], "P", palette=inverted)) == [1, 0]
     Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "red.png")
     assert read_mask(tmp_path / "red.png").min() == 1  # luminance 76 would be lost at a threshold of 127
+
+
+def test_soft_edges_of_a_mask_are_cut_at_the_middle(tmp_path):
+    disc = np.hypot(*np.mgrid[-40:40, -40:40]) < 25
+    for name, factor in (("a.png", 4), ("a.jpg", 1)):
+        soft = Image.fromarray(np.uint8(disc) * 255).resize((80 * factor, 80 * factor), Image.Resampling.BILINEAR)
+        soft.save(tmp_path / name)
+        assert abs(read_mask(tmp_path / name).sum() / factor**2 - disc.sum()) < 30
+
+
+@pytest.mark.parametrize("levels", [[0, 127, 255], [0, 100], [0, 255, 180], [(0, 0, 0), (255, 0, 0), (0, 255, 0)]])
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+def test_classes_written_as_greys_or_colours_are_an_error_and_not_merged(tmp_path, levels, name):
+    rows = np.array(levels, np.uint8).repeat(20, 0)
+    Image.fromarray(np.repeat(rows[:, None], 20, 1)).save(tmp_path / name)
+    with pytest.raises(ValueError, match="write class numbers"):
+        read_mask(tmp_path / name)
 
 
 def test_targets_are_packed_beside_their_images(tmp_path):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+from scipy.ndimage import maximum_filter, minimum_filter
 from tqdm import tqdm
 
 from vfm4us.data import arrays
@@ -65,7 +66,8 @@ def read_mask(path) -> np.ndarray:
 
     Palette indices and integers up to CLASS_LIMIT are kept as they are; in anything else, and in every JPEG, whose
     compression noise would pass for classes, the brightest channel above 127 is class 1. NumPy files are read as
-    `vfm4us.data.arrays` says. Raises ValueError.
+    `vfm4us.data.arrays` says. Raises ValueError, also where several greys or colours fill areas, which are classes that the
+    threshold would merge or lose.
     """
     return _mask_of(_file_bytes(path))
 
@@ -172,19 +174,40 @@ def _mask_of(data: bytes) -> np.ndarray:
     lossy = data[:2] == b"\xff\xd8"
     image = _decoded(data)
     if image.mode == "P" and not _black_and_white(image):
-        pixels = np.asarray(image)
+        colours = pixels = np.asarray(image)
     elif image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     elif image.mode in ("L", "F") or image.mode.startswith("I"):
-        pixels = np.asarray(image)
+        colours = pixels = np.asarray(image)
     else:  # the brightest channel, as luminance would lose a blue or red outline filled on black
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
             colour = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
-        pixels = np.asarray(image.convert("RGB")).max(axis=2)
+        colours = np.asarray(image.convert("RGB"))
+        pixels = colours.max(axis=2)
     if not lossy and 0 <= pixels.min() and pixels.max() <= CLASS_LIMIT and (pixels == pixels.astype(np.uint8)).all():
         return pixels.astype(np.uint8)
+    _refuse_coded_classes(colours)
     return (pixels > 127).astype(np.uint8)
+
+
+def _refuse_coded_classes(pixels: np.ndarray) -> None:
+    """ValueError where greys or colours (H, W) or (H, W, 3) other than one light one fill 7 x 7 px: edges and noise do not."""
+    if pixels.ndim == 2 and pixels.max() > 127 and ((pixels == 0) | (pixels == pixels.max())).all():
+        return  # nearly every mask
+    pixels = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32)
+    high, low = maximum_filter(pixels, (7, 7, 1)), minimum_filter(pixels, (7, 7, 1))
+    areas = pixels[((high - low).max(2) <= 24) & (high.max(2) > 48)]  # (areas' pixels, 1 or 3); 24: noise of a JPEG
+    if not len(areas):
+        return
+    lightest = areas[areas.max(1).argmax()]
+    others = areas[np.abs(areas - lightest).max(1) > 48]
+    if len(others) or lightest.max() <= 127:
+        seen = " and ".join("/".join(f"{v:.0f}" for v in c) for c in (*others[:1], lightest))
+        raise ValueError(
+            f"grey or colour {seen} fills areas beside black: if these are classes, write class numbers 0, 1, 2 ... as pixel "
+            "values; if not, 0 and 255"
+        )
 
 
 def _black_and_white(image: Image.Image) -> bool:
