@@ -19,7 +19,7 @@ from vfm4us import checkpoints
 from vfm4us.data.images import image_batch, image_paths
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.run import exit_code
-from vfm4us.tasks import classification, segmentation
+from vfm4us.tasks import classification, cyclegan, generation, segmentation
 
 
 def run_script(name: str, monkeypatch, *arguments) -> int:
@@ -131,6 +131,9 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     settings = segmentation.SegmentationConfig(decoder_width=16)
     model = segmentation.Segmenter(encoder, ["a"], settings.decoder, 16, settings.atrous_rates)
     segmentation.save_segmenter(tmp_path / "s" / "segmenter.pt", model, settings, size=48)
+    small = cyclegan.GeneratorConfig(width=4, blocks=1, discriminator_width=4)
+    model = torch.nn.ModuleDict({"enhancer": cyclegan.Generator(small, encoder), "degrader": cyclegan.Generator(small)})
+    generation.save_generators(tmp_path / "g" / "generator.pt", model, generation.GenerationConfig(generator=small), size=48)
     write_textures(tmp_path / "images", 12, seed=0)
     notebook = nbformat.read(ROOT / "Downstream" / "load_checkpoint.ipynb", as_version=4)
     nbformat.validate(notebook)
@@ -139,6 +142,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     for cell in code:
         cell.source = re.sub('CLASSIFIER = ".*?"', f'CLASSIFIER = "{tmp_path}/c"', cell.source)
         cell.source = re.sub('SEGMENTER = ".*?"', f'SEGMENTER = "{tmp_path}/s"', cell.source)
+        cell.source = re.sub('ENHANCER = ".*?"', f'ENHANCER = "{tmp_path}/g"', cell.source)
     code[0].source = re.sub('WEIGHTS = ".*?"', f'WEIGHTS = "{tmp_path}/a.pt"', code[0].source)
     code[0].source = re.sub('IMAGES = ".*?"', f'IMAGES = "{tmp_path}/images"', code[0].source)
     environment = dict(os.environ)

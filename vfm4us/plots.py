@@ -311,6 +311,76 @@ def dice_by_size(path: Path, dice: dict[str, tuple[np.ndarray, np.ndarray]]) -> 
     _save(figure, path)
 
 
+def picture_grid(path: Path, columns: dict[str, np.ndarray], title: str = "") -> None:
+    """Grey pictures (N, H, W) uint8 side by side: one row per picture, one column per name."""
+    height, width = max(len(part) for part in columns.values()), len(columns)
+    figure = Figure(figsize=(1.7 * width, 1.7 * height + 0.5), layout="constrained")
+    grid = figure.subplots(height, width, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for k, (name, part) in enumerate(columns.items()):
+        grid[0][k].set_title(name, fontsize=8, loc="left")
+        for i, picture in enumerate(part):
+            grid[i][k].imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
+def cycle_curve(path: Path, lines: list[dict], best: int) -> None:
+    """Losses of generators and discriminators, the validation's figures and those of the untouched input; `best` is a step."""
+    steps = [line for line in lines if line["kind"] == "train"]
+    epochs = [line for line in lines if line["kind"] == "monitor"]
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    axes = figure.subplots(1, 4)
+    width = max(1, len(steps) // 100)
+    at = [s["step"] for s in steps[::width]]
+    for axis, kinds, title in (
+        (axes[0], ("cycle_low", "cycle_high", "identity_low", "identity_high", "l1"), "cycle, identity"),
+        (axes[1], ("adversarial_high", "adversarial_low", "discriminator_high", "discriminator_low"), "adversarial (0.25: a draw)"),
+    ):
+        for kind in kinds:
+            if steps and kind in steps[0]:
+                smooth = [np.mean([s[kind] for s in steps[i : i + width]]) for i in range(0, len(steps), width)]
+                axis.plot(at, smooth, linewidth=1, label=kind.replace("_", " "))
+        axis.set_title(title, fontsize=9)
+        axis.legend(fontsize=7)
+    for axis, name in ((axes[2], "ssim"), (axes[3], "psnr")):
+        axis.set_title(f"validation {name.upper()}", fontsize=9)
+        if epochs and f"val_{name}" in epochs[0]:
+            axis.plot([e["step"] for e in epochs], [e[f"val_{name}"] for e in epochs], marker="o", markersize=3, label="enhanced")
+            axis.axhline(epochs[0][f"val_{name}_input"], color="0.5", linestyle="--", linewidth=1, label="untouched input")
+            axis.axvline(best, color="0.6", linestyle=":", linewidth=1)
+            axis.legend(fontsize=7)
+        else:
+            axis.text(0.5, 0.5, "no validation pairs", ha="center", va="center", fontsize=8, transform=axis.transAxes)
+    for axis in axes:
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(color="0.9")
+    _save(figure, path)
+
+
+def before_and_after(path: Path, rows: list[tuple[list[str], np.ndarray, np.ndarray, np.ndarray | None]]) -> None:
+    """Rows of input, enhanced, target (H, W) uint8 or None, and enhanced minus target; the first two have the titles given."""
+    columns = 2 if all(target is None for *_, target in rows) else 4
+    heights = [2.9 * low.shape[0] / low.shape[1] + 0.25 for _, low, *_ in rows]
+    figure = Figure(figsize=(2.9 * columns + 0.5, sum(heights) + 0.2), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    shown = None
+    for axes, (titles, low, made, target) in zip(grid, rows, strict=True):
+        for axis, picture, title in zip(axes, (low, made, target), (*titles, "target"), strict=False):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(title, fontsize=8, loc="left")
+        if target is not None:
+            shown = axes[3].imshow(made.astype(int) - target, cmap="RdBu_r", vmin=-100, vmax=100)
+            axes[3].set_title("enhanced - target", fontsize=8, loc="left")
+    for axis in grid.flat:
+        axis.axis("off")
+    if shown is not None:
+        figure.colorbar(shown, ax=grid[:, -1].tolist(), shrink=0.6, aspect=30).ax.tick_params(labelsize=7)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> np.ndarray:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

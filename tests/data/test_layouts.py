@@ -250,3 +250,49 @@ def test_c_trus_groups_by_patient_and_not_by_fold_and_keeps_the_grey_wall(tmp_pa
     (root / "c-trus.csv").write_text("\n".join(rows[:-1]) + "\n")
     with pytest.raises(ValueError, match="c-trus.csv does not say whose image .*11.jpg is"):
         find_source(tmp_path)
+
+
+def usenhance_tree(root, organs):
+    for organ, ids in organs.items():
+        for number in ids:
+            for part in ("low_quality", "high_quality"):
+                picture(root / organ / part / f"{number:04d}.png", seed=number)
+
+
+@pytest.mark.parametrize("depth", ["train_datasets", "."])
+def test_usenhance_pairs_equal_names_and_splits_each_organ_by_contiguous_blocks_of_ids(tmp_path, depth):
+    usenhance_tree(tmp_path / depth, {"thyroid": range(1, 61), "liver": [*range(825, 860), *range(870, 900)]})
+    picture(tmp_path / depth / "thyroid" / "low_quality" / "notes.png")
+    records = find_source(tmp_path)
+    assert Counter(r.label for r in records) == {"thyroid": 60, "liver": 65}
+    assert all((tmp_path / r.target).is_file() and Path(r.target).name == Path(r.path).name for r in records)
+    assert all("high_quality" in r.target and "low_quality" in r.path for r in records)
+    for organ in ("thyroid", "liver"):
+        own = [r for r in records if r.label == organ]
+        order = [r.split for r in own]
+        assert order == sorted(order, key=["train", "val", "test"].index) and len(set(order)) == 3, "contiguous stretches"
+        assert all(len({r.split for r in own if r.group == group}) == 1 for group in {r.group for r in own})
+        assert max(Counter(r.group for r in own).values()) == 10
+    dataset = prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", size=32, progress=False)
+    assert len(dataset) == 125 and dataset.targets.any(axis=(1, 2)).all()
+
+
+def test_usenhance_takes_one_organ_lists_what_lacks_a_partner_and_refuses_ids_that_are_not_its_own(tmp_path):
+    usenhance_tree(tmp_path, {"kidney": range(1038, 1078)})
+    (tmp_path / "kidney/high_quality/1040.png").unlink()
+    records = find_source(tmp_path / "kidney")
+    assert {r.label for r in records} == {"kidney"} and len(records) == 40 and len({r.group for r in records}) == 4
+    dataset = prepare(tmp_path / "kidney", tmp_path / "out", size=32, progress=False)
+    assert len(dataset) == 39 and "1040.png" in (tmp_path / "out/rejected.csv").read_text()
+    picture(tmp_path / "kidney/low_quality/0001.png")
+    with pytest.raises(ValueError, match="0001.png: the ids of kidney are 1038 to 1212"):
+        find_source(tmp_path / "kidney")
+    usenhance_tree(tmp_path / "own", {"kidney": []})
+    for part in ("low_quality", "high_quality"):
+        picture(tmp_path / "own/kidney" / part / "a.png")
+    [record] = find_source(tmp_path / "own/kidney")
+    assert record.label == "" and record.target == "high_quality/a.png", "somebody's own pairs"
+    (tmp_path / "broken/breast/low_quality").mkdir(parents=True)
+    picture(tmp_path / "broken/breast/low_quality/1213.png")
+    with pytest.raises(ValueError, match="has low_quality/ and no high_quality/: unpack"):
+        find_source(tmp_path / "broken")

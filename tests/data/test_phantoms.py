@@ -17,7 +17,7 @@ from skimage.morphology import convex_hull_image
 from sklearn.linear_model import LogisticRegression
 
 from vfm4us.data import phantoms
-from vfm4us.data.phantoms import IMAGES_PER_BLOCK, ORGANS, Probe, degrade, envelope, make_phantom, write_phantoms
+from vfm4us.data.phantoms import IMAGES_PER_BLOCK, ORGANS, Probe, envelope, make_phantom, write_phantoms
 
 COUNT = 4 * IMAGES_PER_BLOCK
 
@@ -165,20 +165,6 @@ def test_low_quality_is_the_same_anatomy_but_worse(sample):
     widths = [[lateral_correlation_width(image) for image in (p.image, p.low_quality)] for p in uniform]
     high, low = np.mean(widths, axis=0)
     assert low > 1.25 * high
-
-
-def test_degrade_is_seeded_coarser_smoother_and_grows_with_strength():
-    image = make_phantom(2, size=160).image
-    once, again, other = degrade(image, 7), degrade(image, 7), degrade(image, 8)
-    assert np.array_equal(once, again) and not np.array_equal(once, other)
-    assert np.array_equal(degrade(image, np.random.default_rng(7)), once)
-    assert once.shape == image.shape and once.dtype == np.uint8
-    assert len(np.unique(once)) <= 40 < len(np.unique(image))
-    assert np.all(once[ndimage.binary_erosion(image == 0, iterations=6)] == 0)
-    likeness = [structural_similarity(image, degrade(image, 7, strength)) for strength in (0.0, 0.5, 1.0, 2.0)]
-    assert likeness[0] == 1.0 and likeness == sorted(likeness, reverse=True) and likeness[2] > 0.15
-    with pytest.raises(ValueError, match="shape"):
-        degrade(np.zeros((4, 4, 3), np.uint8), 0)
 
 
 # ---- folders

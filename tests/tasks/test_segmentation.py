@@ -267,7 +267,7 @@ def test_predicted_masks_are_read_back_as_they_were_and_never_leave_their_folder
         task.write_mask(tmp_path / "m.png", mask)
         np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask)
     taken: set[str] = set()
-    names = [task._file_name(name, taken) for name in ("../../a", "/a", "A", "b/../c", "..", "b/c")]
+    names = [protocol.file_name(name, taken) for name in ("../../a", "/a", "A", "b/../c", "..", "b/c")]
     assert names == ["a", "a#2", "A#3", "b/c", "image", "b/c#2"]
 
 

@@ -13,6 +13,7 @@ layout fails with a message that names the file when the disk says otherwise tha
     nerve           Kaggle's Ultrasound Nerve Segmentation: train/<subject>_<k>.tif and _mask.tif
     fetal_abdomen   IMAGES/P####_IMG#.png and ARRAY_FORMAT/P####_IMG#.npy (Mendeley 4gcpm9dsc3): 4 structures, pregnancies
     c_trus          original/, labels/ and c-trus.csv (Leenings 2024): wall of the colon, patients
+    usenhance       train_datasets/<organ>/{low_quality,high_quality}/NNNN.png (USenhance 2023): pairs of low and high quality
 """
 
 import csv
@@ -32,6 +33,10 @@ BUSI_CLASSES = ("benign", "malignant", "normal")
 FETAL_CSV = "FETAL_PLANES_DB_data.csv"
 FETAL_PLANES = ("Fetal abdomen", "Fetal femur", "Fetal thorax", "Maternal cervix", "Other")
 BRAIN_PLANES = ("Trans-thalamic", "Trans-cerebellum", "Trans-ventricular")
+USENHANCE = {  # first and last id of each organ
+    "thyroid": (1, 416), "carotid": (417, 824), "liver": (825, 1037), "kidney": (1038, 1212), "breast": (1213, 1500),
+}  # fmt: skip
+USENHANCE_BLOCK = 10  # consecutive ids that stay together
 UMTD_FAMILIES = {"FetalBrain": 3, "Liver": 13, "breast": 2, "thyroid": 8, "thyroid_node": 2}
 
 
@@ -234,6 +239,42 @@ def c_trus(folder: Path) -> list[Record] | None:
     return records
 
 
+def usenhance(folder: Path) -> list[Record] | None:
+    """Label = organ, target = the high-quality image of the same name; the whole set or the folder of one organ.
+
+    No patients are published, but neighbouring ids look alike: each organ is cut into contiguous stretches, the first 70 % of its
+    blocks of ids for training, the next 10 % for validation, the rest for the test.
+    """
+    root = _inside(folder, "train_datasets")
+    organs = [root / name for name in USENHANCE if (root / name / "low_quality").is_dir()]
+    if not organs and root.name in USENHANCE and (root / "low_quality").is_dir():
+        organs = [root]
+    records = []
+    for organ in organs:
+        before, (first, last) = _prefix(folder, organ), USENHANCE[organ.name]
+        files = {Path(f).stem: f for f in manifest._image_files(organ / "low_quality") if re.fullmatch(r"\d{4}", Path(f).stem)}
+        if not files:
+            return None  # somebody's own pairs of this organ
+        if not (organ / "high_quality").is_dir():
+            raise ValueError(f"{organ} has low_quality/ and no high_quality/: unpack the whole download")
+        if outside := [stem for stem in sorted(files) if not first <= int(stem) <= last]:
+            where = organ / "low_quality" / files[outside[0]]
+            raise ValueError(f"{where}: the ids of {organ.name} are {first:04d} to {last:04d}; move it elsewhere")
+        targets = {Path(f).stem: f for f in manifest._image_files(organ / "high_quality")}
+        blocks = sorted({(int(stem) - first) // USENHANCE_BLOCK for stem in files})
+        training = max(1, round(0.7 * len(blocks)))
+        tested = max(training + 1, round(0.8 * len(blocks)))
+        for stem, file in sorted(files.items()):
+            block = (int(stem) - first) // USENHANCE_BLOCK
+            place = blocks.index(block)
+            path, target = f"{before}low_quality/{file}", targets.get(stem, file)  # a missing one is listed when it is packed
+            records.append(Record(
+                id=manifest._without_extension(path), path=path, target=f"{before}high_quality/{target}", label=organ.name,
+                group=f"{organ.name} block {block}", split="train" if place < training else "val" if place < tested else "test",
+            ))  # fmt: skip
+    return records or None
+
+
 def _beside_each_other(folder: Path, root: Path, images: str, masks: str) -> list[Record]:
     """Records of root/images, each with the file of the same name in root/masks, in the order of their names."""
     before = _prefix(folder, root)
@@ -265,5 +306,5 @@ def _inside(folder: Path, name: str) -> Path:
 
 LAYOUTS: dict[str, Callable[[Path], list[Record] | None]] = {
     "busi": busi, "fetal_planes": fetal_planes, "radimagenet": radimagenet, "umtd": umtd, "tn3k": tn3k, "tg3k": tg3k,
-    "ddti": ddti, "nerve": nerve, "fetal_abdomen": fetal_abdomen, "c_trus": c_trus,
+    "ddti": ddti, "nerve": nerve, "fetal_abdomen": fetal_abdomen, "c_trus": c_trus, "usenhance": usenhance,
 }  # fmt: skip

@@ -615,44 +615,6 @@ def make_phantom(
     return Phantom(picture(high, probe), picture(low, worse), mask, organ, plane, lesion, geometry)
 
 
-def degrade(image: np.ndarray, rng_or_seed: np.random.Generator | int, strength: float = 1.0) -> np.ndarray:
-    """A cheap scanner's version of a grey image uint8 (H, W): wider point spread, noise rising with depth, fewer bits.
-
-    Works on the echo amplitude behind the log-compressed grey, so bright echoes smear; black borders stay black.
-    strength 0 gives the image back, 1 about what the low-quality phantoms show.
-    """
-    if image.ndim != 2 or image.dtype != np.uint8:
-        raise ValueError(f"image: expected uint8 of shape (H, W), got {image.dtype} {image.shape}")
-    if strength < 0:
-        raise ValueError(f"strength={strength}: at least 0")
-    if strength == 0:
-        return image.copy()
-    rng = np.random.default_rng(rng_or_seed)
-    height, width = image.shape
-    dynamic_range, scale = 60.0, max(height, width) / 256  # dB, pixels per pixel of a 256 picture
-    depth = np.linspace(0, 1, height, dtype=np.float32)
-    lateral = strength * scale * rng.uniform(1.2, 1.8) * np.sqrt(1 + (2 * (depth - rng.uniform(0.3, 0.6))) ** 2)
-    axial = strength * scale * rng.uniform(0.5, 0.8)
-    support = ndimage.binary_closing(image > 0, iterations=3) | (image > 0)
-
-    def spread(field):  # unit gain, edges reflected
-        field = ndimage.gaussian_filter1d(field, axial, axis=0)
-        k = fft.rfftfreq(2 * width)[None, :]
-        doubled = np.concatenate([field, field[:, ::-1]], axis=1)
-        return fft.irfft(fft.rfft(doubled) * np.exp(-2 * (np.pi * lateral[:, None] * k) ** 2), 2 * width)[:, :width]
-
-    amplitude = 10 ** (dynamic_range * (image.astype(np.float32) / 255 - 1) / 20)
-    speckle = spread(rng.standard_normal(image.shape, dtype=np.float32))
-    speckle = 1 + 0.3 * min(strength, 2.0) * speckle / (speckle.std() + 1e-6)
-    echo = np.maximum(spread(amplitude), 0) * np.maximum(speckle, 0.05)
-    floor = 10 ** ((-50 + 12 * strength * depth[:, None]) / 20) * rng.rayleigh(0.7, image.shape)
-    decibel = 20 * np.log10(np.hypot(echo, floor * min(strength, 1.0)) + 1e-6)
-    narrow = dynamic_range / (1 + 0.3 * strength)
-    grey = np.clip(1 + (decibel + 4) / narrow, 0, 1) * support
-    levels = max(8, round(256 / (1 + 7 * strength)))
-    return np.round(np.round(grey * (levels - 1)) * (255 / (levels - 1))).astype(np.uint8)
-
-
 # ---------------------------------------------------------------- folders of phantoms
 
 

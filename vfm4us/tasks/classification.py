@@ -26,7 +26,7 @@ from vfm4us.encoders import Encoder
 from vfm4us.loading import load_encoder
 from vfm4us.pretraining.patches import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.tasks import protocol
-from vfm4us.tasks.finetune import Finetuner, batches_of, make_encoder
+from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of, make_encoder
 from vfm4us.tasks.protocol import TaskConfig
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
@@ -57,6 +57,7 @@ class ClassificationConfig(TaskConfig):
     balance: str = option("sampling", "against unequal classes", choices=["none", "sampling", "weights"])
     smoothing: float = option(0.1, "label smoothing", low=0.0, high=0.9)
     data: DataConfig = section(DataConfig, "what is classified")
+    finetune: FinetuneConfig = section(FinetuneConfig, "the training loop")
     head: HeadConfig = section(HeadConfig, "Linear, BN, ReLU, dropout, twice; then Linear")
     augment: AugmentConfig = section(
         AugmentConfig, "of training images",

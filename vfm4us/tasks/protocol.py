@@ -25,7 +25,7 @@ from vfm4us.config import option, section
 from vfm4us.data import splits as splitting
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.data.store import PreparedDataset, open_or_prepare
-from vfm4us.tasks.finetune import EncoderConfig, FinetuneConfig
+from vfm4us.tasks.finetune import EncoderConfig
 
 Outcome = dict[str, np.ndarray]
 Score = Callable[[Outcome, np.ndarray], dict[str, np.ndarray]]
@@ -60,7 +60,6 @@ class TaskConfig:
                             choices=["auto", "float32", "bfloat16"])  # fmt: skip
     data: DataConfig = section(DataConfig, "what is trained and tested on")
     encoder: EncoderConfig = section(EncoderConfig, "where it starts from")
-    finetune: FinetuneConfig = section(FinetuneConfig, "the training loop")
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -83,6 +82,16 @@ def source_records(data: Path, split: str = "all") -> list[Record]:
     if not records and split != "all":
         raise ValueError(f"{data} has no images in split {split}: use --split all")
     return records
+
+
+def file_name(name: str, taken: set[str]) -> str:
+    """A relative path that stays below its folder, from an id that may hold `..` or begin with `/`; each is given once."""
+    clean = "/".join(part for part in name.split("/") if part not in ("", ".", "..")) or "image"
+    unique, number = clean, 2
+    while unique.lower() in taken:
+        unique, number = f"{clean}#{number}", number + 1
+    taken.add(unique.lower())
+    return unique
 
 
 def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -171,12 +180,12 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def figures(
-    score: Score, outcomes: list[Outcome], unbounded: tuple[str, ...] = (), repeats: int = 2000
+    score: Score, outcomes: list[Outcome], unbounded: tuple[str, ...] = (), repeats: int = 2000, signed: tuple[str, ...] = ()
 ) -> dict[str, dict]:
     """Every score as {mean, low, high, per_seed}: 95 % intervals over seeds and over resampled test groups.
 
-    Scores lie in [0, 1] but for those named in `unbounded`, which lie above 0. One that is not finite is left out, e.g. an
-    AUROC of one class.
+    Scores lie in [0, 1] but for those named in `unbounded`, which lie above 0, and in `signed`, which may be anything. One that
+    is not finite is left out, e.g. an AUROC of one class.
     """
     seeds, resamples = _resample(score, outcomes, repeats)
     result = {}
@@ -186,7 +195,9 @@ def figures(
         result[name] = {"mean": float(values.mean()), "per_seed": values.tolist()}
         if len(resamples[name]) > 1:
             _, low, high = probing.interval(values, resamples[name])
-            result[name] |= {"low": max(0.0, low), "high": high if name in unbounded else min(1.0, high)}
+            if name not in signed:
+                low, high = max(0.0, low), high if name in unbounded else min(1.0, high)
+            result[name] |= {"low": low, "high": high}
     return result
 
 

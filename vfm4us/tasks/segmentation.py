@@ -454,7 +454,7 @@ def examine(
         masks = segment(model, [image for _, image, _ in good], size, flips)
         for (record, image, truth), predicted in zip(good, masks, strict=True):
             record.height, record.width = image.shape
-            name = f"predicted/{_file_name(record.id, taken)}.png"
+            name = f"predicted/{protocol.file_name(record.id, taken)}.png"
             write_mask(out / name, predicted)
             if truth is None:
                 cases.without.append((record, name))
@@ -475,16 +475,6 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     image = Image.fromarray(mask)
     image.putpalette([0, 0, 0, *(value for colour in plots.CLASS_COLOURS for value in colour)])
     image.save(path, optimize=True)
-
-
-def _file_name(name: str, taken: set[str]) -> str:
-    """A relative path that stays below its folder, from an id that may hold `..` or begin with `/`; each is given once."""
-    clean = "/".join(part for part in name.split("/") if part not in ("", ".", "..")) or "image"
-    unique, number = clean, 2
-    while unique.lower() in taken:
-        unique, number = f"{clean}#{number}", number + 1
-    taken.add(unique.lower())
-    return unique
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

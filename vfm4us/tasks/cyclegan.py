@@ -1,0 +1,402 @@
+"""CycleGAN for ultrasound (Zhu et al. 2017, arXiv 1703.10593): its networks, and the loop that trains them.
+
+Two generators, low to high quality (`enhancer`) and back (`degrader`), and a 70 x 70 PatchGAN discriminator in each domain, least
+squares. The enhancer alone carries our encoder: it is the one that is used, and the way back needs no knowledge of anatomy.
+
+    loss = adversarial + 10 (|degrader(enhancer(low)) - low| + |enhancer(degrader(high)) - high|)
+           + 5 (|enhancer(high) - high| + |degrader(low) - low|)  [+ 100 |enhancer(low) - target|, where pairs may be used]
+
+Every random number is a function of (seed, epoch, step) and the pools of earlier images are saved, so a run that was stopped
+anywhere and continued ends in the same weights, bit for bit on a CPU. Images are (N, 1, H, W) in [-1, 1] throughout.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vfm4us import checkpoints, run
+from vfm4us.config import option
+from vfm4us.encoders import RESNETS, Encoder
+from vfm4us.tasks.finetune import SAVE_EVERY
+
+COARSEST = 32  # px, of a ResNet's last stage: inputs are padded to a multiple of it
+DRAW = 0.25  # loss of a discriminator that says 1/2 to everything
+MEMORY = 0.98  # decay of the average by which a discriminator is said to have won, about 50 steps
+
+
+@dataclass
+class GeneratorConfig:
+    width: int = option(64, "channels at full resolution; twice and four times as many below", low=4)
+    blocks: int = option(9, "residual blocks at a quarter of the resolution; usually 9, or 6 for small images", low=1)
+    residual: bool = option(
+        False, "both generators give their input plus tanh(network), at first the input itself; false: tanh(network), as published"
+    )
+    discriminator_width: int = option(64, "channels of a discriminator's first layer", low=4)
+
+
+@dataclass
+class TrainingConfig:
+    epochs: int = option(100, "with the full learning rate", low=0)
+    decay_epochs: int = option(100, "further ones, in which it falls linearly to 0", low=0)
+    steps: int = option(0, "per epoch; 0: one pass over the low-quality images", low=0)
+    batch_size: int = option(1, "crops of each domain per step", low=1)
+    crop: int = option(256, "side of the crops, px at data.size", low=64)
+    learning_rate: float = option(2e-4, "of Adam, betas 0.5 and 0.999", low=0.0)
+    encoder_rate: float = option(1.0, "rate of the encoder as a share of it", low=0.0)
+    adversarial_weight: float = option(1.0, "of the least-squares loss against the discriminators", low=0.0)
+    cycle_weight: float = option(10.0, "of the way there and back", low=0.0)
+    identity_weight: float = option(0.5, "of leaving alone what is in the domain already, times cycle_weight", low=0.0)
+    l1_weight: float = option(100.0, "of the difference to the paired image, where paired=true", low=0.0)
+    pool: int = option(50, "earlier images among which a discriminator's half is drawn", low=0)
+    average: float = option(
+        0.0, "decay of the exponential average of the generators' weights that is evaluated; 0: the weights", low=0.0, high=1.0
+    )
+    validation_images: int = option(64, "pairs by which an epoch is chosen, at most", low=1)
+    won: float = option(
+        0.005, "stop where a discriminator's mean loss over some 50 steps is below this (0.25 is a draw); 0: never", low=0.0
+    )
+
+
+# ---- networks -------------------------------------------------------------------------------------------------------
+
+
+def normalised(*layers: nn.Module, channels: int) -> nn.Sequential:
+    return nn.Sequential(*layers, nn.InstanceNorm2d(channels), nn.ReLU(inplace=True))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width), nn.ReLU(inplace=True),
+            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class EncoderBranch(nn.Module):
+    """Our encoder's pyramid brought up to stride 4: (N, 1, H, W) in [0, 1] -> (N, width, H/4, W/4).
+
+    From the coarsest map upward each finer one is added through a 1 x 1 convolution; a transformer's one map is enlarged
+    step by step. Batch-norm statistics are never those of a batch: a crop or two say too little.
+    """
+
+    def __init__(self, encoder: Encoder, width: int):
+        super().__init__()
+        self.encoder, full = encoder, encoder.width
+        channels = [full // 8, full // 4, full // 2, full] if encoder.spec.name in RESNETS else [full]  # strides 4 to 32
+        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+        self.smooth = nn.ModuleList(
+            normalised(nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), channels=width) for _ in range(max(2, len(channels) - 1))
+        )
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.encoder.pyramid(x)[-len(self.lateral) :]
+        y = self.lateral[-1](maps[-1])
+        for step, smooth in enumerate(self.smooth):
+            finer = maps[-2 - step] if len(maps) > 1 else None
+            size = [2 * side for side in y.shape[-2:]] if finer is None else finer.shape[-2:]
+            y = F.interpolate(y, size, mode="bilinear", align_corners=False)
+            y = smooth(y if finer is None else y + self.lateral[-2 - step](finer))
+        quarter = [side // 4 for side in x.shape[-2:]]
+        if list(y.shape[-2:]) != quarter:  # tokens of 14 px, or an encoder that resamples its input
+            y = F.interpolate(y, quarter, mode="bilinear", align_corners=False)
+        return y
+
+
+class Generator(nn.Module):
+    """Residual generator (N, 1, H, W) -> the same, any H and W; with an encoder, its branch is fused before the residual blocks.
+
+    Two strided convolutions, `blocks` residual blocks at a quarter of the resolution, two transposed convolutions; instance norm,
+    reflection padding. The branch is concatenated to what the blocks get, and mixed in by a 1 x 1 convolution.
+    """
+
+    def __init__(self, config: GeneratorConfig, encoder: Encoder | None = None):
+        super().__init__()
+        w, self.residual = config.width, config.residual
+        self.stem = nn.Sequential(
+            normalised(nn.ReflectionPad2d(3), nn.Conv2d(1, w, 7), channels=w),
+            normalised(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1), channels=2 * w),
+            normalised(nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1), channels=4 * w),
+        )
+        self.branch = EncoderBranch(encoder, 4 * w) if encoder is not None else None
+        self.fuse = normalised(nn.Conv2d(8 * w, 4 * w, 1), channels=4 * w) if encoder is not None else None
+        self.blocks = nn.Sequential(*(ResidualBlock(4 * w) for _ in range(config.blocks)))
+        self.up = nn.Sequential(
+            normalised(nn.ConvTranspose2d(4 * w, 2 * w, 3, stride=2, padding=1, output_padding=1), channels=2 * w),
+            normalised(nn.ConvTranspose2d(2 * w, w, 3, stride=2, padding=1, output_padding=1), channels=w),
+            nn.ReflectionPad2d(3), nn.Conv2d(w, 1, 7),
+        )  # fmt: skip
+        for name, module in self.named_modules():
+            if not name.startswith("branch.encoder."):
+                initialise(module)
+        if self.residual:  # it begins by leaving an image as it is
+            nn.init.zeros_(self.up[-1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        padded = F.pad(x, (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
+        y = self.stem(padded)
+        if self.branch is not None:
+            y = self.fuse(torch.cat([y, self.branch((padded + 1) / 2)], dim=1))
+        y = torch.tanh(self.up(self.blocks(y)).float())[..., :height, :width]
+        return (x + y).clamp(-1, 1) if self.residual else y
+
+
+class Discriminator(nn.Sequential):
+    """PatchGAN: (N, 1, H, W) -> a map of verdicts, 1 for real, each on 70 x 70 px."""
+
+    def __init__(self, width: int):
+        layers = [nn.Conv2d(1, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        for before, stride in ((1, 2), (2, 2), (4, 1)):
+            layers += [nn.Conv2d(before * width, 2 * before * width, 4, stride=stride, padding=1),
+                       nn.InstanceNorm2d(2 * before * width), nn.LeakyReLU(0.2, inplace=True)]  # fmt: skip
+        super().__init__(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
+        for module in self:
+            initialise(module)
+
+
+def initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+class ImagePool:
+    """Up to `size` earlier images; half of the time a discriminator is given one of them instead of the newest."""
+
+    def __init__(self, size: int):
+        self.size, self.images = size, []
+
+    def exchange(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """(N, C, H, W) -> the same, each image new or an earlier one whose place it takes."""
+        given = []
+        for image in images.detach():
+            place = int(torch.randint(max(1, self.size), (1,), generator=generator))
+            earlier = float(torch.rand(1, generator=generator)) < 0.5
+            if len(self.images) < self.size:
+                self.images.append(image.clone())
+            elif self.size and earlier:
+                image, self.images[place] = self.images[place], image.clone()
+            given.append(image)
+        return torch.stack(given)
+
+
+def learning_rate(epoch: int, config: TrainingConfig) -> float:
+    """Constant for `epochs`, then linear, such that it would reach 0 one epoch after the last."""
+    return config.learning_rate * (1 - max(0, epoch + 1 - config.epochs) / (config.decay_epochs + 1))
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------------
+
+
+class CycleGAN:
+    """State of one run: both generators and their average, both discriminators, optimizers, pools, position, best epoch."""
+
+    def __init__(
+        self, encoder: Encoder, generator: GeneratorConfig, config: TrainingConfig, folder: run.RunFolder, device: torch.device,
+        seed: int, frozen: bool = False, freeze_epochs: int = 0, precision: str = "auto", paired: bool = False,
+    ):  # fmt: skip
+        torch.manual_seed(seed)
+        self.generators = nn.ModuleDict({"enhancer": Generator(generator, encoder), "degrader": Generator(generator)}).to(device)
+        self.averaged = copy.deepcopy(self.generators).requires_grad_(False) if config.average else self.generators
+        self.discriminators = nn.ModuleDict({k: Discriminator(generator.discriminator_width) for k in ("low", "high")}).to(device)
+        self.config, self.folder, self.device, self.seed = config, folder, device, seed
+        self.frozen_epochs = math.inf if frozen else freeze_epochs
+        self.precision, self.paired = precision, paired
+        own = {id(p) for p in encoder.parameters()}
+        rest = [p for p in self.generators.parameters() if id(p) not in own]
+        groups = [{"params": rest, "scale": 1.0}, {"params": list(encoder.parameters()), "scale": config.encoder_rate}]
+        self.optimizers = {
+            "generators": torch.optim.Adam(groups, lr=0.0, betas=(0.5, 0.999)),
+            "discriminators": torch.optim.Adam(
+                [{"params": list(self.discriminators.parameters()), "scale": 1.0}], lr=0.0, betas=(0.5, 0.999)
+            ),
+        }
+        self.pools = {"low": ImagePool(config.pool), "high": ImagePool(config.pool)}
+        self.standing = {"low": DRAW, "high": DRAW}  # running mean of each discriminator's loss
+        self.epoch, self.step = 0, 0  # step counts within the epoch
+        self.best = {"score": -math.inf, "epoch": -1}
+        self.best_state: dict[str, Tensor] = {}
+        self.finished = False
+
+    def fit(
+        self,
+        batches: Callable[[int], list[tuple[np.ndarray, np.ndarray]]],
+        crops: Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[Tensor, Tensor]],
+        validate: Callable[[nn.ModuleDict, int], dict[str, float]],
+    ) -> nn.ModuleDict:
+        """Train to the end and return the generators of the best epoch; run.Stopped where a signal asked to stop (all is saved).
+
+        batches(epoch) lists pairs of row arrays (low, high); crops(low rows, high rows, generator) gives their images in [-1, 1];
+        validate(generators, epoch) has a `score`. FloatingPointError where training has failed: what was saved last is kept.
+        """
+        with run.StopSignal() as stop:
+            self._train(batches, crops, validate, stop)
+        self.averaged.load_state_dict(self.best_state)
+        return self.averaged.eval()
+
+    def _train(self, batches, crops, validate, stop: run.StopSignal) -> None:
+        config, per_epoch = self.config, len(batches(0))
+        total = config.epochs + config.decay_epochs
+        self._restore()
+        self.folder.open_log(self.epoch * per_epoch + self.step, epoch_ended=self.step == 0)
+        saved = time.monotonic()
+        bar = tqdm(total=total * per_epoch, initial=self.epoch * per_epoch + self.step, unit="step", disable=self.finished,
+                   desc=self.folder.folder.name)  # fmt: skip
+        while not self.finished:
+            rate = learning_rate(self.epoch, config)
+            for optimizer in self.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["scale"]
+            self.generators.train()
+            self.generators["enhancer"].branch.encoder.requires_grad_(self.epoch >= self.frozen_epochs)
+            for low_rows, high_rows in batches(self.epoch)[self.step :]:
+                at = self.epoch * per_epoch + self.step
+                generator = run.generator(self.seed, 9, at)
+                low, high = (x.to(self.device) for x in crops(low_rows, high_rows, generator))
+                losses = self._update(low, high, generator, at)
+                self.step += 1
+                self.folder.log("train", at + 1, losses | {"learning_rate": rate})
+                bar.update()
+                if stop.number or time.monotonic() - saved > SAVE_EVERY:
+                    self._save()
+                    saved = time.monotonic()
+                    if stop.number:
+                        bar.close()
+                        raise run.Stopped(stop.number, self.folder.folder)
+            found = validate(self.averaged, self.epoch + 1)
+            self.folder.log("monitor", (self.epoch + 1) * per_epoch, found)
+            if found["score"] > self.best["score"]:
+                self.best = found | {"epoch": self.epoch + 1}
+                self.best_state = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
+            self.epoch, self.step = self.epoch + 1, 0
+            self.finished = self.epoch == total
+            self._save()
+            saved = time.monotonic()
+            bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
+            if stop.number:  # while it was measured
+                bar.close()
+                raise run.Stopped(stop.number, self.folder.folder)
+        bar.close()
+
+    def _update(self, low: Tensor, high: Tensor, generator: torch.Generator, at: int) -> dict[str, float]:
+        """One step of the generators, then one of the discriminators on the images just made or earlier ones."""
+        config, (enhancer, degrader) = self.config, (self.generators["enhancer"], self.generators["degrader"])
+        self.discriminators.requires_grad_(False)
+        with run.autocast(self.device, self.precision):
+            fake_high, fake_low = enhancer(low), degrader(high)
+            parts = {
+                "adversarial_high": verdict(self.discriminators["high"](fake_high), 1.0),
+                "adversarial_low": verdict(self.discriminators["low"](fake_low), 1.0),
+                "cycle_low": F.l1_loss(degrader(fake_high).float(), low),
+                "cycle_high": F.l1_loss(enhancer(fake_low).float(), high),
+            }
+            if config.identity_weight:
+                parts["identity_high"] = F.l1_loss(enhancer(high).float(), high)
+                parts["identity_low"] = F.l1_loss(degrader(low).float(), low)
+            if self.paired:
+                parts["l1"] = F.l1_loss(fake_high.float(), high)
+        weights = {"adversarial": config.adversarial_weight, "cycle": config.cycle_weight,
+                   "identity": config.identity_weight * config.cycle_weight, "l1": config.l1_weight}  # fmt: skip
+        loss = sum(weights[name.split("_")[0]] * value for name, value in parts.items())
+        self._check({"generators": loss} | parts, at)
+        self._step("generators", loss)
+        self._average(at)
+        self.discriminators.requires_grad_(True)
+        with run.autocast(self.device, self.precision):
+            for domain, real, fake in (("low", low, fake_low), ("high", high, fake_high)):
+                network = self.discriminators[domain]
+                earlier = self.pools[domain].exchange(fake.float(), generator)
+                parts[f"discriminator_{domain}"] = (verdict(network(real), 1.0) + verdict(network(earlier), 0.0)) / 2
+        self._check(parts, at)
+        self._step("discriminators", parts["discriminator_low"] + parts["discriminator_high"])
+        values = {"loss": loss.item()} | {name: value.item() for name, value in parts.items()}
+        for domain in self.standing:
+            self.standing[domain] = MEMORY * self.standing[domain] + (1 - MEMORY) * values[f"discriminator_{domain}"]
+            if self.standing[domain] < config.won:
+                raise FloatingPointError(
+                    f"the discriminator of {domain}-quality images has won at step {at + 1}: its loss is "
+                    f"{self.standing[domain]:.4f} on average over some 50 steps ({DRAW} is a draw), so the generators learn "
+                    f"nothing from it any more. {self._kept()} Give both domains like images (size, borders, overlays), or a "
+                    "smaller generator.discriminator_width or training.learning_rate; training.won=0 goes on regardless"
+                )
+        return values
+
+    def _step(self, side: str, loss: Tensor) -> None:
+        self.optimizers[side].zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizers[side].step()
+
+    def _check(self, losses: dict[str, Tensor], at: int) -> None:
+        wrong = [f"{name} is {value.item()}" for name, value in losses.items() if not math.isfinite(value.item())]
+        if wrong:
+            raise FloatingPointError(
+                f"training has failed at step {at + 1}: {', '.join(wrong)}. {self._kept()} Lower training.learning_rate, or "
+                "precision=float32"
+            )
+
+    def _kept(self) -> str:
+        path = self.folder.checkpoints / "last.pt"
+        if not path.is_file():
+            return "Nothing had been saved yet."
+        at = checkpoints.read(path)
+        return f"{path} holds the last good state (epoch {at['epoch']}, step {at['step']})."
+
+    def _average(self, at: int) -> None:
+        """Exponential average of the generators, shorter in the beginning."""
+        if not self.config.average:
+            return
+        decay = min(self.config.average, (1 + at) / (10 + at))
+        with torch.no_grad():
+            for ours, theirs in zip(self.averaged.parameters(), self.generators.parameters(), strict=True):
+                ours.lerp_(theirs, 1 - decay)
+
+    def _save(self) -> None:
+        generators = self.generators.state_dict()
+        if wrong := [name for name, tensor in generators.items() if not bool(torch.isfinite(tensor).all())]:
+            raise FloatingPointError(f"training failed: {wrong[0]} is not finite. {self._kept()} Lower training.learning_rate")
+        checkpoints.save(self.folder.checkpoints / "last.pt", {
+            "generators": generators, "averaged": self.averaged.state_dict() if self.config.average else {},
+            "discriminators": self.discriminators.state_dict(),
+            "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
+            "pools": {k: v.images for k, v in self.pools.items()}, "standing": self.standing,
+            "epoch": self.epoch, "step": self.step, "best": self.best, "best_state": self.best_state, "finished": self.finished,
+        })  # fmt: skip
+
+    def _restore(self) -> None:
+        path = self.folder.checkpoints / "last.pt"
+        if not path.is_file():
+            return
+        state = checkpoints.read(path)
+        self.generators.load_state_dict(state["generators"])
+        if self.config.average:
+            self.averaged.load_state_dict(state["averaged"])
+        self.discriminators.load_state_dict(state["discriminators"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, pool in self.pools.items():
+            pool.images = [image.to(self.device) for image in state["pools"][name]]
+        self.standing = state["standing"]
+        self.epoch, self.step, self.finished = state["epoch"], state["step"], state["finished"]
+        self.best, self.best_state = state["best"], state["best_state"]
+
+
+def verdict(map_: Tensor, wanted: float) -> Tensor:
+    """Least squares of a discriminator's map against 1 (real) or 0, in float32."""
+    return (map_.float() - wanted).square().mean()

@@ -1,0 +1,586 @@
+"""Generation: low-quality ultrasound into high-quality, by a CycleGAN whose enhancer carries our encoder.
+
+    result = generation.run_seeds(config)        # one run folder per seed below logs/<name>, then one table of all
+
+Trained on crops of packed images; the pairs of a dataset are taken apart, low quality from one half of the training groups, high
+from the other, unless paired=true. The epoch is chosen by SSIM on validation pairs. Tested once, on images read from their files
+and enhanced at their original size, beside the untouched input: an enhancer that does no better than doing nothing says so.
+"""
+
+import csv
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vfm4us import checkpoints, plots, run
+from vfm4us.config import option, section, to_dict
+from vfm4us.data import degradation
+from vfm4us.data.images import image_array, image_batch, image_paths
+from vfm4us.data.manifest import Record, source_root
+from vfm4us.data.pools import epoch_order
+from vfm4us.data.splits import assign
+from vfm4us.data.store import RESAMPLING, PreparedDataset, is_prepared, packed_size, read_grey
+from vfm4us.loading import load_encoder
+from vfm4us.tasks import finetune, protocol
+from vfm4us.tasks.cyclegan import CycleGAN, Generator, GeneratorConfig, TrainingConfig
+from vfm4us.tasks.likeness import FIGURES, LEAST_FOR_KID, WINDOW, Features, kid, kid_rule
+from vfm4us.tasks.protocol import TaskConfig
+
+MEASURES = tuple(FIGURES)
+RULES = {
+    "resolution": "original size of each low-quality image, grey, 8 bit; a target of another scale is resized to it",
+    "ssim": "Gaussian window of sigma 1.5, range 255 (scikit-image)",
+    "psnr": "10 log10(255^2 / mean squared difference), dB; 100 where there is no difference",
+    "lncc": f"local normalised cross-correlation in windows of {WINDOW} x {WINDOW} px, mean over those whose target is not flat",
+    "input": "figures named _input are of the untouched low-quality image, _gain is ours minus that, image by image",
+}
+
+
+@dataclass
+class DataConfig(protocol.DataConfig):
+    labels: float = option(1.0, "share of the training images that is used, at least one", low=0.0, high=1.0)
+    degrade: bool = option(False, "the images are of high quality: make the low-quality ones by vfm4us/data/degradation.py")
+    strength: float = option(1.0, "of that degradation; 1 is about what a cheap scanner shows", low=0.0, high=4.0)
+    high: str = option("", "high-quality images of their own, not paired with those of data.path: folder, manifest or dataset")
+    only: list[str] = option([], "labels (organs) that are used; empty: all")
+
+
+@dataclass
+class EncoderConfig(finetune.EncoderConfig):
+    freeze: bool = option(False, "the encoder's weights stay what they are")
+
+
+@dataclass
+class GenerationConfig(TaskConfig):
+    name: str = option("generation", "the runs lie in logs/<name>/seed-<n>")
+    paired: bool = option(False, "low and high quality of the same image are trained on together, with an L1 term")
+    tile: int = option(512, "images larger than this at data.size are enhanced in overlapping tiles of this side, px", low=64)
+    overlap: int = option(64, "of neighbouring tiles, px", low=0)
+    kid_encoder: str = option(
+        "", "checkpoint whose features KID is taken on, where torchvision's Inception weights are not in its cache", free=True
+    )
+    data: DataConfig = section(DataConfig, "what is enhanced", size=256)
+    encoder: EncoderConfig = section(EncoderConfig, "the branch of the enhancer, low to high quality")
+    generator: GeneratorConfig = section(GeneratorConfig, "the networks")
+    training: TrainingConfig = section(TrainingConfig, "the CycleGAN loop")
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+class QualityData:
+    """A prepared dataset as an enhancement task: rows and pixels of both domains, pairs to validate and test on.
+
+    `low` and `high` are the training rows of either domain. Without paired=true they are of different groups, so that no image's
+    other version is ever seen. Raises ValueError that says what is lacking.
+    """
+
+    def __init__(self, config: DataConfig, paired: bool, seed: int):
+        self.config = config
+        if config.degrade and config.high:
+            raise ValueError("data.degrade makes the low-quality images itself: leave data.high empty, or data.degrade=false")
+        if paired and config.high:
+            raise ValueError("paired=true needs low and high quality of the same image; those of data.high are others")
+        d = self.dataset = protocol.open_dataset(
+            config, "low_quality/ with high_quality/, a CSV manifest with a target column, or any images and data.degrade=true"
+        )
+        if unknown := sorted(set(config.only) - set(d.labels)):
+            labels = ", ".join(sorted(set(d.labels)))
+            raise ValueError(f"data.only: {config.path} has no images labelled {unknown[0]!r}; it has: {labels}")
+        self.root = source_root(Path(d.description["source"] if is_prepared(config.path) else config.path))
+        used = np.isin(d.labels, config.only) if config.only else np.ones(len(d), bool)
+        whole = np.array([config.degrade or bool(record.target) for record in d.records])  # the other version is there
+        train, self.val, self.test = (rows[used[rows]] for rows in map(d.indices, ("train", "val", "test")))
+        train = protocol.few_labels(train, np.zeros(len(d), int), config.labels, seed)
+        if config.high:
+            other = protocol.open_dataset(protocol.DataConfig(config.high, config.size, config.splits, config.cache), "images")
+            self.low, self.high, self._high = train, other.indices("train"), other.images
+            self.valid_high = other.valid
+        elif not whole.any():
+            raise ValueError(
+                f"{config.path} has no high-quality images: give low_quality/ with high_quality/ of the same names, a CSV manifest "
+                "with the columns path and target, high-quality images of their own with data.high=DIR, or data.degrade=true"
+            )
+        else:
+            self._high, self.valid_high = (d.images if config.degrade else d.targets), d.valid
+            self.low, self.high = (train[whole[train]],) * 2 if paired else _halves(d, train, whole)
+        for name, rows in (("low", self.low), ("high", self.high)):
+            if not len(rows):
+                raise ValueError(
+                    f"the domain of {name}-quality training images is empty: {config.path} has {len(train)} training images in "
+                    f"{len(set(d.groups[train].tolist()))} groups, and the two domains get different ones; give it more groups, "
+                    "paired=true, or data.high=DIR"
+                )
+        self.val = self.val[whole[self.val]]
+        self.paired_test = bool(whole[self.test].any())
+        self.without = [d.records[i].path for i in self.test[~whole[self.test]]] if self.paired_test else []
+        self.test = self.test[whole[self.test]] if self.paired_test else self.test
+        if not len(self.test):
+            raise ValueError(f"{config.path} has no test images: give it more groups, or a split column")
+        first = self.root / d.records[self.test[0]].path
+        if not first.is_file():
+            raise FileNotFoundError(
+                f"{first} is not there: tests are made at the original size, from the files that {config.path} was packed from; "
+                "give their folder as data.path"
+            )
+        self._low = d.images
+        if config.degrade:
+            needed = np.flatnonzero(np.isin(d.splits, ["train", "val"]) & used)
+            self._low = degraded_images(d, self.root, needed, config.strength, Path(config.cache))
+
+    @property
+    def strength(self) -> float | None:
+        """Of the degradation by which pairs are made; None where they are given."""
+        return self.config.strength if self.config.degrade else None
+
+    def low_image(self, row: int) -> np.ndarray:
+        """uint8 (h, w), without padding."""
+        return _part(self._low, self.dataset.valid, row)
+
+    def high_image(self, row: int) -> np.ndarray:
+        """uint8 (h, w) of a row of the high-quality domain, or of a pair."""
+        return _part(self._high, self.valid_high, row)
+
+
+def _part(images: np.ndarray, valid: np.ndarray, row: int) -> np.ndarray:
+    top, left, height, width = valid[row]
+    return images[row, top : top + height, left : left + width]
+
+
+def _halves(dataset: PreparedDataset, train: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows of the low and of the high domain: different groups, about as many of either and of each label."""
+    if not len(train):
+        return train, train
+    side = assign(dataset.groups[train], (0.5, 0.5, 0.0), [dataset.labels[i] for i in train])
+    low, high = train[side == "train"], train[side == "val"]
+    return low, high[whole[high]]
+
+
+def degraded_images(dataset: PreparedDataset, root: Path, rows: np.ndarray, strength: float, cache: Path) -> np.ndarray:
+    """uint8 (N, S, S), memory-mapped: the rows' degraded versions, made at the original size, packed; made once for all runs."""
+    about = f"{[dataset.sha256[i] for i in rows]} {dataset.size} {strength} {degradation.VERSION}"
+    path = cache / f"{dataset.folder.name}-degraded-{hashlib.sha256(about.encode()).hexdigest()[:8]}.npy"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        frames = np.zeros((len(dataset), dataset.size, dataset.size), np.uint8)
+        for row in tqdm(rows, unit="image", desc="degrading"):
+            image = read_grey(root / dataset.records[row].path)
+            frames[row] = image_batch([degradation.degraded(image, strength)], dataset.size, frame=True)[0][0, 0].numpy()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
+        np.save(temporary, frames)
+        temporary.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def read_pair(root: Path, record: Record, strength: float | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Low and high quality of a record, uint8 (H, W) of one size; high is None where there is none. ValueError for a bad file.
+
+    With a strength the record's image is the high-quality one, and is degraded.
+    """
+    image = read_grey(root / record.path)
+    if strength is not None:
+        return degradation.degraded(image, strength), image
+    if not record.target:
+        return image, None
+    try:
+        target = read_grey(root / record.target)
+    except ValueError as error:
+        raise ValueError(f"its target {record.target}: {error}") from error
+    if target.shape != image.shape:
+        ratio = (target.shape[0] / image.shape[0]) / (target.shape[1] / image.shape[1])
+        if not 0.98 < ratio < 1.02:
+            raise ValueError(f"its target {record.target} has another shape: {target.shape} against {image.shape}")
+        target = np.asarray(Image.fromarray(target).resize(image.shape[::-1], RESAMPLING))
+    return image, target
+
+
+def crop(image: np.ndarray, size: int, place: tuple[float, float], flip: bool) -> Tensor:
+    """A window (1, size, size) in [-1, 1] of uint8 (h, w), at `place` in [0, 1) of what is free; a smaller image is reflected."""
+    lacking = [max(0, size - side) for side in image.shape]
+    if any(lacking):
+        image = np.pad(image, [(n // 2, n - n // 2) for n in lacking], mode="reflect")
+    top, left = (int(p * (side - size + 1)) for p, side in zip(place, image.shape, strict=True))
+    window = np.ascontiguousarray(image[top : top + size, left : left + size][:, :: -1 if flip else 1])
+    return torch.from_numpy(window)[None].float() / 127.5 - 1
+
+
+# ---- one run --------------------------------------------------------------------------------------------------------
+
+
+def run_seeds(config: GenerationConfig, say=print) -> dict[str, dict]:
+    """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
+    folders = protocol.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
+    result = evaluate([protocol.read_outcome(folder) for folder in folders])
+    protocol.write_summary(folders, config.seeds, result)
+    return result
+
+
+def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
+    """Train (or continue) and test the run of `config.seed` in the folder `where`."""
+    device = run.choose_device(config.device)
+    if not config.training.epochs + config.training.decay_epochs:
+        raise ValueError("training.epochs and training.decay_epochs are both 0: nothing would be trained")
+    if config.overlap >= config.tile:
+        raise ValueError(f"overlap {config.overlap} must be smaller than tile {config.tile}")
+    data = QualityData(config.data, config.paired, config.seed)
+    features = Features.choose(config.kid_encoder)
+    encoder, report = finetune.make_encoder(config.encoder, config.seed)
+    folder = run.RunFolder(where, config, config.resume)
+    try:
+        kind = "paired" if config.paired else "unpaired"
+        tested = "pairs" if data.paired_test else "images without a target"
+        say(f"{where}: {kind}, {len(data.low)} low-quality and {len(data.high)} high-quality training images, "
+            f"{len(data.val)} val pairs, {len(data.test)} test {tested}")  # fmt: skip
+        if data.without:
+            say(f"{len(data.without)} test images without a target left out (e.g. {data.without[0]})")
+        say(f"encoder: {report or 'random ' + config.encoder.name}{', frozen' if config.encoder.freeze else ''}")
+        duplicates = protocol.report_duplicates(data.dataset, config.data, where)
+        say(duplicates)
+        model, chosen = _train(config, data, encoder, folder, device)
+        save_generators(where / "generator.pt", model, config, data.dataset.size)
+        records = [data.dataset.records[i] for i in data.test]
+        enhancer = model["enhancer"]
+        cases = examine(
+            enhancer, data.root, records, data.dataset.size, config.tile, config.overlap, where, data.strength, features
+        )
+        if cases.unreadable:
+            path, reason = cases.unreadable[0]
+            raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
+        outcome = cases.outcome() | {k: np.array(chosen[k]) for k in chosen if k.startswith("val_")}
+        reference = [data.high_image(row) for row in data.high]
+        outcome |= cases.kid(features, reference)
+        protocol.write_outcome(where, outcome)
+        write_cases(where, outcome)
+        pictures(where, data.root, outcome, data.strength)
+        result = evaluate([outcome])
+        selection = (
+            f"validation SSIM on {min(len(data.val), config.training.validation_images)} pairs at {data.dataset.size} px"
+            if len(data.val) else "last epoch, there are no validation pairs"
+        )  # fmt: skip
+        protocol.write_metrics(
+            where, "generation", config, data.dataset, result, **RULES, kind=kind, encoder_in="enhancer (low to high) only",
+            encoder_frozen=config.encoder.freeze, output="residual" if config.generator.residual else "plain",
+            pairs="given" if data.strength is None else f"degraded with strength {data.strength:g}", duplicates=duplicates,
+            training_images=len(data.low) if config.paired else len(data.low) + len(data.high), low_images=len(data.low),
+            high_images=len(data.high), test_images=len(data.test), selection=selection, chosen_epoch=chosen["epoch"],
+            kid=kid_rule(features, len(data.test), len(reference)), verdict=verdict(result),
+        )  # fmt: skip
+        say(verdict(result))
+    finally:
+        folder.close()
+
+
+def _train(config: GenerationConfig, data: QualityData, encoder, folder: run.RunFolder, device) -> tuple[nn.ModuleDict, dict]:
+    """The generators of the epoch that did best on the validation pairs, and what they did there."""
+    training, size = config.training, data.dataset.size
+    steps = training.steps or max(1, round(len(data.low) / training.batch_size))
+    count = steps * training.batch_size
+
+    def batches(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        low = data.low[epoch_order([len(data.low)], [1.0], count, (config.seed, epoch))]
+        high = low if config.paired else data.high[epoch_order([len(data.high)], [1.0], count, (config.seed, epoch, 1))]
+        return list(zip(np.split(low, steps), np.split(high, steps), strict=True))
+
+    def crops(low: np.ndarray, high: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        draws = torch.rand(2, len(low), 3, generator=generator).tolist()
+        if config.paired:
+            draws[1] = draws[0]
+        return tuple(
+            torch.stack([crop(image(row), training.crop, (y, x), f < 0.5) for row, (y, x, f) in zip(rows, own, strict=True)])
+            for image, rows, own in ((data.low_image, low, draws[0]), (data.high_image, high, draws[1]))
+        )
+
+    spread = np.linspace(0, len(data.val) - 1, min(len(data.val), training.validation_images)).round().astype(int)
+    pairs = [(data.low_image(row), data.high_image(row)) for row in data.val[spread]] if len(data.val) else []
+    untouched = {f"val_{m}_input": float(np.mean([FIGURES[m](*p) for p in pairs])) for m in ("ssim", "psnr")} if pairs else {}
+    shown = [
+        torch.stack([crop(image(row), training.crop, (0.5, 0.5), False) for row in rows[:4]]).to(device)
+        for image, rows in ((data.low_image, data.low), (data.high_image, data.high))
+    ]
+
+    def validate(generators: nn.ModuleDict, epoch: int) -> dict[str, float]:
+        generators.eval()
+        with torch.no_grad(), run.autocast(device, config.precision):
+            draw_grid(folder.folder / "grids" / f"epoch-{epoch:04d}.png", generators, *shown, f"epoch {epoch}")
+            enhanced = [enhance(generators["enhancer"], low, size, config.tile, config.overlap) for low, _ in pairs]
+        generators.train()
+        if not pairs:
+            return {"score": float(epoch)}
+        found = {f"val_{m}": float(np.mean([FIGURES[m](e, high) for e, (_, high) in zip(enhanced, pairs, strict=True)]))
+                 for m in ("ssim", "psnr")}  # fmt: skip
+        return {"score": found["val_ssim"]} | found | untouched
+
+    loop = CycleGAN(
+        encoder, config.generator, training, folder, device, config.seed, config.encoder.freeze, config.encoder.freeze_epochs,
+        config.precision, config.paired,
+    )  # fmt: skip
+    model = loop.fit(batches, crops, validate)
+    plots.cycle_curve(folder.folder / "curve.png", folder.metrics(), loop.best["epoch"] * steps)
+    return model, loop.best
+
+
+def draw_grid(path: Path, generators: nn.ModuleDict, low: Tensor, high: Tensor, title: str) -> None:
+    """Real, fake and reconstructed crops of both domains, a row each."""
+    enhancer, degrader = generators["enhancer"], generators["degrader"]
+    there, back = enhancer(low), degrader(high)
+    columns = {"low": low, "enhanced": there, "and back": degrader(there),
+               "high": high, "degraded": back, "and back ": enhancer(back)}  # fmt: skip
+    plots.picture_grid(path, {name: to_uint8(x[:, 0]) for name, x in columns.items()}, title)
+
+
+# ---- at the original size -------------------------------------------------------------------------------------------
+
+
+def enhance_all(model: Generator, images, size: int, tile: int = 512, overlap: int = 64) -> Iterator[np.ndarray]:
+    """The enhanced version, uint8 (H, W), of each image at its own size, one after the other.
+
+    images: a folder, a CSV manifest, a file, or a list of what `image_array` takes: paths, PIL images, arrays; RGB becomes grey.
+    """
+    if isinstance(images, str | Path):
+        single = Path(images).is_file() and Path(images).suffix.lower() != ".csv"
+        images = [images] if single else image_paths(images)
+    for image in images:
+        array = image_array(image)
+        if array.dtype != np.uint8:
+            array = (array * 255).round().clip(0, 255).astype(np.uint8)
+        yield enhance(model, np.asarray(Image.fromarray(array).convert("L")), size, tile, overlap)
+
+
+@torch.no_grad()
+def enhance(model: nn.Module, image: np.ndarray, size: int, tile: int = 512, overlap: int = 64) -> np.ndarray:
+    """uint8 (H, W) -> uint8 (H, W). The network works on the image resized as in training, its longer side `size` px.
+
+    What comes back is resized to the image's own size. Of a residual generator that is the change alone, which is added to the
+    image as it was, so that no detail is lost on the way.
+    """
+    device = next(model.parameters()).device
+    height, width = packed_size(*image.shape, size)
+    resized = image if (height, width) == image.shape else np.asarray(Image.fromarray(image).resize((width, height), RESAMPLING))
+    x = torch.tensor(resized, device=device)[None, None].float() / 127.5 - 1
+    y = tiled(model, x, tile, overlap)
+    if (height, width) == image.shape:
+        return to_uint8(y[0, 0])
+    residual = getattr(model, "residual", False)
+    y = F.interpolate(y - x if residual else y, image.shape, mode="bicubic", align_corners=False)
+    own = torch.tensor(image, device=device).float() / 127.5 - 1 if residual else 0
+    return to_uint8(y[0, 0] + own)
+
+
+def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int) -> Tensor:
+    """function(x) for (1, C, H, W), in tiles of at most `tile` px that overlap by at least `overlap`, blended linearly."""
+    if max(x.shape[-2:]) <= tile:
+        return function(x).float()
+    starts, ramps = [], []
+    for side in x.shape[-2:]:
+        length = min(tile, side)
+        count = 1 if side <= tile else math.ceil((side - overlap) / (tile - overlap))
+        starts.append([round(float(s)) for s in np.linspace(0, side - length, count)])
+        ahead = torch.arange(1, length + 1, device=x.device, dtype=torch.float32)
+        ramps.append(torch.minimum(ahead, ahead.flip(0)).clamp(max=overlap + 1))
+    weight = ramps[0][:, None] * ramps[1][None, :]
+    total, weights = torch.zeros_like(x), torch.zeros_like(x)
+    for top in starts[0]:
+        for left in starts[1]:
+            at = (..., slice(top, top + weight.shape[0]), slice(left, left + weight.shape[1]))
+            total[at] += weight * function(x[at]).float()
+            weights[at] += weight
+    return total / weights
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """[-1, 1] -> uint8."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cases:
+    """What `examine` found: for each image its record, its enhanced file and, where there is a target, its figures."""
+
+    records: list[Record] = field(default_factory=list)
+    enhanced: list[str] = field(default_factory=list)  # below the output folder
+    rows: list[dict[str, float]] = field(default_factory=list)  # as many as records, or empty
+    without: list[Record] = field(default_factory=list)  # images without a target, where others have one
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"kid": [], "kid_input": []})
+
+    def outcome(self) -> protocol.Outcome:
+        """Arrays over images (N,), for test.npz."""
+        records = self.records
+        return {
+            "paths": np.array([r.path for r in records]), "groups": np.array([r.group or r.id for r in records]),
+            "targets": np.array([r.target for r in records]), "enhanced": np.array(self.enhanced),
+            "sizes": np.array([(r.height, r.width) for r in records]),
+        } | {name: np.array([row[name] for row in self.rows]) for name in (self.rows[0] if self.rows else {})}  # fmt: skip
+
+    def kid(self, features: Features | None, reference: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """`kid` and `kid_input` against the reference images; nothing where there are too few of either."""
+        if features is None or min(len(self.features["kid"]), len(reference)) < LEAST_FOR_KID:
+            return {}
+        theirs = features.of(reference)
+        return {name: np.array(kid(np.concatenate(own), theirs)) for name, own in self.features.items()}
+
+
+def examine(
+    model: Generator, root: Path, records: list[Record], size: int, tile: int, overlap: int, out: Path,
+    strength: float | None = None, features: Features | None = None,
+) -> Cases:  # fmt: skip
+    """Enhance the images of `records` from their files, write each below out/enhanced, compare where there are targets.
+
+    With a strength the files are of high quality, and their degraded versions are enhanced. `features` are taken for KID.
+    """
+    some = strength is not None or any(record.target for record in records)
+    cases, taken = Cases(), set()
+    for record in tqdm(records, unit="image", desc="enhancing"):
+        try:
+            low, high = read_pair(root, record, strength)
+        except ValueError as error:
+            cases.unreadable.append((record.path, str(error)))
+            continue
+        record.height, record.width = low.shape
+        name = f"enhanced/{protocol.file_name(record.id, taken)}.png"
+        made = enhance(model, low, size, tile, overlap)
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(made).save(out / name)
+        if some and high is None:
+            cases.without.append(record)
+            continue
+        cases.records.append(record)
+        cases.enhanced.append(name)
+        if high is not None:
+            sides = (("", made), ("_input", low))
+            cases.rows.append({m + side: figure(image, high) for m, figure in FIGURES.items() for side, image in sides})
+        if features is not None and len(records) >= LEAST_FOR_KID:
+            cases.features["kid"].append(features.of([made]))
+            cases.features["kid_input"].append(features.of([low]))
+    return cases
+
+
+def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Every figure (R,) of what one seed's model did, in each row of counts (R, N), how often an image occurs."""
+    result = {}
+    for name in (m for m in MEASURES if m in outcome):
+        ours, untouched = ((counts @ outcome[n] / counts.sum(1)) for n in (name, f"{name}_input"))
+        result |= {name: ours, f"{name}_input": untouched, f"{name}_gain": ours - untouched}
+    return result
+
+
+def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
+    """Every figure of several seeds on the same images, with 95 % intervals.
+
+    Those named val_ are of the validation images at the packed size, by which the epoch was chosen: for choosing settings.
+    """
+    signed = tuple(f"{m}_gain" for m in MEASURES) + ("lncc", "lncc_input")
+    result = protocol.figures(outcome_scores, outcomes, unbounded=("psnr", "psnr_input"), signed=signed)
+    for name in ("kid", "kid_input", "val_ssim", "val_ssim_input", "val_psnr", "val_psnr_input"):
+        if all(name in o for o in outcomes):
+            values = [float(o[name]) for o in outcomes]
+            result[name] = {"mean": float(np.mean(values)), "per_seed": values}
+    return result
+
+
+def verdict(result: dict[str, dict]) -> str:
+    """One sentence: whether the enhanced images are nearer to their targets than the untouched ones."""
+    if "ssim_gain" not in result:
+        return "No targets to compare with: whether the enhanced images are better than the untouched input is not known."
+    parts, lost = [], []
+    for name, unit in (("ssim", ""), ("psnr", " dB")):
+        gain = result[f"{name}_gain"]
+        interval = f" ({gain['low']:+.3f} to {gain['high']:+.3f})" if "low" in gain else ""
+        ours, untouched = (f"{result[n]['mean']:.3f}{unit}" for n in (name, f"{name}_input"))
+        parts.append(f"{name.upper()} {ours} against {untouched} untouched, {gain['mean']:+.3f}{interval}")
+        if gain.get("low", gain["mean"]) <= 0:
+            lost.append(name.upper())
+    said = "beats the untouched input in both" if not lost else f"does NOT beat the untouched input in {' nor in '.join(lost)}"
+    return f"{'; '.join(parts)}: the enhancer {said}."
+
+
+def write_cases(out: Path, outcome: protocol.Outcome) -> None:
+    """per_image.csv: a row per image."""
+    names = [n for m in MEASURES for n in (m, f"{m}_input") if n in outcome]
+    with open(out / "per_image.csv", "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "group", *names, "height", "width", "target", "enhanced"])
+        for i, path in enumerate(outcome["paths"]):
+            writer.writerow([path, outcome["groups"][i], *(f"{outcome[n][i]:.6f}" for n in names), *outcome["sizes"][i].tolist(),
+                             outcome["targets"][i], outcome["enhanced"][i]])  # fmt: skip
+
+
+def pictures(out: Path, root: Path, outcome: protocol.Outcome, strength: float | None = None) -> None:
+    """comparison.png: input, enhanced, target and what is left of the difference; best, median and worst by SSIM.
+
+    Where there are no targets: the first three, before and after.
+    """
+    paths = outcome["paths"]
+    if "ssim" in outcome:
+        order = np.argsort(-outcome["ssim"], kind="stable")
+        chosen = dict(zip(("best", "median", "worst"), order[[0, (len(order) - 1) // 2, -1]].tolist(), strict=True))
+    else:
+        chosen = {f"image {i + 1}": i for i in range(min(3, len(paths)))}
+    rows = []
+    for word, i in chosen.items():
+        low, high = read_pair(root, Record(id="", path=str(paths[i]), target=str(outcome["targets"][i])), strength)
+        made = np.asarray(Image.open(out / str(outcome["enhanced"][i])))
+        said = [f"{word}: {Path(str(paths[i])).stem}, input", "enhanced"]
+        if high is not None:
+            said = [f"{said[0]}, SSIM {outcome['ssim_input'][i]:.3f}", f"enhanced, SSIM {outcome['ssim'][i]:.3f}"]
+        rows.append((said, low, made, high))
+    plots.before_and_after(out / "comparison.png", rows)
+
+
+# ---- a trained enhancer as a file -----------------------------------------------------------------------------------
+
+
+def save_generators(path: Path, model: nn.ModuleDict, config: GenerationConfig, size: int) -> None:
+    """`module.base_encoder.*` as in every checkpoint, the rest of the enhancer as `module.head.*`, and `module.degrader.*`."""
+    enhancer, inside = model["enhancer"], "branch.encoder."
+    tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in enhancer.branch.encoder.published_state().items()}
+    tensors |= {f"module.head.{k}": v.detach().cpu() for k, v in enhancer.state_dict().items() if not k.startswith(inside)}
+    tensors |= {f"module.degrader.{k}": v.detach().cpu() for k, v in model["degrader"].state_dict().items()}
+    checkpoints.save(path, {
+        "state_dict": tensors, "encoder": enhancer.branch.encoder.spec_dict(), "task": "generation", "size": size,
+        "generator": to_dict(config.generator), "in_channels": enhancer.branch.encoder.spec.in_channels,
+        "tile": config.tile, "overlap": config.overlap, "config": to_dict(config),
+    })  # fmt: skip
+
+
+@dataclass
+class Enhancer:
+    """A trained generator and how it is used; the further arguments of `enhance` and `enhance_all`."""
+
+    model: Generator
+    size: int  # longer side at which the network works, px
+    tile: int
+    overlap: int
+
+    @property
+    def settings(self) -> tuple[int, int, int]:
+        return self.size, self.tile, self.overlap
+
+
+def load_enhancer(path: str | Path) -> Enhancer:
+    """An enhancer (low to high quality) from its file or run folder, ready to use."""
+    path = Path(path)
+    if path.is_dir():
+        inside = [path / "generator.pt", *sorted(path.glob("seed-*/generator.pt"))]
+        path = next((p for p in inside if p.is_file()), inside[0])
+    state = checkpoints.read(path)
+    if state.get("task") != "generation":
+        raise ValueError(f"{path} is no enhancer (Downstream/Generation/train.py writes generator.pt into its run folder)")
+    encoder = load_encoder(state, state["in_channels"])
+    model = Generator(GeneratorConfig(**state["generator"]), encoder)
+    tensors = {k.removeprefix("module.head."): v for k, v in state["state_dict"].items() if k.startswith("module.head.")}
+    model.load_state_dict(tensors | {f"branch.encoder.{k}": v for k, v in encoder.state_dict().items()})
+    return Enhancer(model.eval(), state["size"], state["tile"], state["overlap"])

@@ -1,0 +1,121 @@
+"""How like two images, or two sets of images, are: SSIM, PSNR, local correlation, kernel inception distance.
+
+Images are uint8 (H, W). The figures of a pair are in FIGURES; KID compares sets by the features of a network that `Features` names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from vfm4us import checkpoints
+from vfm4us.data.images import image_batch
+from vfm4us.loading import load_encoder
+
+WINDOW = 9  # px, of LNCC
+LEAST_FOR_KID = 50  # images on either side
+
+
+def ssim(image: np.ndarray, target: np.ndarray) -> float:
+    """Structural similarity (Wang 2004) of two uint8 images (H, W), Gaussian window of sigma 1.5; both sides at least 11 px."""
+    from skimage.metrics import structural_similarity
+
+    return float(structural_similarity(
+        image, target, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    ))  # fmt: skip
+
+
+def psnr(image: np.ndarray, target: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 images, dB; 100 where they are equal."""
+    error = np.square(image.astype(np.float64) - target).mean()
+    return float(min(100.0, 10 * np.log10(255**2 / max(error, 1e-10))))
+
+
+def lncc(image: np.ndarray, target: np.ndarray, window: int = WINDOW) -> float:
+    """Mean correlation of uint8 images within all windows that lie inside; one in which the target is flat is left out.
+
+    A window in which the image alone is flat counts 0, so that flattening costs. 0 where the target is flat everywhere.
+    """
+    a, b, n = image.astype(np.int64), target.astype(np.int64), window**2
+    sum_a, sum_b = box_sums(a, window), box_sums(b, window)
+    covariance = n * box_sums(a * b, window) - sum_a * sum_b  # whole numbers: exact
+    spread_a, spread_b = n * box_sums(a * a, window) - sum_a**2, n * box_sums(b * b, window) - sum_b**2
+    there = spread_b > 0
+    if not there.any():
+        return 0.0
+    scale = np.sqrt(np.maximum(spread_a[there], 1).astype(np.float64)) * np.sqrt(spread_b[there].astype(np.float64))
+    return float((covariance[there] / scale).mean())
+
+
+def box_sums(x: np.ndarray, window: int) -> np.ndarray:
+    """Sums (H - window + 1, W - window + 1) over every window."""
+    total = np.pad(x.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    return total[window:, window:] - total[:-window, window:] - total[window:, :-window] + total[:-window, :-window]
+
+
+FIGURES = {"ssim": ssim, "psnr": psnr, "lncc": lncc}
+
+
+def kid(features: np.ndarray, reference: np.ndarray) -> float:
+    """Kernel inception distance (Binkowski 2018, arXiv 1801.01401) of features (n, d) and (m, d), in float64.
+
+    The unbiased estimate of the squared maximum mean discrepancy with the kernel (x y / d + 1)^3; it may be below 0.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a: np.ndarray) -> float:
+        k = kernel(a, a)
+        return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+
+
+@dataclass
+class Features:
+    """What KID is taken on: `of(images)` gives (N, d) float32 for uint8 images (H, W) of any sizes, by the network `name`."""
+
+    name: str
+    of: Callable[[list[np.ndarray]], np.ndarray]
+
+    @classmethod
+    def choose(cls, kid_encoder: str) -> "Features | None":
+        """Inception where torchvision's weights lie in its cache, else the named encoder, else None."""
+        from torchvision.models import Inception_V3_Weights, inception_v3
+
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Inception_V3_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
+        if path.is_file():
+            network = inception_v3(weights=None, init_weights=False)
+            network.load_state_dict(checkpoints.read(path))
+            network.fc = nn.Identity()
+            network.eval()
+
+            @torch.no_grad()
+            def of(images: list[np.ndarray]) -> np.ndarray:
+                batches = [image_batch(images[i : i + 16], 299, frame=True)[0] for i in range(0, len(images), 16)]
+                return np.concatenate([network(b.expand(-1, 3, -1, -1) / 127.5 - 1).numpy() for b in batches])
+
+            return cls(f"torchvision's Inception v3 ({path.name}), 2048 features", of)
+        if kid_encoder:
+            encoder = load_encoder(kid_encoder)
+
+            def of(images: list[np.ndarray]) -> np.ndarray:
+                return np.concatenate([encoder.embed(image_batch(images[i : i + 16], 224, frame=True)[0]).numpy()
+                                       for i in range(0, len(images), 16)])  # fmt: skip
+
+            return cls(f"ultrasound encoder {kid_encoder} ({encoder.spec.name}), {encoder.width} features; no FID-Inception", of)
+        return None
+
+
+def kid_rule(features: Features | None, images: int, reference: int) -> str:
+    """How KID was measured, or why it was not."""
+    if features is None:
+        return "not measured: torchvision's Inception weights are not in its cache, and no kid_encoder was given"
+    if min(images, reference) < LEAST_FOR_KID:
+        return f"not measured: {images} images and {reference} reference images; it takes {LEAST_FOR_KID} of each"
+    return f"unbiased, polynomial kernel; {images} images against {reference} of high quality; features: {features.name}"
