@@ -77,7 +77,16 @@ def build_encoder(config: PretrainingConfig) -> Encoder:
             + f", but encoder.name is {spec.name}"
             + (f" and encoder.patch {spec.patch}" if source.spec.name == spec.name else "")
         )
+    if {source.spec.norm, spec.norm} == {"token", "mean_of_norm"}:  # the same tensors, another vector of them
+        other = Encoder(dataclasses.replace(source.spec, norm=spec.norm))
+        other.load_state_dict(source.state_dict())
+        source, other.report = other, source.report
     return source
+
+
+def build_method(config: PretrainingConfig) -> Method:
+    """What the run learns by, around the encoder it begins with."""
+    return (BASELINES | {"emp_ssl": EmpSSL})[config.method](build_encoder(config), config)
 
 
 def _as_it_is(batch):
@@ -107,10 +116,9 @@ class Trainer:
             if rank == 0:
                 pools.write_leaks(self.folder.folder / f"leakage_{stage}.csv", rows)
         torch.manual_seed(config.seed)
-        encoder = build_encoder(config)
-        if encoder.report:
-            self._say(f"encoder.weights {config.encoder.weights}: {encoder.report}")
-        self.method: Method = (BASELINES | {"emp_ssl": EmpSSL})[config.method](encoder, config)
+        self.method = build_method(config)
+        if report := self.method.network.base_encoder.report:
+            self._say(f"encoder.weights {config.encoder.weights}: {report}")
         network = self.network = self.method.network.to(device, memory_format=torch.channels_last)
         if world_size > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
