@@ -4,7 +4,8 @@
         [--patches 0 4] [--limit 900] [--square] [--repeats 3] [--precision bfloat16]
 
 An encoder is a checkpoint, a run folder, or random weights: random:SEED (a ResNet18) or random:SEED:RUN_FOLDER (what that run
-began with, but for the seed). No fold divides a patient or duplicate cluster, and the test split is not looked at: use this to choose settings, and scripts/compare_initialisations.py for the last figure.
+began with, but for the seed). No fold divides a patient or duplicate cluster, and the test split is not looked at: use this to
+choose settings, and scripts/compare_initialisations.py for the last figure.
 --patches 0 embeds whole images, n the bag of n patches; --square the central square of each image, which hides its shape;
 --repeats averages over several divisions into folds. Prints balanced accuracy.
 """

@@ -119,7 +119,7 @@ def picture_rows(path: Path, rows: dict[str, Tensor], title: str = "") -> np.nda
         for axis in line:
             axis.set_xticks([])
             axis.set_yticks([])
-    figure.suptitle(title, fontsize=9, x=0.125, ha="left")
+    grid[0][0].set_title(title, fontsize=9, loc="left")
     return _save(figure, path)
 
 

@@ -204,9 +204,9 @@ class MAE(_Baseline):
     """
 
     views = 1
-    bar = {"loss": ("loss", ".3f")}
+    bar = {"loss": ("loss", ".3f"), "mean": ("mean_error", ".3f")}
     panels = (
-        ("error of hidden tokens", {"error": "loss"}, ("of the mean", 1.0)),
+        ("error of hidden tokens", {"drawn": "loss", "each token's mean": "mean_error"}, None),
         ("learning rate", {"rate": "learning_rate"}, None),
     )
 
@@ -221,9 +221,12 @@ class MAE(_Baseline):
         self.network.decoder.load_state_dict(self.network.build_decoder().state_dict())
 
     def target(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is to be drawn (N, L, side^2), and the mean and deviation that were taken out of each token."""
         encoder = self.network.base_encoder
-        grey = encoder.normalize(crops)
-        return normalise_tokens(F.unfold(grey, encoder.spec.patch, stride=encoder.spec.patch).mT)
+        tokens = F.unfold(encoder.normalize(crops), encoder.spec.patch, stride=encoder.spec.patch).mT
+        if self.own.normalise:
+            return normalise_tokens(tokens)
+        return tokens, torch.zeros_like(tokens[..., :1]), torch.ones_like(tokens[..., :1])
 
     def loss(self, images, valid, draw, progress, rank, world_size):
         self.set_weight_decay(progress)
@@ -231,7 +234,9 @@ class MAE(_Baseline):
         b = len(images)
         hidden = hidden_tokens(self.tokens, b * world_size, self.own.mask_ratio, draw)[rank * b : (rank + 1) * b]
         hidden = hidden.to(crops.device)
-        return masked_error(self.forward(crops, hidden), self.target(crops)[0], hidden), {}
+        target = self.target(crops)[0]
+        mean_error = masked_error(target.mean(-1, keepdim=True), target, hidden)  # below 1, as some tokens are plain black
+        return masked_error(self.forward(crops, hidden), target, hidden), {"mean_error": mean_error}
 
     @torch.no_grad()
     def picture(self, path, images, valid, draw, title):
@@ -452,10 +457,11 @@ def block_masks(batch: int, side: int, config, draw: torch.Generator) -> Tensor:
     """
     from lightly.models.utils import random_block_mask
 
+    least = max(1, min(4, int(config.mask_low * side**2)))  # tokens of a rectangle
     before = random.getstate()
     random.seed(int(torch.randint(2**62, (1,), generator=draw)))
     try:
-        return random_block_mask((batch, side, side), config.masked_crops, config.mask_low, config.mask_high)
+        return random_block_mask((batch, side, side), config.masked_crops, config.mask_low, config.mask_high, least)
     finally:
         random.setstate(before)
 

@@ -74,6 +74,7 @@ STRONG = {"gain": 0.4, "contrast": 0.4, "gamma": 0.3, "blur": 0.5, "speckle": 0.
 @dataclass
 class MAEConfig:
     mask_ratio: float = option(0.75, "share of the tokens that is hidden", low=0.05, high=0.95)
+    normalise: bool = option(True, "draw each token with mean 0 and deviation 1, else as it is")
     decoder_width: int = option(512, "of the decoder, which is dropped; a multiple of its heads and of 4", low=8)
     decoder_depth: int = option(8, "its blocks", low=1)
     decoder_heads: int = option(16, "its attention heads", low=1)
@@ -233,7 +234,7 @@ def check(config: PretrainingConfig) -> None:
     else:
         _check_baseline(config)
     if config.encoder.name not in RESNETS:
-        sides = {key: crops.size for key, crops in crops_of(config).items()} | {"half of data.size": config.data.size // 2}
+        sides = {f"{key}.size": crops.size for key, crops in crops_of(config).items()} | {"half of data.size": config.data.size // 2}
         for key, side in sides.items():
             if side % config.encoder.patch:
                 raise ValueError(
@@ -284,6 +285,8 @@ def _check_baseline(config: PretrainingConfig) -> None:
         )
     if method == "dinov2" and own.mask_low > own.mask_high:
         raise ValueError(f"dinov2.mask_low {own.mask_low} is above dinov2.mask_high {own.mask_high}")
+    if method == "dinov2" and own.mask_low * (tokens := (own.global_crops.size // config.encoder.patch) ** 2) < 1:
+        raise ValueError(f"dinov2.mask_low {own.mask_low} hides none of {tokens} tokens of a crop: raise it, or the crop's size")
 
 
 def crops_of(config: PretrainingConfig) -> dict[str, PatchConfig | CropConfig]:
