@@ -27,10 +27,10 @@ from vfm4us.config import from_dict
 from vfm4us.data.phantoms import make_phantom, write_phantoms
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.loading import load_encoder
+from vfm4us.pretraining.emp_ssl import Draws, Network, compute_loss, lars
 from vfm4us.pretraining.objective import MultiPatchLoss, total_coding_rate
 from vfm4us.pretraining.patches import PatchConfig, PatchSampler
 from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.pretraining.stages import Draws, Network, compute_loss, lars
 
 TURN = 8  # batches a turn: one takes ours 20 ms, too short to time
 

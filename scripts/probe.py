@@ -3,8 +3,9 @@
     python scripts/probe.py random:0 logs/A logs/B/checkpoints/best.pt --data DIR [--tasks busi liver gallbladder] [--size 128]
         [--patches 0 4] [--limit 900] [--square] [--repeats 3] [--precision bfloat16]
 
-An encoder is a checkpoint, a run folder, or random:SEED (a ResNet18). No fold divides a patient or duplicate cluster, and the
-test split is not looked at: use this to choose settings, and scripts/compare_initialisations.py for the last figure.
+An encoder is a checkpoint, a run folder, or random weights: random:SEED (a ResNet18) or random:SEED:RUN_FOLDER (what that run
+began with, but for the seed). No fold divides a patient or duplicate cluster, and the test split is not looked at: use this to
+choose settings, and scripts/compare_initialisations.py for the last figure.
 --patches 0 embeds whole images, n the bag of n patches; --square the central square of each image, which hides its shape;
 --repeats averages over several divisions into folds. Prints balanced accuracy.
 """
@@ -17,21 +18,26 @@ import numpy as np
 import torch
 
 import vfm4us
-from vfm4us import probing, run
+from vfm4us import config, probing, run
 from vfm4us.data.store import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.stages import build_method
 
 
 def load(name: str) -> Encoder:
-    if name.startswith("random:"):
-        torch.manual_seed(int(name.removeprefix("random:")))
+    if not name.startswith("random:"):
+        return vfm4us.load_encoder(name, in_channels=1)
+    _, seed, *like = name.split(":", 2)
+    torch.manual_seed(int(seed))
+    if not like:
         return Encoder(EncoderSpec(in_channels=1))
-    return vfm4us.load_encoder(name, in_channels=1)
+    return build_method(config.load(PretrainingConfig, Path(like[0]) / "config.yaml", ["encoder.weights="])).network.base_encoder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("encoders", nargs="+", help="checkpoints, run folders, or random:SEED")
+    parser.add_argument("encoders", nargs="+", help="checkpoints, run folders, or random:SEED[:RUN_FOLDER]")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' folders")
     parser.add_argument("--tasks", nargs="+", default=["busi", "liver", "gallbladder"])
     parser.add_argument("--size", type=int, default=128, help="side to which plain folders are packed (default 128)")

@@ -99,14 +99,16 @@ def test_a_config_of_the_repository_is_found_from_elsewhere_and_a_file_here_goes
     assert config.load(PretrainingConfig, name).name == "mine"
 
 
-PRETRAINING = [*sorted(ROOT.glob("configs/pretraining/*.yaml")), ROOT / "configs/smoke/pretraining.yaml"]
+PRETRAINING = [*sorted(ROOT.glob("configs/pretraining/**/*.yaml"))]
+PRETRAINING += [ROOT / f"configs/smoke/{name}.yaml" for name in ("pretraining", "mae", "dinov2")]
 
 
 @pytest.mark.parametrize("file", PRETRAINING, ids=lambda f: str(f.relative_to(ROOT)))
 def test_every_shipped_pretraining_config_parses_and_names_its_command(file):
-    text = file.read_text()
-    assert text.startswith("# python Pretraining/US-SSL/adv_main.py"), "begin with the command"
-    read = config.load(PretrainingConfig, file)
+    text, read = file.read_text(), config.load(PretrainingConfig, file)
+    script = {"mae": "MAE/mae_main.py", "dinov2": "DINOv2/dinov2_main.py"}.get(read.method, "US-SSL/adv_main.py")
+    assert text.startswith(f"# python Pretraining/{script}"), "begin with the command"
+    assert (ROOT / "Pretraining" / script).is_file() and (f"--config {file.relative_to(ROOT)}" in text or "smoke" in str(file))
     assert read.stages and all(s.data for s in read.stages)
 
 

@@ -61,24 +61,27 @@ def contact_sheet(
     return _save(figure, path)
 
 
-def training_curve(path: Path, lines: list[dict], title: str = "") -> None:
-    """Loss terms per step and held-out k-NN and effective rank per epoch, from the lines of metrics.jsonl."""
+# Two panels of a pretraining curve: title, label and key of each line, and a bound or None.
+EMP_PANELS = (
+    ("patch similarity", {"clean": "similarity", "adversarial": "adversarial_similarity"}, None),
+    ("coding rate", {"clean": "coding_rate", "adversarial": "adversarial_coding_rate"}, None),
+)
+
+
+def training_curve(path: Path, lines: list[dict], title: str = "", panels: tuple = EMP_PANELS) -> None:
+    """Loss terms per step (see `EMP_PANELS`) and held-out k-NN and effective rank per epoch, from the lines of metrics.jsonl."""
     steps = [line for line in lines if line["kind"] == "train"]
     epochs = [line for line in lines if line["kind"] == "monitor"]
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     axes = figure.subplots(1, 4)
-    for axis, key, name in zip(
-        axes[:2], ("similarity", "coding_rate"), ("patch similarity", "coding rate"), strict=True
-    ):
-        axis.plot([s["step"] for s in steps], [s[key] for s in steps], linewidth=1, label="clean")
-        attacked = [s for s in steps if "adversarial_" + key in s]
-        if attacked:
-            axis.plot(
-                [s["step"] for s in attacked],
-                [s["adversarial_" + key] for s in attacked],
-                linewidth=1,
-                label="adversarial",
-            )
+    for axis, (name, keys, bound) in zip(axes[:2], panels, strict=True):
+        for label, key in keys.items():
+            points = [(s["step"], s[key]) for s in steps if key in s]
+            if points:
+                axis.plot(*zip(*points, strict=True), linewidth=1, label=label)
+        if bound is not None:
+            axis.axhline(bound[1], color="0.4", linestyle="--", linewidth=1, label=bound[0])
+        if len(axis.lines) > 1:
             axis.legend(fontsize=7)
         axis.set_title(name, fontsize=9)
     for axis, key, name in (
@@ -101,6 +104,23 @@ def training_curve(path: Path, lines: list[dict], title: str = "") -> None:
             axis.axvline(step, color="0.6", linestyle=":", linewidth=1)
     figure.suptitle(title, fontsize=9)
     _save(figure, path)
+
+
+def picture_rows(path: Path, rows: dict[str, Tensor], title: str = "") -> np.ndarray:
+    """Named rows of square grey pictures, each (n, P, P) in [0, 1], one column per image; returned as (H, W, 3) uint8."""
+    columns = max(len(pictures) for pictures in rows.values())
+    figure = Figure(figsize=(1.25 * columns + 1.2, 1.27 * len(rows) + 0.4))
+    grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
+    for line, (name, pictures) in zip(grid, rows.items(), strict=True):
+        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+        for axis, picture in zip(line, pictures.float().cpu().numpy(), strict=False):
+            axis.set_facecolor("tab:orange")  # shows through where a token is masked
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    grid[0][0].set_title(title, fontsize=9, loc="left")
+    return _save(figure, path)
 
 
 def finetuning_curve(path: Path, lines: list[dict], measure: str, best: int) -> None:

@@ -5,16 +5,16 @@
     python Pretraining/US-SSL/adv_main.py --config configs/pretraining/folder.yaml stages.0.data.0.path=DIR name=mine
     torchrun --nproc_per_node=8 Pretraining/US-SSL/adv_main.py --config ...
 
-Any key below can follow as section.key=value. The run is written to logs/<name>; the same command continues it.
+Any key below can follow as section.key=value; `method` chooses between this project's method and those it is compared with.
+The run is written to logs/<name>; the same command continues it.
 """
 
-import os
 import sys
 from pathlib import Path
 
 from vfm4us import config, run
 from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.pretraining.stages import pretrain, summary
+from vfm4us.pretraining.stages import pretrain, print_result
 
 BUILT_IN = Path("configs/smoke/pretraining.yaml")
 
@@ -27,11 +27,7 @@ def main() -> None:
             "For real data: --config configs/pretraining/us510k.yaml, or configs/pretraining/folder.yaml for your own images."
         )
     settings = config.load(PretrainingConfig, arguments.config or BUILT_IN, arguments.overrides)
-    folder = pretrain(settings)
-    if int(os.environ.get("RANK", 0)) == 0 and (folder / "encoder.pt").is_file():
-        print(f"\n{summary(folder, settings.encoder.weights or 'random')}\n")
-        print(f"encoder   {folder / 'encoder.pt'}")
-        print(f"pictures  {', '.join(str(p) for p in sorted(folder.glob('*.png')))}")
+    print_result(pretrain(settings), settings)
 
 
 if __name__ == "__main__":

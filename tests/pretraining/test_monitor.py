@@ -29,11 +29,12 @@ def test_effective_rank_of_known_spectra():
 
 def test_collapse_is_named_and_health_is_not():
     torch.manual_seed(0)
-    assert monitor.collapse_warning(torch.randn(100, 32), 0.8, 50.0) == ""
+    assert monitor.collapse_warning(torch.randn(100, 32), "said", "advice") == ""
     flat = torch.ones(100, 32) + 1e-3 * torch.randn(100, 32)
-    assert "collapsing" in monitor.collapse_warning(flat, 1.0, 4.27)
+    warning = monitor.collapse_warning(flat, "cosine 1.000", "Do this.")
+    assert "collapsing" in warning and "(cosine 1.000). Do this." in warning
     line = torch.ones(100, 32) + torch.randn(100, 1) * torch.eye(32)[:1] * 5
-    assert "collapsing" in monitor.collapse_warning(line, 1.0, 4.27)
+    assert "collapsing" in monitor.collapse_warning(line, "said", "advice")
 
 
 def test_measure_leaves_out_knn_where_there_is_one_label():

@@ -22,7 +22,8 @@ from tests.conftest import ROOT
 from vfm4us import checkpoints, run
 from vfm4us.config import to_dict
 from vfm4us.data import pools
-from vfm4us.pretraining import stages
+from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.pretraining import emp_ssl, stages
 from vfm4us.pretraining.adversary import AdversaryConfig
 from vfm4us.pretraining.masking import MaskingConfig
 from vfm4us.pretraining.objective import MultiPatchLoss, patch_similarity, total_coding_rate
@@ -45,7 +46,7 @@ def assert_same_weights(a, b):
 def network_and_patches(tiny):
     config = tiny()
     torch.manual_seed(0)
-    network = stages.Network(stages.Encoder(stages.EncoderSpec(in_channels=1)), config.projector).train()
+    network = emp_ssl.Network(Encoder(EncoderSpec(in_channels=1)), config.projector).train()
     return config, network, torch.rand(3, 8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -53,8 +54,8 @@ def test_weight_0_is_plain_emp_ssl_bit_for_bit(network_and_patches):
     config, network, patches = network_and_patches
     config = dataclasses.replace(config, adversary=AdversaryConfig(weight=0.0), masking=MaskingConfig())
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    draws = stages.Draws.of(config, run.generator(0), 8, "cpu")
-    loss, _ = stages.compute_loss(network, MultiPatchLoss(), patches, config, draws)
+    draws = emp_ssl.Draws.of(config, run.generator(0), 8, "cpu")
+    loss, _ = emp_ssl.compute_loss(network, MultiPatchLoss(), patches, config, draws)
     loss.backward()
     ours = {k: p.grad.clone() for k, p in network.named_parameters()}
     statistics = {k: v.clone() for k, v in network.named_buffers()}
@@ -70,10 +71,10 @@ def test_weight_0_is_plain_emp_ssl_bit_for_bit(network_and_patches):
 
 def test_the_adversary_changes_the_loss_but_not_the_running_statistics(network_and_patches):
     config, network, patches = network_and_patches
-    other = stages.Network(stages.Encoder(stages.EncoderSpec(in_channels=1)), config.projector).train()
+    other = emp_ssl.Network(Encoder(EncoderSpec(in_channels=1)), config.projector).train()
     other.load_state_dict(network.state_dict())
-    draws = stages.Draws.of(config, run.generator(0), 8, "cpu")
-    loss, terms = stages.compute_loss(network, MultiPatchLoss(), patches, config, draws)
+    draws = emp_ssl.Draws.of(config, run.generator(0), 8, "cpu")
+    loss, terms = emp_ssl.compute_loss(network, MultiPatchLoss(), patches, config, draws)
     other(patches.flatten(0, 1))
     assert all(torch.equal(v, dict(other.named_buffers())[k]) for k, v in network.named_buffers())
     expected = MultiPatchLoss()(other(patches.flatten(0, 1)).view(3, 8, -1)).loss
@@ -214,13 +215,13 @@ def test_encoder_weights_start_the_run_and_another_architecture_is_refused(tiny)
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tiny, monkeypatch):
     config = tiny("name=broken")
-    real = stages.compute_loss
+    real = emp_ssl.compute_loss
 
     def broken(*arguments):
         loss, terms = real(*arguments)
         return loss * float("nan"), terms
 
-    monkeypatch.setattr(stages, "compute_loss", broken)
+    monkeypatch.setattr(emp_ssl, "compute_loss", broken)
     with pytest.raises(FloatingPointError, match="stages.0.learning_rate"):
         pretrain(config)
 
@@ -311,14 +312,14 @@ def _train_as_one_of_two(rank, config, folder):
 def _gradient(config, rank, world_size):
     """Loss and averaged gradient of one step with batch-norm statistics frozen (torch has no SyncBatchNorm on CPU)."""
     torch.manual_seed(0)
-    network = stages.Network(stages.Encoder(stages.EncoderSpec(in_channels=1)), config.projector).eval()
+    network = emp_ssl.Network(Encoder(EncoderSpec(in_channels=1)), config.projector).eval()
     images = torch.randint(0, 256, (8, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     own = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
     valid = torch.tensor([[0, 0, 48, 48]]).expand(8, 4)
     draw = run.generator(1, 2, 3)
     patches = PatchSampler(config.patches)(images[own], valid[own], draw, rank, world_size)
-    draws = stages.Draws.of(config, draw, 8 // world_size, "cpu", rank, world_size)
-    loss, _ = stages.compute_loss(network, MultiPatchLoss(), patches, config, draws)
+    draws = emp_ssl.Draws.of(config, draw, 8 // world_size, "cpu", rank, world_size)
+    loss, _ = emp_ssl.compute_loss(network, MultiPatchLoss(), patches, config, draws)
     loss.backward()
     run.average_gradients(list(network.parameters()))
     return {"loss": loss.detach()} | {k: p.grad for k, p in network.named_parameters()}

@@ -49,10 +49,10 @@ def balanced_accuracy(labels, predictions) -> float:
     return float(np.mean([(predictions[labels == label] == label).mean() for label in np.unique(labels)]))
 
 
-def collapse_warning(embeddings: Tensor, similarity: float, coding_rate: float) -> str:
+def collapse_warning(embeddings: Tensor, said: str, advice: str) -> str:
     """A warning in plain words when the network gives nearly the same vector for every image, else an empty string.
 
-    embeddings: (N, d) of N different held-out images. similarity, coding_rate: the training objective's two terms.
+    embeddings: (N, d) of N different held-out images. said: the training objective's terms, in words. advice: a remedy.
     """
     rank = effective_rank(embeddings - embeddings.mean(0))
     # RankMe sees the shape of the cloud; its size beside the vectors' length tells whether there is a cloud at all.
@@ -61,8 +61,7 @@ def collapse_warning(embeddings: Tensor, similarity: float, coding_rate: float) 
         return ""
     return (
         f"the embedding is collapsing: images differ by {100 * spread:.2f} % of their vectors' length, in {rank:.1f} "
-        f"directions (patch similarity {similarity:.3f}, coding rate {coding_rate:.2f}). "
-        "Lower similarity_weight or the learning rate, or raise batch_size."
+        f"directions ({said}). {advice}"
     )
 
 

@@ -61,7 +61,7 @@ class PatchSampler:
     With masks (b, S, S) uint8 also what lies under the patches, (n, b, P, P) uint8, cut from the same windows by the nearest pixel.
     """
 
-    def __init__(self, config: PatchConfig):
+    def __init__(self, config: PatchConfig):  # or another ViewConfig that has a count and a size
         if config.scale_low > config.scale_high:
             raise ValueError(f"patches.scale_low {config.scale_low} is above patches.scale_high {config.scale_high}")
         self.config = config

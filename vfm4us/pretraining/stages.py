@@ -1,21 +1,24 @@
 """The coarse-to-fine loop: stage after stage, each on its own data, each from the weights of the one before.
 
-`pretrain(config)` is the whole method; `Trainer.step` is one update. Every random number is a function of
-(seed, stage, step), so a run that was stopped anywhere and continued ends in the same weights.
+`pretrain(config)` is the whole run; `Trainer.update` is one step. What is learnt from a batch is the method's: `EmpSSL`
+or one of `baselines.py`. Every random number is a function of (seed, stage, step), so a run that was stopped anywhere
+and continued ends in the same weights.
 """
 
+import contextlib
+import dataclasses
+import json
 import math
+import os
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from timm.optim import Lars
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
 from vfm4us import checkpoints, loading, plots, run
@@ -23,119 +26,11 @@ from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
 from vfm4us.data.pools import SourceConfig
-from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.encoders import RESNETS, Encoder, EncoderSpec
 from vfm4us.pretraining import monitor
-from vfm4us.pretraining.adversary import frozen_statistics, perturb, random_start
-from vfm4us.pretraining.masking import choose_cells, fill_cells
-from vfm4us.pretraining.objective import MultiPatchLoss
-from vfm4us.pretraining.patches import PatchSampler
-from vfm4us.pretraining.settings import OptimizerConfig, PretrainingConfig, ProjectorConfig, check
-
-
-class Network(nn.Module):
-    """Encoder and projector: patches (N, 1, P, P) in [0, 1] -> unit-norm embeddings (N, d)."""
-
-    def __init__(self, encoder: Encoder, projector: ProjectorConfig):
-        super().__init__()
-        self.base_encoder = encoder
-        self.projector = build_projector(encoder.width, projector)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return F.normalize(self.projector(self.base_encoder(patches)).float(), dim=-1)
-
-
-def build_projector(width: int, config: ProjectorConfig) -> nn.Sequential:
-    hidden = config.hidden
-    return nn.Sequential(
-        nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
-        nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
-        nn.Linear(hidden, config.out),
-    )  # fmt: skip
-
-
-def lars(network: nn.Module, config: OptimizerConfig) -> Lars:
-    """LARS on matrices and kernels; plain momentum without decay on biases and batch norm, at a lower rate.
-
-    LARS bounds a kernel's relative step by trust * rate. Vectors have no such bound: at the rates that suit kernels, 1 and more,
-    batch-norm scales of 1 soon lay between -6 and 11. Barlow Twins (arXiv 2103.03230, section 2.2) has them 40 times
-    slower for that reason.
-    """
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay, "always_adapt": True, "scale": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "scale": config.vector_rate},
-    ]
-    return Lars(groups, lr=0.0, momentum=config.momentum, trust_coeff=config.trust)
-
-
-@dataclass
-class Draws:
-    """The random numbers of one step that belong to the attack and the masks, for this process's images."""
-
-    start: Tensor | None  # (n * b, 1, P, P) in [-1, 1]
-    scores: Tensor | None  # (n * b, rows, columns)
-
-    @classmethod
-    def of(cls, config: PretrainingConfig, generator: torch.Generator, b: int, device, rank=0, world_size=1) -> "Draws":
-        """Drawn for the global batch and cut to this process's part, as the patches are."""
-        n, size, own = config.patches.count, config.patches.size, slice(rank * b, (rank + 1) * b)
-        start = scores = None
-        if config.adversary.weight:
-            start = random_start(n, own, b * world_size, size, generator, device)
-        if config.masking.strategy == "random":
-            rows = -(-size // config.masking.cell)
-            scores = torch.rand((n, b * world_size, rows, rows), generator=generator)[:, own].flatten(0, 1).to(device)
-        return cls(start, scores)
-
-
-def harden(network: nn.Module, patches: Tensor, center: Tensor, config: PretrainingConfig, draws: Draws):
-    """Attacked and masked patches: (N, 1, P, P) of images with clean mean embeddings `center` (N, d).
-
-    Returns what the network is to be shown, the attacked patches without masks, and the masked cells or None.
-    """
-    attacked, gradient, cells = patches, None, None
-    if config.adversary.weight:
-        attack = perturb(network, patches, center, config.adversary, start=draws.start)
-        attacked, gradient = patches + attack.delta, attack.gradient
-    shown = attacked
-    if config.masking.strategy != "none":
-        cells = choose_cells(attacked, config.masking, gradient=gradient, scores=draws.scores)
-        shown = fill_cells(attacked, cells)
-    return shown, attacked, cells
-
-
-def compute_loss(
-    network: nn.Module, objective: MultiPatchLoss, patches: Tensor, config: PretrainingConfig, draws: Draws
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of patches (n, b, 1, P, P), and its terms as detached scalars.
-
-    EMP-SSL on the patches, plus `adversary.weight` times the same on the attacked ones, compared with the clean means:
-        loss = EMP(x) + weight * [200 (1 - S(x + delta; zbar)) - R(x + delta)]
-    Weight 0 is EMP-SSL exactly, on masked patches if there is masking.
-    """
-    n, b = patches.shape[:2]
-    flat = patches.flatten(0, 1)
-    if not config.adversary.weight:
-        shown, _, _ = harden(network, flat, flat, config, draws)
-        terms = objective(network(shown).view(n, b, -1))
-        return terms.loss, {"similarity": terms.similarity.detach(), "coding_rate": terms.coding_rate.detach()}
-
-    z = network(flat).view(n, b, -1)
-    center = z.mean(0)  # (b, d), not detached: the clean patches move towards the attacked ones too
-    clean = objective(z)
-    with frozen_statistics(network):  # running statistics describe clean patches alone
-        shown, _, _ = harden(network, flat, center.detach().repeat(n, 1), config, draws)
-        hard = objective(network(shown).view(n, b, -1), center)
-    # The constant makes the term 0 instead of -200 where the attack achieves nothing.
-    loss = clean.loss + config.adversary.weight * (hard.loss + objective.similarity_weight)
-    values = {
-        "similarity": clean.similarity,
-        "coding_rate": clean.coding_rate,
-        "adversarial_similarity": hard.similarity,
-        "adversarial_coding_rate": hard.coding_rate,
-    }
-    return loss, {k: v.detach() for k, v in values.items()}
+from vfm4us.pretraining.baselines import BASELINES, Method
+from vfm4us.pretraining.emp_ssl import EmpSSL
+from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
 
 
 def pretrain(config: PretrainingConfig) -> Path:
@@ -150,6 +45,48 @@ def pretrain(config: PretrainingConfig) -> Path:
         finally:
             trainer.folder.close()
     return trainer.folder.folder
+
+
+# FLOPs of the attention kernel of CPUs, which torch's counter does not know: two products, and five going back.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda _, q, k, v, *__, **___: sdpa_flop_count(q, k, v) * 5 // 2
+    ),
+}
+
+
+def build_encoder(config: PretrainingConfig) -> Encoder:
+    """The encoder that a run begins with: random, or read from `encoder.weights`."""
+    wanted = config.encoder
+    spec = EncoderSpec(wanted.name, wanted.in_channels)
+    if wanted.name not in RESNETS:
+        masked = config.method in ("mae", "spatial_frequency")
+        spec = dataclasses.replace(
+            spec, patch=wanted.patch, norm=wanted.norm or ("mean_of_norm" if masked else "token"),
+            image=spec.image if config.method == "emp_ssl" else next(iter(crops_of(config).values())).size,
+        )  # fmt: skip
+    encoder = Encoder(spec)
+    if not wanted.weights:
+        return encoder
+    source = loading.load_encoder(wanted.weights, wanted.in_channels, image_size=spec.image if config.method != "emp_ssl" else None)
+    if (source.spec.name, source.spec.patch) != (spec.name, spec.patch):
+        raise ValueError(
+            f"encoder.weights {wanted.weights} holds a {source.spec.name}"
+            + (f" with tokens of {source.spec.patch} px" if source.spec.name == spec.name else "")
+            + f", but encoder.name is {spec.name}"
+            + (f" and encoder.patch {spec.patch}" if source.spec.name == spec.name else "")
+        )
+    if {source.spec.norm, spec.norm} == {"token", "mean_of_norm"}:  # the same tensors, another vector of them
+        other = Encoder(dataclasses.replace(source.spec, norm=spec.norm))
+        other.load_state_dict(source.state_dict())
+        source, other.report = other, source.report
+    return source
+
+
+def build_method(config: PretrainingConfig) -> Method:
+    """What the run learns by, around the encoder it begins with."""
+    return (BASELINES | {"emp_ssl": EmpSSL})[config.method](build_encoder(config), config)
 
 
 def _as_it_is(batch):
@@ -179,26 +116,16 @@ class Trainer:
             if rank == 0:
                 pools.write_leaks(self.folder.folder / f"leakage_{stage}.csv", rows)
         torch.manual_seed(config.seed)
-        encoder = Encoder(EncoderSpec(config.encoder.name, config.encoder.in_channels))
-        if config.encoder.weights:
-            source = loading.load_encoder(config.encoder.weights, config.encoder.in_channels)
-            if source.spec.name != config.encoder.name:
-                raise ValueError(
-                    f"encoder.weights {config.encoder.weights} holds a {source.spec.name}, "
-                    f"but encoder.name is {config.encoder.name}"
-                )
-            encoder = source
-            self._say(f"encoder.weights {config.encoder.weights}: {source.report}")
-        network = Network(encoder, config.projector).to(device, memory_format=torch.channels_last)
+        self.method = build_method(config)
+        if report := self.method.network.base_encoder.report:
+            self._say(f"encoder.weights {config.encoder.weights}: {report}")
+        network = self.network = self.method.network.to(device, memory_format=torch.channels_last)
         if world_size > 1 and device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.network = network
-        self.forward = torch.compile(network) if config.compile else network
-        self.objective = MultiPatchLoss(**to_dict(config.objective))
-        self.sampler = PatchSampler(config.patches)
-        self.optimizer = lars(network, config.optimizer)
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.method.optimizer = self.method.new_optimizer()
         self.stage, self.epoch, self.step = 0, 0, 0  # step counts within the stage
         self.best, self.seconds, self.finished = -math.inf, 0.0, False
+        self.flops, self.compiled = 0, False  # flops of one step over all processes; 0: not counted yet
         self.values: dict[str, float] = {}  # of the latest step
 
     # ---- data -----------------------------------------------------------------------------------------------------
@@ -237,11 +164,12 @@ class Trainer:
                     f"stages.{i} ({stage.name}) has {len(pool)} images, fewer than batch_size "
                     f"{config.batch_size}: lower batch_size or add data"
                 )
-            if (packed := pool.datasets[0].size) < config.patches.size:
-                raise ValueError(
-                    f"patches.size {config.patches.size} is larger than the images, packed at {packed} px: "
-                    f"lower patches.size, or raise data.size and pack again"
-                )
+            for key, crops in crops_of(config).items():
+                if (packed := pool.datasets[0].size) < crops.size:
+                    raise ValueError(
+                        f"{key}.size {crops.size} is larger than the images, packed at {packed} px: "
+                        f"lower {key}.size, or raise data.size and pack again"
+                    )
             self.training.append(pool)
             self.held_out.append(pools.build_held_out(stage.data, opened))
             if self.held_out[-1] is None:
@@ -313,7 +241,8 @@ class Trainer:
                     values = self.values = self.update(images, valid)
                     self.step += 1
                     self.seconds += time.monotonic() - began
-                    bar.set_postfix(S=f"{values['similarity']:.3f}", R=f"{values['coding_rate']:.1f}", refresh=False)
+                    shown = {short: f"{values[key]:{how}}" for short, (key, how) in self.method.bar.items()}
+                    bar.set_postfix(shown, refresh=False)
                     if self.step % self.config.log_every == 0:
                         self.folder.log(
                             "train", self._global_step(), {"stage": stage.name, "epoch": self.epoch} | values
@@ -330,11 +259,7 @@ class Trainer:
                 self.epoch += 1  # what is saved is the position to go on from
                 if last_epoch and self.stage + 1 == len(self.config.stages):
                     self.finished = True
-                    per_stage = [s.epochs * self.steps_per_epoch(i) for i, s in enumerate(self.config.stages)]
-                    images = self.config.batch_size * sum(per_stage)
-                    self._say(
-                        f"{images} images, {images * self.config.patches.count} patches, {self.seconds / 60:.1f} minutes"
-                    )
+                    self._write_budget()
                 self._save("last")
                 saved, epochs_done = time.monotonic(), epochs_done + 1
                 if epochs_done == self.config.stop_after and not self.finished:
@@ -343,31 +268,37 @@ class Trainer:
 
     def update(self, images: Tensor, valid: Tensor) -> dict[str, float]:
         """One optimizer step on this process's images (b / k, S, S) uint8; returns loss, its terms and the rate."""
-        config, stage = self.config, self.config.stages[self.stage]
+        config, stage, method = self.config, self.config.stages[self.stage], self.method
+        steps = stage.epochs * self.steps_per_epoch(self.stage)
         rate = run.cosine_with_warmup(
-            self.step,
-            stage.epochs * self.steps_per_epoch(self.stage),
-            stage.warmup,
-            stage.learning_rate * config.batch_size / 100,
+            self.step, steps, stage.warmup, stage.learning_rate * config.batch_size / method.rate_images
         )
-        for group in self.optimizer.param_groups:
+        for group in method.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.network.train()
-        draw = run.generator(config.seed, self.stage, self.step)
-        patches = self.sampler(images.to(self.device, non_blocking=True), valid, draw, self.rank, self.world_size)
-        draws = Draws.of(config, draw, len(images), self.device, self.rank, self.world_size)
-        with run.autocast(self.device, config.precision):
-            loss, terms = compute_loss(self.forward, self.objective, patches, config, draws)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        run.average_gradients(list(self.network.parameters()))
+        draw, progress = run.generator(config.seed, self.stage, self.step), self.step / steps
+        if config.compile and self.flops and not self.compiled:  # the first step is counted, which needs it as it is
+            method.forward, self.compiled = torch.compile(method.forward), True
+        counter = contextlib.nullcontext() if self.flops else FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        with counter:
+            images = images.to(self.device, non_blocking=True)
+            with run.autocast(self.device, config.precision):
+                loss, terms = method.loss(images, valid, draw, progress, self.rank, self.world_size)
+            method.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        self.flops = self.flops or counter.get_total_flops() * self.world_size
+        parameters = list(self.network.parameters())
+        run.average_gradients(parameters)
         values = {"loss": loss.item()} | {k: v.item() for k, v in terms.items()} | {"learning_rate": rate}
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
                 f"the loss is {values['loss']} at step {self.step} of stage {stage.name}: lower "
                 f"stages.{self.stage}.learning_rate; the last checkpoint is from before that"
             )
-        self.optimizer.step()
+        if method.clip:
+            nn.utils.clip_grad_norm_(parameters, method.clip)
+        method.optimizer.step()
+        method.after_step(progress)
         return values
 
     def _enter_stage(self) -> None:
@@ -376,9 +307,8 @@ class Trainer:
         if self.stage and stage.projector == "reset":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed + self.stage)
-                new = build_projector(self.network.base_encoder.width, self.config.projector)
-            self.network.projector.load_state_dict(new.state_dict())
-        self.optimizer = lars(self.network, self.config.optimizer)
+                self.method.renew()
+        self.method.optimizer = self.method.new_optimizer()
         if self.world_size > 1:
             for tensor in self.network.state_dict().values():
                 dist.broadcast(tensor, 0)
@@ -432,35 +362,37 @@ class Trainer:
         numbers = ", ".join(f"{k} {v:.3f}" if "knn" in k else f"{k} {v:.1f}" for k, v in result.items())
         self._say(f"  {after}: held-out {name} images: {numbers}")
         values = self.values
-        if values and (warning := monitor.collapse_warning(embeddings, values["similarity"], values["coding_rate"])):
+        told = (self.method.said(values), self.method.advice) if values else ()
+        if told and (warning := monitor.collapse_warning(embeddings, *told)):
             self._say(f"  WARNING: {warning}")
             self.folder.log("warning", self._global_step(), {"text": warning})
         return result
 
     def _pictures(self) -> None:
-        """A contact sheet of a few images of the stage, cut, attacked and masked as in training; and the curve."""
+        """What the network saw of a few images of the stage, cut and varied as in training; and the curve."""
         config, stage, pool = self.config, self.config.stages[self.stage], self.training[self.stage]
-        images, valid = pool.batch(pool.take(4, config.seed))
+        images, valid = pool.batch(pool.take(self.method.pictured, config.seed))
         draw = run.generator(config.seed, self.stage, self.step)
-        patches = self.sampler(images.to(self.device), valid, draw)
-        draws, (n, b) = Draws.of(config, draw, len(images), self.device), patches.shape[:2]
         self.network.eval()  # running statistics: a picture takes one process, and must not change the network
-        flat = patches.flatten(0, 1)
-        with torch.no_grad():
-            center = self.network(flat).view(n, b, -1).mean(0).repeat(n, 1)
-        _, attacked, cells = harden(self.network, flat, center, config, draws)
-        attack = config.adversary.method if config.adversary.weight else "off"
-        sheet = plots.contact_sheet(
-            self.folder.folder / f"contact_sheet_{stage.name}.png",
-            images,
-            patches,
-            attacked.view_as(patches) if config.adversary.weight else None,
-            None if cells is None else cells.view_as(patches),
-            config.adversary.epsilon,
-            f"{config.name}, {stage.name} epoch {self.epoch + 1}: adversary {attack}, masking {config.masking.strategy}",
-        )
+        path = self.folder.folder / f"contact_sheet_{stage.name}.png"
+        title = f"{config.name}, {stage.name} epoch {self.epoch + 1}"
+        sheet = self.method.picture(path, images, valid, draw, title)
         self.folder.tensorboard.add_image("what_the_network_saw", sheet, self._global_step(), dataformats="HWC")
-        plots.training_curve(self.folder.folder / "curve.png", self.folder.metrics(), config.name)
+        plots.training_curve(self.folder.folder / "curve.png", self.folder.metrics(), config.name, self.method.panels)
+
+    def _write_budget(self) -> None:
+        """budget.json: what the run has cost, for tables that compare methods at equal cost."""
+        if self.rank:
+            return
+        per_stage = [s.epochs * self.steps_per_epoch(i) for i, s in enumerate(self.config.stages)]
+        images, encoder = self.config.batch_size * sum(per_stage), self.network.base_encoder
+        budget = {
+            "method": self.config.method, "encoder": encoder.spec.name,
+            "parameters": sum(p.numel() for p in encoder.parameters()),
+            "images": images, "views": images * self.method.views, "flops": self.flops * sum(per_stage),
+            "seconds": round(self.seconds, 1),
+        }  # fmt: skip
+        run.write_text(self.folder.folder / "budget.json", json.dumps(budget, indent=1) + "\n")
 
     def _global_step(self) -> int:
         """Steps since the start of the run."""
@@ -473,9 +405,7 @@ class Trainer:
         """A checkpoint in the published form."""
         encoder, stage = self.network.base_encoder, self.config.stages[self.stage]
         tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
-        tensors |= {
-            checkpoints.PROJECTOR_PREFIX + k: v.detach().cpu() for k, v in self.network.projector.state_dict().items()
-        }
+        tensors |= {"module." + k: v.detach().cpu() for k, v in self._beside().items() if k.startswith("projector.")}
         return {
             "state_dict": tensors,
             "encoder": encoder.spec_dict(),
@@ -484,6 +414,10 @@ class Trainer:
             "step": self._global_step(),
             "config": to_dict(self.config),
         }
+
+    def _beside(self) -> dict[str, Tensor]:
+        """The network's tensors that are not the encoder's."""
+        return {k: v for k, v in self.network.state_dict().items() if not k.startswith("base_encoder.")}
 
     def _save(self, name: str) -> None:
         """checkpoints/<name>.pt; `last` also holds what the run needs to go on."""
@@ -494,11 +428,12 @@ class Trainer:
             encoder = self.network.base_encoder
             state["epoch"] = self.epoch
             state["resume"] = {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.method.optimizer.state_dict(),
+                "beside": {k: v.cpu() for k, v in self._beside().items() if not k.startswith("projector.")},
                 # a third of a kernel, summed three times, is not the same kernel in the last bit
                 "first_convolution": encoder.body.state_dict()[encoder.first_convolution].cpu(),
                 "stage": self.stage, "epoch": self.epoch, "step": self.step, "best": self.best,
-                "seconds": self.seconds, "finished": self.finished, "values": self.values,
+                "seconds": self.seconds, "flops": self.flops, "finished": self.finished, "values": self.values,
                 "data": [pool.fingerprint() for pool in self.training],
             }  # fmt: skip
         checkpoints.save(self.folder.checkpoints / f"{name}.pt", state)
@@ -520,13 +455,18 @@ class Trainer:
         with torch.no_grad():
             encoder.body.get_parameter(encoder.first_convolution).copy_(saved["first_convolution"])
         prefix = checkpoints.PROJECTOR_PREFIX
-        self.network.projector.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
-        )
-        self.optimizer.load_state_dict(saved["optimizer"])
+        beside = {k.removeprefix("module."): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
+        beside |= saved.get("beside", {})  # absent in runs of 0.1.0
+        own = self._beside()
+        if own.keys() != beside.keys():
+            raise ValueError(f"{path} lacks {sorted(own.keys() ^ beside.keys())[:3]} of the network: it is of another version")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(beside[key])
+        self.method.optimizer.load_state_dict(saved["optimizer"])
         self.stage, self.epoch, self.step = saved["stage"], saved["epoch"], saved["step"]
         self.best, self.seconds, self.finished = saved["best"], saved["seconds"], saved["finished"]
-        self.values = saved["values"]
+        self.values, self.flops = saved["values"], saved.get("flops", 0)
         boundary = self.step == self.epoch * self.steps_per_epoch(self.stage)
         self.folder.open_log(self._global_step(), epoch_ended=boundary)
         if not self.finished:
@@ -552,6 +492,14 @@ class Trainer:
             tqdm.write(text)
 
 
+def print_result(folder: Path, config: PretrainingConfig) -> None:
+    """What a finished run has to show, on the terminal of process 0."""
+    if int(os.environ.get("RANK", 0)) == 0 and (folder / "encoder.pt").is_file():
+        print(f"\n{summary(folder, config.encoder.weights or 'random')}\n")
+        print(f"encoder   {folder / 'encoder.pt'}")
+        print(f"pictures  {', '.join(str(p) for p in sorted(folder.glob('*.png')))}")
+
+
 def summary(folder: Path, start: str = "random") -> str:
     """A table of held-out measurements: at the `start` and after each stage, on each stage's images."""
     lines = run.RunFolder(folder, None, main=False).metrics()
@@ -565,4 +513,11 @@ def summary(folder: Path, start: str = "random") -> str:
         rows.append(
             f"{title:<20}" + "".join(f"{'-' if v is None else f'{v:.3f}' if v <= 1 else f'{v:.1f}':>16}" for v in cells)
         )
-    return "\n".join(rows + ["k-NN: balanced accuracy of a weighted k-NN on whole images; rank: RankMe"])
+    rows.append("k-NN: balanced accuracy of a weighted k-NN on whole images; rank: RankMe")
+    if (folder / "budget.json").is_file():
+        b = json.loads((folder / "budget.json").read_text())
+        rows.append(
+            f"{b['method']}: {b['images']:,} images, {b['views']:,} crops, {b['flops'] / 1e12:,.1f} TFLOP, "
+            f"{b['seconds'] / 60:.1f} minutes; {b['encoder']}, {b['parameters'] / 1e6:.1f} million parameters"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,39 @@
+"""Pretrain a masked autoencoder (MAE) on ultrasound, coarse to fine, on the same images as Pretraining/US-SSL/adv_main.py.
+
+    python Pretraining/MAE/mae_main.py                                     built-in synthetic ultrasound, a minute on a CPU
+    python Pretraining/MAE/mae_main.py --config configs/pretraining/mae_75.yaml
+    python Pretraining/MAE/mae_main.py --config configs/pretraining/small/mae_75.yaml data.root=DIR
+    torchrun --nproc_per_node=8 Pretraining/MAE/mae_main.py --config ...
+
+Needs `pip install -e .[baselines]`. Any key below can follow as section.key=value; those of the method are under mae.
+The run is written to logs/<name>; the same command continues it.
+"""
+
+import sys
+from pathlib import Path
+
+from vfm4us import config, run
+from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.stages import pretrain, print_result
+
+METHOD = "mae"
+BUILT_IN = Path("configs/smoke/mae.yaml")
+
+
+def main() -> None:
+    arguments = config.parser(__doc__, PretrainingConfig).parse_args()
+    if not arguments.config:
+        print(
+            f"No --config: pretraining on built-in synthetic ultrasound ({BUILT_IN}).\n"
+            "For real data: --config configs/pretraining/mae_75.yaml, or configs/pretraining/small/mae_75.yaml for a CPU."
+        )
+    settings = config.load(PretrainingConfig, arguments.config or BUILT_IN, arguments.overrides)
+    if settings.method != METHOD:
+        raise ValueError(
+            f"method is {settings.method}, and this script is for {METHOD}: use Pretraining/US-SSL/adv_main.py, or method={METHOD}"
+        )
+    print_result(pretrain(settings), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(run.exit_code(main))
