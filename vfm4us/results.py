@@ -82,7 +82,7 @@ class TaskResults:
         return [(setting, method) for setting in settings for method in self.methods]
 
     def table(self, score: str, published: list[dict]) -> str:
-        """Rows are methods on a dataset, columns stages; then what the row's last arm lacks to the one compared with."""
+        """Rows are methods on a dataset, columns stages; then what the row's last stage has more than the one compared with."""
         name, to = HEADLINES.get(score, score.replace("_", " ")), ", ".join(self.against)
         beside = {
             (c.setting, c.method): p for c in self.cells for p in published
@@ -91,17 +91,23 @@ class TaskResults:
         }  # fmt: skip
         heads = ["dataset", "method", *(f"{name}, {s or ALONE}" for s in self.stages), f"minus {to}", "p"]
         heads += ["published elsewhere"] if beside else []
+        last = {cell.method: cell.stage for cell in self.cells}
         lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
         for setting, method in self.rows():
             shown = [protocol.cell(self.figure(score, setting, method, stage)) for stage in self.stages]
-            last = [s for s in self.stages if (setting, method, s) in self.differences][-1:]
-            apart = self.differences[setting, method, last[0]].get(score) if last else None
+            apart = self.differences.get((setting, method, last[method]), {}).get(score)
             shown += [protocol.cell(apart, "+"), f"{apart['p']:.3f}"] if apart else ["-", "-"]
             if beside:
                 shown.append(f"{float(beside[setting, method]['value']) / 100:.3f}" if (setting, method) in beside else "-")
             lines.append("| " + " | ".join([setting, method, *shown]) + " |")
         lines += ["", *(f"Published elsewhere: {text}." for text in sorted({p["source"] for p in beside.values()}))]
         return "\n".join(lines).rstrip()
+
+    def sizes(self) -> str:
+        """How many images each cell was trained and tested on."""
+        about = {setting: m["protocol"] for (setting, _, _), m in self.metrics.items()}
+        each = [f"{s} {about[s]['training_images']} and {about[s]['test_images']}" for s in self.settings if s in about]
+        return f"Training and test images: {'; '.join(each)}."
 
     def draw(self, path: Path) -> None:
         """The first score: a panel per setting, a line per method, a colour per stage."""
@@ -129,6 +135,7 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
         if not result.at:
             parts.append("Nothing is finished yet.")
             continue
+        parts.append(result.sizes())
         parts += [f"{HEADLINES.get(s, s)}:\n\n{result.table(s, published)}" for s in result.scores]
         result.draw(out / f"{task}.png")
     if plan.pretrainings:
@@ -210,9 +217,10 @@ def read_published() -> list[dict]:
 
 
 def _count_images(cell: Cell) -> int:
-    """All images of the cell's dataset: what calls itself BUSI and has another number of them is not the published one."""
+    """Images of the cell's dataset, those left out too: what calls itself BUSI and has another number of them is not the published one."""
     data = cell.config.data
-    return len(open_or_prepare(Path(data.path), Path(data.cache), data.size, tuple(data.splits)))
+    dataset, only = open_or_prepare(Path(data.path), Path(data.cache), data.size, tuple(data.splits)), getattr(data, "only", [])
+    return sum(not only or label in only for label in dataset.labels)
 
 
 def _remembered(score: protocol.Score) -> protocol.Score:

@@ -188,7 +188,8 @@ class Cell(Job):
 
     @property
     def dataset(self) -> str:
-        return Path(self.config.data.path).name
+        """The folder's name, and the labels that are used where it is some of them: usenhance_thyroid."""
+        return "_".join([Path(self.config.data.path).name, *getattr(self.config.data, "only", [])])
 
     @property
     def module(self):
@@ -253,8 +254,7 @@ def make_plan(settings: TableConfig) -> Plan:
 def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
     """An encoder for each method that is pretrained, stage and pretraining seed."""
     found = []
-    for method, values in settings.encoders.items():
-        about = config.from_dict(MethodConfig, values or {}, f"encoders.{method}")
+    for method, about in _methods(settings).items():
         if not about.config:
             continue
         if wrong := [s for s in about.stages if s not in STAGES]:
@@ -292,8 +292,7 @@ def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[C
             raise ValueError(f"tasks.{task}: known tasks are {', '.join(TASKS)}")
         own = config.from_dict(TaskTableConfig, values, f"tasks.{task}")
         _check_axes(own, f"tasks.{task}.axes")
-        for combination, (method, keys) in itertools.product(_combinations(own), settings.encoders.items()):
-            about = config.from_dict(MethodConfig, keys or {}, f"encoders.{method}")
+        for combination, (method, about) in itertools.product(_combinations(own), _methods(settings).items()):
             name = plain("-".join([task, *map(str, combination), method]))
             if not about.config:
                 start = {"encoder": {"weights": "none"} | about.encoder}
@@ -352,6 +351,14 @@ def _absent_sources(own: PretrainingConfig) -> str:
         return ""
     paths = [where.resolve(source.path) for stage in own.stages for source in stage.data]
     return next((_absence(path, own.data.hint) for path in paths if not path.exists()), "")
+
+
+def _methods(settings: TableConfig) -> dict[str, MethodConfig]:
+    """encoders.<name>=null leaves one out."""
+    return {
+        name: config.from_dict(MethodConfig, values, f"encoders.{name}")
+        for name, values in settings.encoders.items() if values is not None
+    }  # fmt: skip
 
 
 def _check_axes(own: TaskTableConfig, key: str, differences=()) -> None:
