@@ -217,9 +217,10 @@ def read_published() -> list[dict]:
 
 
 def _count_images(cell: Cell) -> int:
-    """Images of the cell's dataset, those left out too: what calls itself BUSI and has another number of them is not the published one."""
+    """Of the cell's dataset, those left out too: what calls itself BUSI and has another number is not the published one."""
     data = cell.config.data
-    dataset, only = open_or_prepare(Path(data.path), Path(data.cache), data.size, tuple(data.splits)), getattr(data, "only", [])
+    dataset = open_or_prepare(Path(data.path), Path(data.cache), data.size, tuple(data.splits))
+    only = getattr(data, "only", [])
     return sum(not only or label in only for label in dataset.labels)
 
 

@@ -450,6 +450,8 @@ def check_leakage(plan: Plan) -> dict[str, str]:
             sizes[cell.task][cell.dataset] = _compare(pretraining, opened[key], cell)
     pools = [pool for stages in opened.values() for pool in stages]
     images = len({digest for pool in pools for digest in _digests(pool)})
+    given = [c.method for c in cells if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")]
+    unknown = "".join(f" What {method} was pretrained on is not known here." for method in dict.fromkeys(given))
     lines = {}
     for task, of in sizes.items():
         tested = ", ".join(f"{count} of {name}" for name, count in of.items())
@@ -457,6 +459,7 @@ def check_leakage(plan: Plan) -> dict[str, str]:
             f"Leakage: none of the test images ({tested}) equals or nearly equals (sha256, perceptual hash) one of the {images} "
             f"images that encoders were pretrained on."
         ) if of else "Leakage: nothing was pretrained for these cells, so nothing was compared."  # fmt: skip
+        lines[task] += unknown
     return lines
 
 
