@@ -31,7 +31,7 @@ import vfm4us
 from vfm4us import config, plots, probing, run
 from vfm4us.data.store import PreparedDataset, open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.settings import PretrainingConfig, check_comparable, single_stage
 from vfm4us.pretraining.stages import pretrain
 
 ARMS = ("random", "coarse", "fine", "coarse-to-fine")
@@ -45,17 +45,10 @@ NAMES = ("mean", "low", "high")
 
 def arm_config(base: PretrainingConfig, arm: str, seed: int, folds: int, tasks: list[str], out: Path) -> PretrainingConfig:
     """The config of one arm and seed: the base's stages, or one of them for as long as both."""
-    result = copy.deepcopy(base)
+    result = single_stage(base, ("coarse", "fine").index(arm)) if arm in ("coarse", "fine") else copy.deepcopy(base)
     result.name, result.seed, result.logs = f"{arm}-{seed}", seed, str(out)
     for source in (source for stage in result.stages for source in stage.data if source.path in tasks and folds):
         source.folds, source.fold = folds, seed % folds
-    if arm in ("coarse", "fine"):
-        coarse, fine = result.stages
-        stage = coarse if arm == "coarse" else fine
-        # a single stage always starts from random weights: at the full rate, with nothing to replay
-        stage.epochs, stage.replay, stage.learning_rate = coarse.epochs + fine.epochs, 0.0, coarse.learning_rate
-        stage.warmup = coarse.warmup
-        result.stages = [stage]
     if arm in VARIANTS:
         name, key, value = VARIANTS[arm]
         setattr(getattr(result, name), key, value)
@@ -112,14 +105,7 @@ def main() -> None:
 
 def check(arguments, base: PretrainingConfig) -> None:
     """ValueError for a comparison that would not be one."""
-    if len(base.stages) != 2:
-        raise ValueError(f"{arguments.config}: a comparison needs two stages, coarse and fine, not {len(base.stages)}")
-    coarse, fine = base.stages
-    if not coarse.epoch_images or coarse.epoch_images != fine.epoch_images:
-        raise ValueError(
-            "stages.0.epoch_images and stages.1.epoch_images must be the same number above 0, so that the arms see equally "
-            "many patches"
-        )
+    check_comparable(base, arguments.config)
     folds, missing = arguments.folds, set(range(arguments.folds)) - {s % max(1, arguments.folds) for s in arguments.seeds}
     if folds < 0 or folds == 1 or missing:
         raise ValueError(

@@ -75,6 +75,11 @@ def test_changed_keys_leave_out_the_free_ones():
     before = PretrainingConfig()
     after = config.from_dict(PretrainingConfig, {"device": "cpu", "num_workers": 3, "seed": 4, "patches": {"size": 64}})
     assert config.changed_keys(config.to_dict(before), after) == ["seed: 0 -> 4", "patches.size: 96 -> 64"]
+    older = config.to_dict(after)
+    del older["patches"]["count"], older["masking"], older["data"]["protect"]  # keys that a later version brought
+    assert config.changed_keys(older, after) == []
+    after.masking.cell, after.patches.count = 5, 7
+    assert config.changed_keys(older, after) == ["patches.count: 20 -> 7", "masking.cell: 16 -> 5"]
 
 
 def test_a_section_may_have_defaults_of_its_own():

@@ -1,6 +1,5 @@
 """The scripts, run as a user runs them: from another folder, with a typo, with missing data."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import ROOT, TINY, module_of
-from vfm4us import config
+from tests.conftest import ROOT, TINY
+from vfm4us import config, tables
 from vfm4us.data.store import open_or_prepare
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.tasks.classification import ClassificationConfig
@@ -121,16 +120,13 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
     assert lacking.returncode == 2 and "every fold needs a seed" in lacking.stderr
 
 
-TABLES = module_of(ROOT / "scripts" / "reproduce_tables.py")
-
-
 @pytest.mark.parametrize(
     "path", [*sorted((ROOT / "configs/tables").glob("*.yaml")), ROOT / "configs/smoke/tables.yaml"], ids=lambda p: p.name
 )
 def test_every_table_has_cells_whose_keys_are_known(path):
     assert path.read_text().startswith("# python scripts/reproduce_tables.py")
-    settings = config.load(TABLES.TableConfig, path, ["data=DIR", "encoder=ENCODER"])
-    cells = TABLES.list_cells(settings, importlib.import_module(f"vfm4us.tasks.{settings.task}"))
+    settings = config.load(tables.TableConfig, path, ["data=DIR", "encoder=ENCODER"])
+    cells = tables.list_cells(settings, tables.list_pretrainings(settings))
     assert len({cell.folder for cell in cells}) == len(cells) > 1
     for cell in cells:
         if finetune := getattr(cell.config, "finetune", None):
@@ -145,7 +141,7 @@ def test_the_readme_names_files_and_keys_that_exist():
     for file, keys in re.findall(r"--config (configs/\S+\.yaml)((?: [\w.]+=\S+)*)", text):
         keys = [k for k in keys.split() if not k.startswith("data.root")]
         kinds = {"classification": ClassificationConfig, "segmentation": SegmentationConfig, "generation": GenerationConfig,
-                 "tables": TABLES.TableConfig}  # fmt: skip
+                 "tables": tables.TableConfig}  # fmt: skip
         kind = kinds.get(file.split("/")[1], PretrainingConfig)
         config.load(kind, ROOT / file, keys)
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):

@@ -44,23 +44,27 @@ def parser(doc: str | None, cls) -> argparse.ArgumentParser:
 
 def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = ()):
     """Build `cls` from its defaults, `file` (YAML, see `find`) and `overrides` such as `stages.0.epochs=3`."""
-    values: dict = {}
-    if file is not None:
-        file = find(file)
-        if not file.is_file():
-            known = [p.relative_to(REPOSITORY).as_posix() for p in sorted(REPOSITORY.glob("configs/**/*.yaml"))]
-            near = difflib.get_close_matches(file.as_posix(), known, n=1) or known
-            hint = f" Did you mean {near[0]}?" if len(near) == 1 else f" Configs here: {', '.join(near)}" if near else ""
-            raise FileNotFoundError(f"config file {file} does not exist.{hint}")
-        try:
-            values = yaml.safe_load(file.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file} is not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{file}: expected keys and values at the top level, found {type(values).__name__}")
+    values = {} if file is None else read(file)
     for item in overrides:
         _override(values, item)
     return from_dict(cls, values)
+
+
+def read(file: str | Path) -> dict:
+    """The keys and values of a YAML file (see `find`), not yet checked."""
+    file = find(file)
+    if not file.is_file():
+        known = [p.relative_to(REPOSITORY).as_posix() for p in sorted(REPOSITORY.glob("configs/**/*.yaml"))]
+        near = difflib.get_close_matches(file.as_posix(), known, n=1) or known
+        hint = f" Did you mean {near[0]}?" if len(near) == 1 else f" Configs here: {', '.join(near)}" if near else ""
+        raise FileNotFoundError(f"config file {file} does not exist.{hint}")
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected keys and values at the top level, found {type(values).__name__}")
+    return values
 
 
 def find(file: str | Path) -> Path:
@@ -99,14 +103,18 @@ def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
-def changed_keys(old: dict, new, prefix: str = "") -> list[str]:
-    """`key: old -> new` for each key of dataclass `new` that differs from plain `old`, leaving out the free ones."""
-    rows = []
+def changed_keys(old: dict, new, prefix: str = "", defaults=None) -> list[str]:
+    """`key: old -> new` for each key of dataclass `new` that differs from plain `old`, leaving out the free ones.
+
+    A key that `old` does not have, because its run is older than the key, had the default.
+    """
+    rows, defaults = [], defaults or type(new)()
     for field in dataclasses.fields(new):
         name, value, free = prefix + field.name, getattr(new, field.name), field.metadata.get("free", False)
-        before = old.get(field.name)
+        own = getattr(defaults, field.name)
+        before = old.get(field.name, _plain(own))
         if dataclasses.is_dataclass(value) and isinstance(before, dict):
-            rows += changed_keys(before, value, name + ".")
+            rows += changed_keys(before, value, name + ".", own)
         elif not free and before != (now := _plain(value)):
             rows.append(f"{name}: {before!r} -> {now!r}")
     return rows

@@ -160,6 +160,30 @@ def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, f
     _save(figure, path)
 
 
+def method_panels(
+    path: Path, methods: list[str], panels: dict[str, dict[str, dict[str, tuple[float, float, float]]]], label: str
+) -> None:
+    """Panels side by side with a row per method: panels[title][series][method] = (mean, low, high), one colour per series."""
+    figure = Figure(figsize=(2.2 + 3.2 * len(panels), 0.42 * len(methods) + 1.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    for axis, (title, series) in zip(axes, panels.items(), strict=True):
+        for k, name in enumerate(names):
+            rows = [i for i, method in enumerate(methods) if method in series.get(name, {})]
+            mean, low, high = np.array([series[name][methods[i]] for i in rows]).reshape(-1, 3).T
+            place = np.array(rows) + (k - (len(names) - 1) / 2) * 0.17
+            axis.errorbar(mean, place, xerr=[mean - low, high - mean], fmt="o", markersize=4, linewidth=1, color=f"C{k}",
+                          label=name if axis is axes[0] else None)  # fmt: skip
+        axis.set_title(title, fontsize=9)
+        axis.set_yticks(range(len(methods)), methods, fontsize=8)
+        axis.set_ylim(len(methods) - 0.5, -0.5)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.grid(axis="x", color="0.9")
+    figure.supxlabel(label, fontsize=9)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=len(names))
+    _save(figure, path)
+
+
 def confusion_matrix(path: Path, counts: np.ndarray, classes: list[str]) -> None:
     """Rows are the true classes, columns the predicted; colour is the share of the row, numbers are images."""
     many = len(classes) > 12

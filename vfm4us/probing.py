@@ -150,11 +150,25 @@ def interval(per_seed: np.ndarray, resamples: np.ndarray, against=(), level: flo
     are paired in the images. Variances add up, s^2 / n + s'^2 / m + var(resamples); Student's t with Welch-Satterthwaite
     degrees of freedom, since three seeds say little about their own spread. One seed counts as if seeds did not vary.
     """
+    mean, error, freedom = _standard_error(per_seed, resamples, against)
+    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * error
+    return mean, mean - half, mean + half
+
+
+def p_value(per_seed: np.ndarray, resamples: np.ndarray, against=()) -> float:
+    """Two-sided, of a mean of 0: below 0.05 where the 95 % `interval` of the same arguments leaves 0 out."""
+    mean, error, freedom = _standard_error(per_seed, resamples, against)
+    if not error:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def _standard_error(per_seed: np.ndarray, resamples: np.ndarray, against) -> tuple[float, float, float]:
+    """Mean, its standard error and degrees of freedom, see `interval`."""
     arms = [np.asarray(x, dtype=float) for x in (per_seed, against) if len(x)]
     spread = [float(np.var(x, ddof=1)) / len(x) if len(x) > 1 else 0.0 for x in arms]
     total = sum(spread) + float(np.var(resamples, ddof=1))
     known = sum(v**2 / (len(x) - 1) for v, x in zip(spread, arms, strict=True) if v > 0)
     freedom = total**2 / known if known > 0 else np.inf
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * total**0.5
     mean = float(arms[0].mean() - (arms[1].mean() if len(arms) > 1 else 0.0))
-    return mean, mean - half, mean + half
+    return mean, total**0.5, freedom

@@ -59,13 +59,16 @@ def test_differences_are_paired_in_the_images_and_averaged_over_datasets():
     [found] = protocol.differences(mean_dice, [(ours, theirs)]).values()
     assert found["mean"] == pytest.approx(0.1) and found["high"] - found["low"] < 1e-6, "every image gains the same"
     [none] = protocol.differences(mean_dice, [(ours, ours)]).values()
-    assert none == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert none == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
     other = [outcome_of(rng.uniform(0, 1, 40))]
     [both] = protocol.differences(mean_dice, [(ours, theirs), (other, other)]).values()
     assert both["mean"] == pytest.approx(0.05)
     noisy = [outcome_of(np.clip(hard + rng.normal(0.1, 0.1, 100), 0, 1)) for _ in range(3)]
     [spread] = protocol.differences(mean_dice, [(noisy, theirs)]).values()
-    assert spread["low"] < spread["mean"] < spread["high"] and spread["low"] > 0
+    assert spread["low"] < spread["mean"] < spread["high"] and spread["low"] > 0 and 0 < spread["p"] < 0.05
+    close = [outcome_of(np.clip(hard + rng.normal(0.005, 0.1, 100), 0, 1)) for _ in range(3)]
+    [hardly] = protocol.differences(mean_dice, [(close, theirs)]).values()
+    assert (hardly["p"] > 0.05) == (hardly["low"] < 0 < hardly["high"]), "the test and the interval agree"
     with pytest.raises(ValueError, match="tested on different images"):
         protocol.differences(mean_dice, [(ours, other)])
 

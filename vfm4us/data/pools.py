@@ -159,6 +159,39 @@ def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, li
     return kept, rows, checked
 
 
+@dataclass
+class StagePool:
+    """The images of one stage, and what was left out of them."""
+
+    training: Pool
+    held_out: Pool | None  # val images of its sources; None where they hold none out
+    leaks: list[list]  # see write_leaks
+    removed: int  # images left out because they equal or nearly equal one of `checked` val and test images
+    checked: int
+
+
+def stage_pools(stages, protect: list[str], where: Locations, seed: int) -> list[StagePool]:
+    """A pool for each of `stages` (which have `data`, a list of sources), without what is held out of any of their sources.
+
+    Also without the val and test images of the datasets `protect`.
+    """
+    datasets = [open_sources(s.data, f"stages.{i}.data", where) for i, s in enumerate(stages)]
+    sources = [source for stage in stages for source in stage.data]
+    protected = {d.folder: d for s, d in zip(sources, sum(datasets, []), strict=True) if s.split == "train"}
+    for k, path in enumerate(protect):
+        [extra] = open_sources([SourceConfig(path)], f"data.protect.{k}", where)
+        protected[extra.folder] = extra
+    result = []
+    for i, (stage, opened) in enumerate(zip(stages, datasets, strict=True)):
+        pool = build_pool(stage.data, opened, seed=seed)
+        if pool is None:
+            raise ValueError(f"stages.{i}.data: no image has the split asked for; see the split column of the manifests")
+        before = len(pool)
+        pool, leaks, checked = remove_leaks(pool, list(protected.values()))
+        result.append(StagePool(pool, build_held_out(stage.data, opened), leaks, before - len(pool), checked))
+    return result
+
+
 def write_leaks(path: Path, rows: list[list]) -> None:
     """The leakage report: a CSV row for each image that was left out of a pool, with the held-out image it resembles."""
     with open(path, "w", newline="") as stream:

@@ -1,10 +1,12 @@
 """Every key of a pretraining run with its default and meaning, and what about them can be wrong before data are looked at."""
 
+import copy
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from vfm4us.config import option, section
-from vfm4us.data.pools import SourceConfig
+from vfm4us.data.pools import Locations, SourceConfig
 from vfm4us.encoders import RESNETS, VITS
 from vfm4us.pretraining.adversary import AdversaryConfig
 from vfm4us.pretraining.masking import MaskingConfig
@@ -149,6 +151,11 @@ class DataConfig:
     protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
     hint: str = option("", "what to tell a user whose data are missing: where to get them")
 
+    def locations(self) -> Locations:
+        """Where the sources of the stages lie."""
+        phantoms = Path(self.cache) / f"phantoms-{self.phantoms}-{self.size}"
+        return Locations(Path(self.cache), self.size, tuple(self.splits), self.root, phantoms, self.hint)
+
 
 @dataclass
 class StageConfig:
@@ -234,7 +241,8 @@ def check(config: PretrainingConfig) -> None:
     else:
         _check_baseline(config)
     if config.encoder.name not in RESNETS:
-        sides = {f"{key}.size": crops.size for key, crops in crops_of(config).items()} | {"half of data.size": config.data.size // 2}
+        sides = {f"{key}.size": crops.size for key, crops in crops_of(config).items()}
+        sides["half of data.size"] = config.data.size // 2
         for key, side in sides.items():
             if side % config.encoder.patch:
                 raise ValueError(
@@ -295,6 +303,32 @@ def crops_of(config: PretrainingConfig) -> dict[str, PatchConfig | CropConfig]:
         return {"patches": config.patches}
     own, names = getattr(config, config.method), ("crops", "global_crops", "local_crops")
     return {f"{config.method}.{name}": getattr(own, name) for name in names if hasattr(own, name)}
+
+
+def single_stage(config: PretrainingConfig, place: int) -> PretrainingConfig:
+    """A copy with the coarse stage (place 0) or the fine one (1) alone, for as many images as both together.
+
+    A stage alone starts from random weights: at the rate and warm-up of the first, with nothing to replay.
+    """
+    result = copy.deepcopy(config)
+    coarse, fine = result.stages
+    stage = result.stages[place]
+    stage.epochs, stage.replay = coarse.epochs + fine.epochs, 0.0
+    stage.learning_rate, stage.warmup = coarse.learning_rate, coarse.warmup
+    result.stages = [stage]
+    return result
+
+
+def check_comparable(config: PretrainingConfig, file: str | Path) -> None:
+    """ValueError unless the coarse stage alone, the fine one alone and both together would see equally many images."""
+    if len(config.stages) != 2:
+        raise ValueError(f"{file}: a comparison needs two stages, coarse and fine, not {len(config.stages)}")
+    coarse, fine = config.stages
+    if not coarse.epoch_images or coarse.epoch_images != fine.epoch_images:
+        raise ValueError(
+            f"{file}: stages.0.epoch_images and stages.1.epoch_images must be the same number above 0, so that coarse, fine and "
+            "coarse-to-fine see equally many images"
+        )
 
 
 def _plain_name(name: str) -> bool:

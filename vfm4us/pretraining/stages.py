@@ -25,7 +25,6 @@ from vfm4us import checkpoints, loading, plots, run
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
-from vfm4us.data.pools import SourceConfig
 from vfm4us.encoders import RESNETS, Encoder, EncoderSpec
 from vfm4us.pretraining import monitor
 from vfm4us.pretraining.baselines import BASELINES, Method
@@ -133,31 +132,18 @@ class Trainer:
     def _open_pools(self) -> dict[str, list]:
         """Fill `self.training` and `self.held_out`, a pool per stage; returns the removed images of each stage."""
         config = self.config
-        cache, size = Path(config.data.cache), config.data.size
-        phantoms = cache / f"phantoms-{config.data.phantoms}-{size}"
+        where = config.data.locations()
         if config.data.phantoms and self.rank == 0:
-            write_phantoms(phantoms, config.data.phantoms, size)
+            write_phantoms(where.phantoms, config.data.phantoms, where.size)
         if self.world_size > 1:
             dist.barrier()
-        where = pools.Locations(cache, size, tuple(config.data.splits), config.data.root, phantoms, config.data.hint)
-        datasets = [pools.open_sources(s.data, f"stages.{i}.data", where) for i, s in enumerate(config.stages)]
-        sources = [source for stage in config.stages for source in stage.data]
-        protected = {d.folder: d for s, d in zip(sources, sum(datasets, []), strict=True) if s.split == "train"}
-        for k, path in enumerate(config.data.protect):
-            [extra] = pools.open_sources([SourceConfig(path)], f"data.protect.{k}", where)
-            protected[extra.folder] = extra
         self.training, self.held_out, leaks = [], [], {}
-        for i, (stage, opened) in enumerate(zip(config.stages, datasets, strict=True)):
-            pool = pools.build_pool(stage.data, opened, seed=config.seed)
-            if pool is None:
-                raise ValueError(
-                    f"stages.{i}.data: no image has the split asked for; see the split column of the manifests"
-                )
-            before = len(pool)
-            pool, leaks[stage.name], checked = pools.remove_leaks(pool, list(protected.values()))
+        opened = pools.stage_pools(config.stages, config.data.protect, where, config.seed)
+        for i, (stage, found) in enumerate(zip(config.stages, opened, strict=True)):
+            pool, leaks[stage.name] = found.training, found.leaks
             self._say(
-                f"stage {stage.name}: {len(pool)} images to train on; {before - len(pool)} left out because they equal "
-                f"or nearly equal one of {checked} val and test images (leakage_{stage.name}.csv)"
+                f"stage {stage.name}: {len(pool)} images to train on; {found.removed} left out because they equal "
+                f"or nearly equal one of {found.checked} val and test images (leakage_{stage.name}.csv)"
             )
             if len(pool) < config.batch_size:
                 raise ValueError(
@@ -171,7 +157,7 @@ class Trainer:
                         f"lower {key}.size, or raise data.size and pack again"
                     )
             self.training.append(pool)
-            self.held_out.append(pools.build_held_out(stage.data, opened))
+            self.held_out.append(found.held_out)
             if self.held_out[-1] is None:
                 self._say(
                     f"stage {stage.name} has no val images: only the effective rank is measured, on training images"

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from vfm4us import checkpoints, run
 from vfm4us.config import option
 from vfm4us.data.pools import epoch_order
-from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.encoders import RESNETS, VITS, Encoder, EncoderSpec
 from vfm4us.loading import LoadReport, load_encoder
 from vfm4us.run import cosine_with_warmup
 
@@ -30,8 +31,9 @@ SAVE_EVERY = 60  # seconds of work that a power cut may cost; five copies of the
 @dataclass
 class EncoderConfig:
     name: str = option(
-        "resnet18", "network, where weights is none or imagenet", choices=["resnet18", "resnet34", "resnet50"]
+        "resnet18", "network, where weights is none or imagenet", choices=[*RESNETS, *VITS]
     )
+    patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4)
     weights: str = option(
         "none",
         "none (random), imagenet, or a checkpoint or run folder of any published layout; {seed} in it is the run's seed",
@@ -65,7 +67,7 @@ def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport 
     """The encoder a task starts from, and the report of what was loaded. `random` depends on the seed alone."""
     if config.weights == "none":
         torch.manual_seed(seed)
-        return Encoder(EncoderSpec(config.name, config.in_channels)), None
+        return Encoder(EncoderSpec(config.name, config.in_channels, patch=config.patch)), None
     source = _imagenet(config.name) if config.weights == "imagenet" else config.weights.replace("{seed}", str(seed))
     encoder = load_encoder(source, in_channels=config.in_channels)
     return encoder, encoder.report
@@ -73,18 +75,25 @@ def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport 
 
 def _imagenet(name: str) -> str:
     """Path of torchvision's ImageNet weights in its own cache, fetched if that is possible."""
-    from torchvision.models import get_model_weights
-
-    url = get_model_weights(name).IMAGENET1K_V1.url
-    folder = f"{torch.hub.get_dir()}/checkpoints"
+    url, file = imagenet_file(name)
     try:
-        torch.hub.load_state_dict_from_url(url, folder, progress=False, weights_only=True)
+        torch.hub.load_state_dict_from_url(url, str(file.parent), progress=False, weights_only=True)
     except OSError as error:
         raise FileNotFoundError(
-            f"encoder.weights=imagenet: {url.rsplit('/', 1)[1]} is not in {folder} and cannot be fetched ({error}). Fetch {url} "
+            f"encoder.weights=imagenet: {file.name} is not in {file.parent} and cannot be fetched ({error}). Fetch {url} "
             f"elsewhere and put it there, or give its path: encoder.weights=FILE"
         ) from error
-    return f"{folder}/{url.rsplit('/', 1)[1]}"
+    return str(file)
+
+
+def imagenet_file(name: str) -> tuple[str, Path]:
+    """Where torchvision's ImageNet weights of a ResNet come from, and the file in its cache, be it there or not."""
+    from torchvision.models import get_model_weights
+
+    if name not in RESNETS:
+        raise ValueError(f"encoder.weights=imagenet: for {', '.join(RESNETS)}, not for {name}; give a file instead")
+    url = get_model_weights(name).IMAGENET1K_V1.url
+    return url, Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
 
 
 def depth_of(name: str) -> int:

@@ -202,7 +202,7 @@ def figures(
 
 
 def differences(score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], repeats: int = 2000) -> dict[str, dict]:
-    """Ours minus theirs for each pair of (ours, theirs), each score as {mean, low, high}; several pairs: the mean over them.
+    """Ours minus theirs for each pair of (ours, theirs), each score as {mean, low, high, p}; several pairs: the mean over them.
 
     Both sides of a pair are resampled alike, so they must have the same test images; several pairs are several datasets.
     """
@@ -216,8 +216,9 @@ def differences(score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], 
         few = min(len(r) for r in resamples)
         sides = [np.mean([v[: min(map(len, side))] for v in side], axis=0) for side in (ours, theirs)]
         if len(resamples) == len(pairs) and few > 1 and np.isfinite(sides[0]).all() and np.isfinite(sides[1]).all():
-            limits = probing.interval(sides[0], np.mean([r[:few] for r in resamples], axis=0), sides[1])
-            result[name] = dict(zip(("mean", "low", "high"), limits, strict=True))
+            about = sides[0], np.mean([r[:few] for r in resamples], axis=0), sides[1]
+            result[name] = dict(zip(("mean", "low", "high"), probing.interval(*about), strict=True))
+            result[name]["p"] = probing.p_value(*about)
     return result
 
 

@@ -1,0 +1,602 @@
+"""The runs behind a results table: encoders to pretrain, cells to train and test, who runs which, what no encoder may have seen.
+
+    plan = make_plan(settings)         # every config is checked before the first of them runs
+    leakage = check_leakage(plan)      # ValueError where a test image lies in a pretraining pool
+    work(plan, invocation)             # or run_workers(...): several processes, also of several machines
+
+A job is the pretraining of one encoder or a cell: one method and stage on one dataset, with all its seeds. A job lies in its own
+folder, is claimed by a lock there for as long as it runs, and is not run again when finished.
+"""
+
+import contextlib
+import copy
+import fcntl
+import fnmatch
+import importlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from vfm4us import checkpoints, config, run
+from vfm4us.config import option
+from vfm4us.data.pools import StagePool, stage_pools
+from vfm4us.data.splits import leakage
+from vfm4us.data.store import open_or_prepare
+from vfm4us.pretraining import settings as pretraining_settings
+from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.tasks import protocol
+from vfm4us.tasks.finetune import imagenet_file
+
+TASKS = ("classification", "segmentation", "generation")
+STAGES = ("coarse", "fine", "coarse-to-fine")
+ORIGINS = {  # what to get where a cell's data are absent; by the folder's name in lower case
+    "busi": "BUSI, Breast ultrasound images (Al-Dhabyani 2020, CC0 / CC BY 4.0)",
+    "liver": "AUL, liver (Xu 2023, Zenodo 7272660, CC BY 4.0)",
+    "gallbladder": "gallbladder, biliary atresia (Zhou 2021, MIT)",
+    "fetal_head": "HC18, fetal heads (van den Heuvel 2018, Zenodo 1327317, CC BY 4.0)",
+    "fetal_brain": "part of FETAL_PLANES_DB (Burgos-Artizzu 2020, Zenodo 3904280, CC BY 4.0)",
+    "fetal_planes": "FETAL_PLANES_DB (Burgos-Artizzu 2020, Zenodo 3904280, CC BY 4.0)",
+    "nerve": "usgra-seg (2025, CC BY 4.0)",
+    "muscle": "the TimTrack sets (CC0 / CC BY 4.0)",
+    "tn3k": "TN3K, thyroid nodules",
+    "c_trus": "C-TRUS, colon wall",
+    "fetal_abdomen": "fetal abdominal structures (Mendeley 4gcpm9dsc3, CC BY 4.0)",
+    "us-510k": "US-510K: the ultrasound part of RadImageNet (on request) and US-MTD120K (Zenodo 8367932)",
+}
+
+
+@dataclass
+class MethodConfig:
+    config: str = option("", "pretraining config of two stages, coarse and fine; empty: nothing is pretrained")
+    stages: list[str] = option(list(STAGES), "what is pretrained: coarse, fine, coarse-to-fine")
+    keys: dict = option({}, "keys laid over that config")
+    encoder: dict = option({}, "encoder keys of the cells where nothing is pretrained, say {weights: none, name: vit_tiny}")
+
+
+@dataclass
+class TaskTableConfig:
+    scores: list[str] = option([], "its figures, one part each, the first drawn")
+    stages: list[str] = option(list(STAGES), "which of the methods' stages are tested")
+    base: dict = option({}, "keys of every cell")
+    axes: dict = option({}, "axis: {value: keys that it adds}; every combination is tested")
+
+
+@dataclass
+class TableConfig:
+    name: str = option("tables", "the cells lie in logs/<name>/<cell>")
+    logs: str = option("logs", "folder for runs")
+    data: str = option("", "folder of the datasets, {data} in the cells")
+    encoder: str = option("", "checkpoint or run folder, {encoder} in the cells; {seed} in it: another for each seed")
+    only: list[str] = option([], "cells to run now, as patterns such as 'busi-*'; empty: all")
+    workers: int = option(1, "processes side by side on this machine; 0: write the tables of what is finished", low=0)
+    shard: str = option("1/1", "this machine's part of the cells, say 2/4, where machines do not share locks")
+    worker: str = option("", "set by the script: which of its processes this is")
+
+    task: str = option("classification", "of a table of one task: module of vfm4us.tasks", choices=TASKS)
+    scores: list[str] = option([], "of a table of one task: its figures, one part each")
+    base: dict = option({}, "of a table of one task: keys of every cell")
+    axes: dict = option(
+        {}, "of a table of one task: axis: {value: keys that it adds}; the last becomes the columns, differences are "
+        "averaged over one named dataset"
+    )  # fmt: skip
+    differences: list[list[str]] = option([], "of a table of one task: pairs of values of the last axis, first minus second")
+
+    encoders: dict = option({}, "of a table of methods: {name: {config: FILE, stages: [...], keys: {...}}}")
+    pretraining: dict = option({}, "of a table of methods: keys laid over every pretraining config")
+    pretraining_seeds: list[int] = option([0], "of a table of methods: one for all runs, or one for each seed of the cells")
+    tasks: dict = option({}, "of a table of methods: {task: {scores: [...], stages: [...], base: {...}, axes: {...}}}")
+    against: list[str] = option(["VFM4US", "coarse-to-fine"], "method and stage that the others are compared with")
+
+
+class Job:
+    """What pretrainings and cells share: their claim, and the record of a failure."""
+
+    folder: Path
+
+    @property
+    def error(self) -> Path:
+        return self.folder / "error.txt"
+
+    def failed(self, invocation: str) -> bool:
+        """Whether it failed in this invocation, in this process or another."""
+        return self.error.is_file() and self.error.read_text().splitlines()[:1] == [invocation]
+
+    def fail(self, invocation: str, text: str) -> None:
+        run.write_text(self.error, f"{invocation}\n{text}")
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[TextIO | None]:
+        """A file that only one process holds, on any machine that shares the folder's locks; None where another has it.
+
+        The kernel gives it back when its holder ends, however that happens.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".claim", "a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield None
+                return
+            yield stream
+
+
+@dataclass
+class Pretraining(Job):
+    """An encoder to be pretrained."""
+
+    method: str
+    stage: str
+    config: PretrainingConfig
+    absent: str = ""  # why it cannot be run here
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.logs) / self.config.name
+
+    @property
+    def name(self) -> str:
+        return f"encoders/{self.config.name}"
+
+    @property
+    def encoder(self) -> Path:
+        return self.folder / "encoder.pt"
+
+    @property
+    def finished(self) -> bool:
+        return self.encoder.is_file()
+
+    def refuse_changed(self) -> None:
+        run.refuse_changed(self.folder, self.config)
+
+    def run(self) -> None:
+        from vfm4us.pretraining.stages import pretrain
+
+        pretrain(self.config)
+
+
+@dataclass
+class Cell(Job):
+    """A downstream run of all its seeds."""
+
+    task: str
+    values: tuple[str, ...]  # one of each axis
+    config: protocol.TaskConfig
+    folder: Path
+    method: str = ""
+    stage: str = ""  # empty: nothing was pretrained for this table
+    needs: list[Pretraining] = field(default_factory=list)
+    scores: list[str] = field(default_factory=list)  # that are tabulated
+    absent: str = ""  # why it cannot be run here
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def setting(self) -> str:
+        return ", ".join(self.values)
+
+    @property
+    def dataset(self) -> str:
+        """The folder's name, and the labels that are used where it is some of them: usenhance_thyroid."""
+        return "_".join([Path(self.config.data.path).name, *getattr(self.config.data, "only", [])])
+
+    @property
+    def module(self):
+        return importlib.import_module(f"vfm4us.tasks.{self.task}")
+
+    @property
+    def finished(self) -> bool:
+        path = self.folder / "metrics.json"
+        return path.is_file() and json.loads(path.read_text())["seeds"] == self.config.seeds
+
+    def refuse_changed(self) -> None:
+        for seed in self.config.seeds:
+            one = copy.deepcopy(self.config)
+            one.seed = seed
+            run.refuse_changed(self.folder / f"seed-{seed}", one)
+
+    def run(self) -> None:
+        self.module.run_seeds(self.config)
+
+
+@dataclass
+class Plan:
+    pretrainings: list[Pretraining]
+    cells: list[Cell]  # all of the table
+    wanted: list[Cell]  # those of settings.only and settings.shard
+
+    @property
+    def jobs(self) -> list[Pretraining | Cell]:
+        """What is to be there in the end, encoders first."""
+        needed = {id(p) for cell in self.wanted if not cell.absent for p in cell.needs}
+        return [p for p in self.pretrainings if id(p) in needed] + [cell for cell in self.wanted if not cell.absent]
+
+
+# ---- what there is to run -------------------------------------------------------------------------------------------
+
+
+def make_plan(settings: TableConfig) -> Plan:
+    """Every encoder and cell of the table, all configs checked. ValueError names the encoder or cell, the key and the remedy."""
+    if not settings.tasks and settings.encoders:
+        raise ValueError("encoders: a table of methods needs tasks: {classification: {...}, ...}, see configs/tables/small.yaml")
+    pretrainings = list_pretrainings(settings) if settings.encoders else []
+    cells = list_cells(settings, pretrainings)
+    names = [cell.name for cell in cells]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two cells would lie in the folder {twice[0]}: give methods and axes names that differ in their letters")
+    part, parts = _shard(settings.shard)
+    wanted = [c for c in cells if not settings.only or any(fnmatch.fnmatch(c.name, p) for p in settings.only)]
+    if not wanted:
+        raise ValueError(f"only: {settings.only} matches no cell; they are: {', '.join(names)}")
+    # the cells of one encoder stay on one machine, which pretrains it
+    keys = list(dict.fromkeys((c.method, c.stage) if c.method else c.name for c in wanted))
+    wanted = [c for c in wanted if keys.index((c.method, c.stage) if c.method else c.name) % parts == part - 1]
+    plan = Plan(pretrainings, cells, wanted)
+    if wanted and all(cell.absent for cell in wanted):
+        raise FileNotFoundError("no cell can be run:\n" + "\n".join(f"  {text}" for text in absences(wanted)))
+    for job in plan.jobs:
+        if job.finished:
+            job.refuse_changed()
+    return plan
+
+
+def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
+    """An encoder for each method that is pretrained, stage and pretraining seed."""
+    found = []
+    for method, about in _methods(settings).items():
+        if not about.config:
+            continue
+        if wrong := [s for s in about.stages if s not in STAGES]:
+            raise ValueError(f"encoders.{method}.stages: {wrong[0]!r} is not one of {', '.join(STAGES)}")
+        keys = config.read(about.config)
+        merge(keys, filled(settings.pretraining, _words(settings)))
+        merge(keys, filled(about.keys, _words(settings)))
+        try:
+            base = config.from_dict(PretrainingConfig, keys)
+            pretraining_settings.check(base)
+            pretraining_settings.check_comparable(base, about.config)
+        except ValueError as error:
+            raise ValueError(f"encoders.{method}: {error}") from error
+        for stage, seed in itertools.product(about.stages, settings.pretraining_seeds):
+            own = copy.deepcopy(base)
+            if stage != "coarse-to-fine":
+                own = pretraining_settings.single_stage(base, STAGES.index(stage))
+            own.name, own.seed = f"{plain(method)}-{stage}-{seed}", seed
+            own.logs = str(Path(settings.logs) / settings.name / "encoders")
+            found.append(Pretraining(method, stage, own, _absent_sources(own)))
+    return found
+
+
+def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[Cell]:
+    """Every combination of the axes, of a table of methods with every method and stage."""
+    if not settings.tasks:
+        own = TaskTableConfig(settings.scores, [], settings.base, settings.axes)
+        _check_axes(own, "axes", settings.differences)
+        return [_cell(settings, settings.task, own, values, "-".join(map(str, values))) for values in _combinations(own)]
+    cells = []
+    for task, values in settings.tasks.items():
+        if values is None:  # tasks.<task>=null leaves it out
+            continue
+        if task not in TASKS:
+            raise ValueError(f"tasks.{task}: known tasks are {', '.join(TASKS)}")
+        own = config.from_dict(TaskTableConfig, values, f"tasks.{task}")
+        _check_axes(own, f"tasks.{task}.axes")
+        for combination, (method, about) in itertools.product(_combinations(own), _methods(settings).items()):
+            name = plain("-".join([task, *map(str, combination), method]))
+            if not about.config:
+                start = {"encoder": {"weights": "none"} | about.encoder}
+                cells.append(_cell(settings, task, own, combination, name, start, method))
+                continue
+            for stage in (s for s in about.stages if s in own.stages):
+                needs = [p for p in pretrainings if (p.method, p.stage) == (method, stage)]
+                weights = needs[0].encoder.as_posix()
+                if len(needs) > 1:
+                    weights = weights.replace(f"-{needs[0].config.seed}/encoder.pt", "-{seed}/encoder.pt")
+                start = {"encoder": {"weights": weights}}
+                cell = _cell(settings, task, own, combination, f"{name}-{stage}", start, method)
+                if len(needs) > 1 and cell.config.seeds != settings.pretraining_seeds:
+                    raise ValueError(
+                        f"pretraining_seeds {settings.pretraining_seeds}: give one for all runs, or the cells' own seeds, "
+                        f"{cell.config.seeds}"
+                    )
+                cell.stage, cell.needs = stage, needs
+                cell.absent = cell.absent or next((p.absent for p in needs if p.absent), "")
+                cells.append(cell)
+    return cells
+
+
+def _cell(settings: TableConfig, task: str, own: TaskTableConfig, values: tuple, name: str, more: dict | None = None,
+          method: str = "") -> Cell:  # fmt: skip
+    keys = copy.deepcopy(own.base)
+    for axis, value in zip(own.axes.values(), values, strict=True):
+        merge(keys, axis[value] or {})
+    merge(keys, more or {})
+    folder = Path(settings.logs) / settings.name / name
+    keys |= {"name": folder.name, "logs": str(folder.parent)}
+    kind = getattr(importlib.import_module(f"vfm4us.tasks.{task}"), f"{task.capitalize()}Config")
+    try:
+        own_config = config.from_dict(kind, filled(keys, _words(settings)))
+    except ValueError as error:
+        raise ValueError(f"cell {folder.name}: {error}") from error
+    cell = Cell(task, tuple(map(str, values)), own_config, folder, method, scores=own.scores)
+    data, encoder = Path(own_config.data.path), own_config.encoder
+    if not data.exists():
+        cell.absent = _absence(data, own_config.data.hint)
+    elif encoder.weights == "imagenet" and not imagenet_file(encoder.name)[1].is_file():
+        url, file = imagenet_file(encoder.name)
+        cell.absent = f"weights absent: ImageNet's are not at {file}; get {url}"
+    return cell
+
+
+def _absence(path: Path, hint: str = "") -> str:
+    origin = ORIGINS.get(path.name.lower()) or " ".join(hint.split())
+    return f"data absent: {path}" + (f"; get {origin}" if origin else " does not exist")
+
+
+def _absent_sources(own: PretrainingConfig) -> str:
+    """What is missing of the images of a pretraining."""
+    where = own.data.locations()
+    if own.data.phantoms:  # made when it begins
+        return ""
+    paths = [where.resolve(source.path) for stage in own.stages for source in stage.data]
+    return next((_absence(path, own.data.hint) for path in paths if not path.exists()), "")
+
+
+def _methods(settings: TableConfig) -> dict[str, MethodConfig]:
+    """encoders.<name>=null leaves one out."""
+    return {
+        name: config.from_dict(MethodConfig, values, f"encoders.{name}")
+        for name, values in settings.encoders.items() if values is not None
+    }  # fmt: skip
+
+
+def _check_axes(own: TaskTableConfig, key: str, differences=()) -> None:
+    if not own.axes or any(not isinstance(axis, dict) or not axis for axis in own.axes.values()):
+        raise ValueError(f"{key}: give at least one axis, each as {{value: {{keys it adds}}}}, see configs/tables/")
+    last = list(list(own.axes.values())[-1])
+    if wrong := [v for pair in differences for v in pair if v not in last]:
+        raise ValueError(f"differences: {wrong[0]!r} is no value of the last axis, which has: {', '.join(map(str, last))}")
+
+
+def _combinations(own: TaskTableConfig) -> Iterator[tuple]:
+    return itertools.product(*own.axes.values())
+
+
+def _words(settings: TableConfig) -> dict[str, str]:
+    return {"data": settings.data, "encoder": settings.encoder}
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise ValueError(f"shard: {text!r} is not of the form 2/4, the second of four parts")
+    return part, parts
+
+
+def plain(name: str) -> str:
+    """A folder name: `MAE (75 %)` -> `mae-75`."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-").lower()
+
+
+def merge(keys: dict, more: dict) -> None:
+    """Lay nested `more` over `keys`; {0: ...} goes to the first item of a list."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(keys.get(key), dict):
+            merge(keys[key], value)
+        elif isinstance(value, dict) and isinstance(keys.get(key), list):
+            for place, own in value.items():
+                merge(keys[key][int(place)], own)
+        else:
+            keys[key] = copy.deepcopy(value)
+
+
+def filled(value, words: dict[str, str]):
+    """`value` with {data} and {encoder} replaced in every text; ValueError where one is wanted and was not given."""
+    if isinstance(value, dict):
+        return {k: filled(v, words) for k, v in value.items()}
+    if isinstance(value, list):
+        return [filled(v, words) for v in value]
+    if isinstance(value, str):
+        for name, text in words.items():
+            if f"{{{name}}}" in value and not text:
+                raise ValueError(f"{value!r} needs {name}=...")
+            value = value.replace(f"{{{name}}}", text)
+    return value
+
+
+def absences(cells: list[Cell]) -> list[str]:
+    """Each reason for which cells cannot be run, with their number."""
+    reasons = list(dict.fromkeys(cell.absent for cell in cells if cell.absent))
+    return [f"{reason} ({sum(cell.absent == reason for cell in cells)} cells)" for reason in reasons]
+
+
+# ---- what no encoder may have seen ----------------------------------------------------------------------------------
+
+
+def check_leakage(plan: Plan) -> dict[str, str]:
+    """For each task a line on how many test images were compared with how many pretraining images, and that none was found.
+
+    The pools are made anew from each pretraining config, and are those of the finished encoders by the fingerprint in their
+    checkpoints. Compared are sha256 and perceptual hash (confirmed on thumbnails). ValueError names the image that was found.
+    """
+    cells = [cell for cell in plan.wanted if not cell.absent]
+    opened: dict[str, list[StagePool]] = {}
+    sizes: dict[str, dict[str, int]] = {task: {} for task in dict.fromkeys(cell.task for cell in cells)}
+    for pretraining in (job for job in plan.jobs if isinstance(job, Pretraining)):
+        own = pretraining.config
+        key = json.dumps([config.to_dict(own.data), [config.to_dict(s)["data"] for s in own.stages], own.seed], default=str)
+        first = key not in opened
+        if first:
+            if own.data.phantoms:
+                from vfm4us.data.phantoms import write_phantoms
+
+                write_phantoms(own.data.locations().phantoms, own.data.phantoms, own.data.size)
+            opened[key] = stage_pools(own.stages, own.data.protect, own.data.locations(), own.seed)
+        _check_fingerprints(pretraining, opened[key])
+        tested = {(c.task, c.config.data.path, tuple(c.config.data.splits)): c for c in cells} if first else {}
+        for cell in tested.values():
+            sizes[cell.task][cell.dataset] = _compare(pretraining, opened[key], cell)
+    pools = [pool for stages in opened.values() for pool in stages]
+    images = len({digest for pool in pools for digest in _digests(pool)})
+    given = [c.method for c in cells if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")]
+    unknown = "".join(f" What {method} was pretrained on is not known here." for method in dict.fromkeys(given))
+    lines = {}
+    for task, of in sizes.items():
+        tested = ", ".join(f"{count} of {name}" for name, count in of.items())
+        lines[task] = (
+            f"Leakage: none of the test images ({tested}) equals or nearly equals (sha256, perceptual hash) one of the {images} "
+            f"images that encoders were pretrained on."
+        ) if of else "Leakage: nothing was pretrained for these cells, so nothing was compared."  # fmt: skip
+        lines[task] += unknown
+    return lines
+
+
+def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> int:
+    """The number of the cell's test images; ValueError where one of them is in a pool."""
+    own = pretraining.config.data
+    dataset = open_or_prepare(Path(cell.config.data.path), Path(own.cache), own.size, tuple(cell.config.data.splits))
+    test = dataset.indices("test")
+    for stage in stages:
+        for source, part in zip(stage.training.datasets, stage.training.parts, strict=True):
+            for leak in leakage(source.fingerprints(part), dataset.fingerprints(test)):
+                seen, held = source.records[part[leak.pool_index]], dataset.records[test[leak.protected_index]]
+                how = "equals" if leak.kind == "identical" else "nearly equals"
+                raise ValueError(
+                    f"{pretraining.name} is pretrained on {seen.path} of {source.name}, which {how} {held.path}, a test image of "
+                    f"{cell.config.data.path} ({cell.task}): name that dataset in pretraining.data.protect, or give both the same "
+                    "splits, and give the table another name"
+                )
+    return len(test)
+
+
+def _check_fingerprints(pretraining: Pretraining, stages: list[StagePool]) -> None:
+    path = pretraining.folder / "checkpoints" / "last.pt"
+    if pretraining.finished and path.is_file():
+        before = checkpoints.read(path)["resume"]["data"]
+        if before != [stage.training.fingerprint() for stage in stages]:
+            raise ValueError(f"{pretraining.name} was pretrained on other images than its config gives now: put them back, or "
+                             "give the table another name")  # fmt: skip
+
+
+def _digests(pool: StagePool) -> list[str]:
+    return [d.sha256[i] for d, part in zip(pool.training.datasets, pool.training.parts, strict=True) for i in part]
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+def work(
+    plan: Plan, invocation: str, device: str = "auto", parent: int = 0, after: Callable = lambda: None, say=print
+) -> None:
+    """Run every job that is not finished and that no other process has, until none is left; a failure is recorded and passed by.
+
+    device: for jobs whose config leaves it open; parent: the process without which a worker goes no further; after() follows each.
+    """
+    jobs = plan.jobs
+    for job in jobs:
+        if job.finished:
+            say(f"{job.folder} is finished")
+        elif job.config.device == "auto":
+            job.config.device = device
+    while True:
+        progress = waiting = False
+        left = [job for job in jobs if not job.finished and not job.failed(invocation)]
+        for job in left:
+            needs = job.needs if isinstance(job, Cell) else []
+            if any(p.failed(invocation) for p in needs):
+                continue
+            if not all(p.finished for p in needs):
+                waiting = True
+                continue
+            with job.claim() as stream:
+                if stream is None:
+                    waiting = True
+                elif not job.finished and not job.failed(invocation):
+                    say(f"\n=== {job.name}, {sum(j.finished for j in jobs) + 1} of {len(jobs)}")
+                    _run_claimed(job, stream, invocation, say)
+                    after()
+                    progress = True
+            if parent and os.getppid() != parent:
+                return
+        if not waiting:
+            return
+        if not progress:
+            time.sleep(1)
+
+
+def _run_claimed(job: Pretraining | Cell, stream: TextIO, invocation: str, say) -> None:
+    stream.seek(0)
+    if stream.read() == invocation:  # held by a process that ended without a word
+        return job.fail(invocation, "The process that ran this was killed, perhaps for want of memory.\n")
+    stream.truncate(0)
+    stream.write(invocation)
+    stream.flush()
+    try:
+        job.run()
+        job.error.unlink(missing_ok=True)
+    except run.Stopped:
+        raise
+    except Exception as error:
+        job.fail(invocation, traceback.format_exc())
+        say(f"FAILED: {job.name}: {error} ({job.error})")
+    finally:
+        stream.truncate(0)
+
+
+def run_workers(command: list[str], count: int, plan: Plan, out: Path, invocation: str, say=print) -> None:
+    """`count` processes of `command` side by side; each works as `work` does and writes worker-<k>.log.
+
+    A signal to stop is passed on, and run.Stopped raised when all have saved and left.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    gpus = torch.cuda.device_count()
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count))
+    say(f"{count} workers of {threads} threads; what they say is in {out}/worker-*.log")
+    processes, done, forwarded = [], {job.name for job in plan.jobs if job.finished}, False
+    with run.StopSignal() as stop:
+        try:
+            for k in range(count):
+                device = f"cuda:{k % gpus}" if gpus else "auto"
+                with open(out / f"worker-{k}.log", "w") as log:
+                    processes.append(subprocess.Popen(
+                        [*command, f"worker={invocation} {device} {os.getpid()}"], stdout=log, stderr=subprocess.STDOUT,
+                        env=os.environ | {"OMP_NUM_THREADS": threads}, start_new_session=True,
+                    ))  # fmt: skip
+            while any(p.poll() is None for p in processes):
+                if stop.number and not forwarded:
+                    forwarded = True
+                    for process in processes:
+                        process.send_signal(stop.number)
+                time.sleep(0.5)
+                done |= _report(plan, done, invocation, say)
+        finally:
+            for process in processes:  # left by an exception, or by a second signal
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+    _report(plan, done, invocation, say)
+    if stop.number:
+        raise run.Stopped(stop.number, out)
+    for k, process in enumerate(processes):
+        if process.returncode:
+            say(f"worker {k} ended with {process.returncode}: {out}/worker-{k}.log")
+
+
+def _report(plan: Plan, done: set[str], invocation: str, say) -> set[str]:
+    jobs = plan.jobs
+    new = [job for job in jobs if job.name not in done and (job.finished or job.failed(invocation))]
+    for number, job in enumerate(new, len(done) + 1):
+        say(f"{job.name} {'is finished' if job.finished else 'FAILED'}, {number} of {len(jobs)}")
+    return {job.name for job in new}
