@@ -49,7 +49,7 @@ def test_a_point_spreads_across_the_beam_with_depth_and_with_side_lobes():
     assert plain.sum(1) == pytest.approx([1, 1, 1], abs=1e-4) and lobes.sum(1) == pytest.approx([1, 1, 1], abs=2e-2)
     assert (lobes[:, 150] < plain[:, 150]).all() and lobes[0, 158] > 20 * plain[0, 158]
     flat = np.full((4, 40), 7.0, np.float32)
-    assert lateral_spread(flat, np.ones((4, 1), np.float32), 0.03) == pytest.approx(flat, rel=1e-4), "no dark borders"
+    assert lateral_spread(flat, np.ones((4, 1), np.float32), 0.03) == pytest.approx(flat, rel=1e-3), "no dark borders"
 
 
 @pytest.mark.parametrize("name", ["fetal_head", "busi", "liver"])

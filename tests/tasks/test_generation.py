@@ -275,7 +275,7 @@ def test_every_encoder_gets_a_branch_that_is_trained_and_changes_the_output(spec
     model = cyclegan.Generator(settings, Encoder(spec))
     x = torch.rand(2, 1, 64, 96) * 2 - 1
     assert torch.equal(model(x), x) if residual else model(x).abs().max() <= 1
-    torch.nn.init.normal_(model.up[-1].weight, 0, 0.02)
+    torch.nn.init.normal_(model.last[-1].weight, 0, 0.02)
     for size in ((64, 64), (70, 45), (16, 100)):
         assert model(torch.rand(1, 1, *size)).shape == (1, 1, *size)
     before = model(x)

@@ -51,6 +51,7 @@ class TrainingConfig:
     crop: int = option(256, "side of the crops, px at data.size", low=64)
     learning_rate: float = option(2e-4, "of Adam, betas 0.5 and 0.999", low=0.0)
     encoder_rate: float = option(1.0, "rate of the encoder as a share of it", low=0.0)
+    discriminator_steps: int = option(1, "of the discriminators for one of the generators, each on other crops", low=1)
     adversarial_weight: float = option(1.0, "of the least-squares loss against the discriminators", low=0.0)
     cycle_weight: float = option(10.0, "of the way there and back", low=0.0)
     identity_weight: float = option(0.5, "of leaving alone what is in the domain already, times cycle_weight", low=0.0)
@@ -123,7 +124,8 @@ class Generator(nn.Module):
     """Residual generator (N, 1, H, W) -> the same, any H and W; with an encoder, its branch is fused before the residual blocks.
 
     Two strided convolutions, `blocks` residual blocks at a quarter of the resolution, two transposed convolutions; instance norm,
-    reflection padding. The branch is concatenated to what the blocks get, and mixed in by a 1 x 1 convolution.
+    reflection padding. The branch is concatenated to what the blocks get, and mixed in by a 1 x 1 convolution. A residual one shows
+    its last convolution the input and the first features as well: noise that is to be taken away does not fit through the blocks.
     """
 
     def __init__(self, config: GeneratorConfig, encoder: Encoder | None = None):
@@ -140,21 +142,25 @@ class Generator(nn.Module):
         self.up = nn.Sequential(
             normalised(nn.ConvTranspose2d(4 * w, 2 * w, 3, stride=2, padding=1, output_padding=1), channels=2 * w),
             normalised(nn.ConvTranspose2d(2 * w, w, 3, stride=2, padding=1, output_padding=1), channels=w),
-            nn.ReflectionPad2d(3), nn.Conv2d(w, 1, 7),
-        )  # fmt: skip
+        )
+        self.last = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(2 * w + 1 if self.residual else w, 1, 7))
         for name, module in self.named_modules():
             if not name.startswith("branch.encoder."):
                 initialise(module)
         if self.residual:  # it begins by leaving an image as it is
-            nn.init.zeros_(self.up[-1].weight)
+            nn.init.zeros_(self.last[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         padded = F.pad(x, (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
-        y = self.stem(padded)
+        fine = self.stem[0](padded)
+        y = self.stem[2](self.stem[1](fine))
         if self.branch is not None:
             y = self.fuse(torch.cat([y, self.branch((padded + 1) / 2)], dim=1))
-        y = torch.tanh(self.up(self.blocks(y)).float())[..., :height, :width]
+        y = self.up(self.blocks(y))
+        if self.residual:
+            y = torch.cat([y, fine, padded.to(y.dtype)], dim=1)
+        y = torch.tanh(self.last(y).float())[..., :height, :width]
         return (x + y).clamp(-1, 1) if self.residual else y
 
 
@@ -195,6 +201,12 @@ class ImagePool:
                 image, self.images[place] = self.images[place], image.clone()
             given.append(image)
         return torch.stack(given)
+
+    def draw(self, newest: Tensor, generator: torch.Generator) -> Tensor:
+        """As many of the earlier images as there are newest ones; these themselves where nothing is kept."""
+        if not self.images:
+            return newest.detach()
+        return torch.stack([self.images[int(torch.randint(len(self.images), (1,), generator=generator))] for _ in newest])
 
 
 def learning_rate(epoch: int, config: TrainingConfig) -> float:
@@ -296,7 +308,12 @@ class CycleGAN:
         bar.close()
 
     def _update(self, low: Tensor, high: Tensor, generator: torch.Generator, at: int) -> dict[str, float]:
-        """One step of the generators, then one of the discriminators on the images just made or earlier ones."""
+        """One step of the generators on the first crops, then those of the discriminators, on the images just made or earlier ones.
+
+        low, high: batch_size crops for each of the discriminators' steps.
+        """
+        every = list(zip(low.split(self.config.batch_size), high.split(self.config.batch_size), strict=True))
+        low, high = every[0]
         config, (enhancer, degrader) = self.config, (self.generators["enhancer"], self.generators["degrader"])
         self.discriminators.requires_grad_(False)
         with run.autocast(self.device, self.precision):
@@ -319,13 +336,14 @@ class CycleGAN:
         self._step("generators", loss)
         self._average(at)
         self.discriminators.requires_grad_(True)
-        with run.autocast(self.device, self.precision):
-            for domain, real, fake in (("low", low, fake_low), ("high", high, fake_high)):
-                network = self.discriminators[domain]
-                earlier = self.pools[domain].exchange(fake.float(), generator)
-                parts[f"discriminator_{domain}"] = (verdict(network(real), 1.0) + verdict(network(earlier), 0.0)) / 2
-        self._check(parts, at)
-        self._step("discriminators", parts["discriminator_low"] + parts["discriminator_high"])
+        for turn, (low, high) in enumerate(every):
+            with run.autocast(self.device, self.precision):
+                for domain, real, fake in (("low", low, fake_low), ("high", high, fake_high)):
+                    network, pool = self.discriminators[domain], self.pools[domain]
+                    earlier = pool.draw(fake.float(), generator) if turn else pool.exchange(fake.float(), generator)
+                    parts[f"discriminator_{domain}"] = (verdict(network(real), 1.0) + verdict(network(earlier), 0.0)) / 2
+            self._check(parts, at)
+            self._step("discriminators", parts["discriminator_low"] + parts["discriminator_high"])
         values = {"loss": loss.item()} | {name: value.item() for name, value in parts.items()}
         for domain in self.standing:
             self.standing[domain] = MEMORY * self.standing[domain] + (1 - MEMORY) * values[f"discriminator_{domain}"]

@@ -284,7 +284,7 @@ def _train(config: GenerationConfig, data: QualityData, encoder, folder: run.Run
     """The generators of the epoch that did best on the validation pairs, and what they did there."""
     training, size = config.training, data.dataset.size
     steps = training.steps or max(1, round(len(data.low) / training.batch_size))
-    count = steps * training.batch_size
+    count = steps * training.batch_size * training.discriminator_steps
 
     def batches(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
         low = data.low[epoch_order([len(data.low)], [1.0], count, (config.seed, epoch))]
