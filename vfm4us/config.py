@@ -100,16 +100,25 @@ def to_dict(config) -> dict:
 
 
 def changed_keys(old: dict, new, prefix: str = "") -> list[str]:
-    """`key: old -> new` for each key of dataclass `new` that differs from plain `old`, leaving out the free ones."""
+    """`key: old -> new` for each key of dataclass `new` that differs from plain `old`, leaving out the free ones.
+
+    A key that `old` lacks, since the version that wrote it did not have it, counts as the default.
+    """
     rows = []
     for field in dataclasses.fields(new):
         name, value, free = prefix + field.name, getattr(new, field.name), field.metadata.get("free", False)
-        before = old.get(field.name)
+        before = old[field.name] if field.name in old else _plain(_default(field))
         if dataclasses.is_dataclass(value) and isinstance(before, dict):
             rows += changed_keys(before, value, name + ".")
         elif not free and before != (now := _plain(value)):
             rows.append(f"{name}: {before!r} -> {now!r}")
     return rows
+
+
+def _default(field: dataclasses.Field):
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def describe(cls, prefix: str = "", defaults=None) -> str:

@@ -23,7 +23,7 @@ from vfm4us.pretraining.stages import Trainer, pretrain
 pytest.importorskip("lightly", reason="the baselines need pip install -e .[baselines]")
 
 SMALL = {
-    "mae": {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2, "crops": {"size": 32}},
+    "mae": {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2, "crops": {"size": 32, "count": 2}},
     "spatial_frequency": {"crops": {"size": 32}},
     "simclr": {"hidden": 32, "out": 16, "crops": {"size": 32}},
     "dinov2": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "teacher_momentum": 0.9, "frozen_prototypes": 0.2,
@@ -117,7 +117,7 @@ def test_a_run_stopped_twice_and_continued_ends_in_the_same_weights(build, metho
     assert all(k.startswith(("module.base_encoder.", "module.projector.")) for k in a["state_dict"])
     budget = json.loads((whole / "budget.json").read_text())
     assert budget["method"] == method and budget["images"] == 96 and budget["encoder"] == "vit_tiny"
-    assert budget["views"] == 96 * {"dinov2": 4, "simclr": 2}.get(method, 1) and budget["flops"] > 0
+    assert budget["views"] == 96 * {"dinov2": 4, "spatial_frequency": 1}.get(method, 2) and budget["flops"] > 0
     assert budget["parameters"] == sum(p.numel() for p in encoder.parameters())
     assert f"{method}: 96 images" in stages.summary(whole)
     for name in ("contact_sheet_coarse.png", "contact_sheet_fine.png", "curve.png"):
@@ -165,7 +165,8 @@ def test_attention_is_counted_alike_by_every_kernel():
     [
         (["encoder.name=resnet18"], "encoder.name resnet18 has no tokens to mask"),
         (["stages.0.learning_rate=0.3"], "stages.0.learning_rate 0.3 is a rate for LARS"),
-        (["mae.crops.count=2"], "mae.crops.count is 2, and must be 1"),
+        (["mae.crops.count=0"], "mae.crops.count is 0"),
+        (["method=simclr", "simclr.crops.count=3"], "simclr.crops.count is 3, and must be 2"),
         (["mae.crops.size=36"], "mae.crops.size is 36, and must be a multiple of encoder.patch 8"),
         (["mae.crops.size=64"], "mae.crops.size 64 is larger than the images"),
         (["mae.decoder_width=26", "mae.decoder_heads=4"], "mae.decoder_width 26 must be a multiple"),
@@ -191,7 +192,7 @@ def test_without_lightly_the_error_names_the_extra(build, monkeypatch, tiny):
 
 @pytest.mark.parametrize("ratio", [0.75, 0.5, 0.25])
 def test_exactly_this_share_of_the_tokens_is_hidden(ratio):
-    hidden = baselines.hidden_tokens(144, 50, ratio, torch.Generator().manual_seed(0))
+    hidden = baselines.hidden_tokens((50, 144), ratio, torch.Generator().manual_seed(0))
     assert (hidden.sum(1) == 144 * ratio).all()
     share = hidden.float().mean(0)
     assert (share - ratio).abs().max() < 0.35, "every place in turn"
@@ -200,7 +201,7 @@ def test_exactly_this_share_of_the_tokens_is_hidden(ratio):
 def test_the_error_is_of_hidden_tokens_alone_and_they_are_not_looked_at(one_step):
     method, _, _ = one_step("mae")
     crops = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    hidden = baselines.hidden_tokens(16, 4, 0.75, torch.Generator().manual_seed(2))
+    hidden = baselines.hidden_tokens((4, 16), 0.75, torch.Generator().manual_seed(2))
     predicted = method.network(crops, hidden).detach().requires_grad_(True)
     target, mean, deviation = method.target(crops)
     assert target.mean(-1).abs().max() < 1e-5 and (target.var(-1) - 1).abs().max() < 1e-3
@@ -224,7 +225,7 @@ def test_tokens_keep_their_places_through_the_decoder(one_step):
     blocks = network.decoder["blocks"]
     blocks.mask_token = torch.nn.Parameter(torch.full((1, 1, 192), -7.0))
     blocks.add_pos_embed = blocks.decode = lambda tokens: tokens
-    hidden = baselines.hidden_tokens(16, 2, 0.5, torch.Generator().manual_seed(5))
+    hidden = baselines.hidden_tokens((2, 16), 0.5, torch.Generator().manual_seed(5))
     out, body = network(x, hidden), network.base_encoder.body
     assert (out[hidden] == -7).all()
     for block in body.blocks:  # without attention a token depends on itself alone
