@@ -82,6 +82,16 @@ def test_changed_keys_leave_out_the_free_ones():
     assert config.changed_keys(older, after) == ["patches.count: 20 -> 7", "masking.cell: 16 -> 5"]
 
 
+def test_a_run_of_a_version_without_a_key_had_its_default():
+    before = config.to_dict(PretrainingConfig())
+    del before["method"], before["mae"], before["patches"]["size"], before["stages"]
+    assert config.changed_keys(before, PretrainingConfig()) == []
+    after = config.from_dict(PretrainingConfig, {"method": "mae", "mae": {"mask_ratio": 0.5}, "patches": {"size": 64}})
+    assert config.changed_keys(before, after) == [
+        "method: 'emp_ssl' -> 'mae'", "patches.size: 96 -> 64", "mae.mask_ratio: 0.75 -> 0.5"
+    ]  # fmt: skip
+
+
 def test_a_section_may_have_defaults_of_its_own():
     @dataclass
     class Other:

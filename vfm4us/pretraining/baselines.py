@@ -103,9 +103,9 @@ def join_tokens(tokens: Tensor, side: int) -> Tensor:
     return F.fold(tokens.mT, (rows * side, rows * side), side, stride=side)
 
 
-def hidden_tokens(count: int, batch: int, ratio: float, draw: torch.Generator) -> Tensor:
-    """(batch, count) bool, exactly round(ratio * count) true in each row, at random."""
-    return torch.rand((batch, count), generator=draw).argsort(1) < round(ratio * count)  # of a permutation in each row
+def hidden_tokens(shape: tuple[int, ...], ratio: float, draw: torch.Generator) -> Tensor:
+    """Bool of `shape` (..., L), exactly round(ratio * L) true along the last axis, at random."""
+    return torch.rand(shape, generator=draw).argsort(-1) < round(ratio * shape[-1])  # of a permutation in each row
 
 
 def fix_sine_positions(encoder: Encoder) -> None:
@@ -142,10 +142,6 @@ class _Baseline:
         start, end = self.own.adamw.weight_decay, self.own.adamw.weight_decay_end
         if end >= 0:
             self.optimizer.param_groups[0]["weight_decay"] = end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _one_crop(sampler: PatchSampler, images: Tensor, valid: Tensor, draw: torch.Generator, rank=0, world_size=1) -> Tensor:
-    return sampler(images, valid, draw, rank, world_size)[0]  # (b, 1, P, P)
 
 
 # ---- MAE --------------------------------------------------------------------------------------------------------------
@@ -203,7 +199,6 @@ class MAE(_Baseline):
     loss = mean over hidden tokens t of |predicted_t - (x_t - mean(x_t)) / std(x_t)|^2
     """
 
-    views = 1
     bar = {"loss": ("loss", ".3f"), "mean": ("mean_error", ".3f")}
     panels = (
         ("error of hidden tokens", {"drawn": "loss", "each token's mean": "mean_error"}, None),
@@ -214,7 +209,7 @@ class MAE(_Baseline):
         super().__init__(config)
         fix_sine_positions(encoder)
         self.network = self.forward = MaskedAutoencoder(encoder, config)
-        self.sampler = PatchSampler(self.own.crops)
+        self.sampler, self.views = PatchSampler(self.own.crops), self.own.crops.count
         self.tokens = encoder.body.patch_embed.num_patches
 
     def renew(self) -> None:
@@ -228,12 +223,16 @@ class MAE(_Baseline):
             return normalise_tokens(tokens)
         return tokens, torch.zeros_like(tokens[..., :1]), torch.ones_like(tokens[..., :1])
 
+    def cut(self, images: Tensor, valid: Tensor, draw: torch.Generator, rank=0, world_size=1) -> tuple[Tensor, Tensor]:
+        """Crops (n b, 1, P, P), the first of each image first, and their hidden tokens (n b, L)."""
+        crops = self.sampler(images, valid, draw, rank, world_size)
+        own = slice(rank * len(images), (rank + 1) * len(images))
+        hidden = hidden_tokens((len(crops), len(images) * world_size, self.tokens), self.own.mask_ratio, draw)[:, own]
+        return crops.flatten(0, 1), hidden.flatten(0, 1).to(crops.device)
+
     def loss(self, images, valid, draw, progress, rank, world_size):
         self.set_weight_decay(progress)
-        crops = _one_crop(self.sampler, images, valid, draw, rank, world_size)
-        b = len(images)
-        hidden = hidden_tokens(self.tokens, b * world_size, self.own.mask_ratio, draw)[rank * b : (rank + 1) * b]
-        hidden = hidden.to(crops.device)
+        crops, hidden = self.cut(images, valid, draw, rank, world_size)
         target = self.target(crops)[0]
         mean_error = masked_error(target.mean(-1, keepdim=True), target, hidden)  # below 1, as some tokens are plain black
         return masked_error(self.forward(crops, hidden), target, hidden), {"mean_error": mean_error}
@@ -243,14 +242,13 @@ class MAE(_Baseline):
         """Image, what the encoder saw, and the reconstruction with the true mean and contrast of each token."""
         encoder = self.network.base_encoder
         side = encoder.spec.patch
-        crops = _one_crop(self.sampler, images.to(next(encoder.parameters()).device), valid, draw)
-        hidden = hidden_tokens(self.tokens, len(images), self.own.mask_ratio, draw).to(crops.device)
+        crops, hidden = (x[: len(images)] for x in self.cut(images.to(next(encoder.parameters()).device), valid, draw))
         _, mean, deviation = self.target(crops)
         drawn = self.network(crops, hidden).float() * deviation + mean
         drawn = drawn[..., : side**2] * encoder.spec.std + encoder.spec.mean
         true = split_into_tokens(crops, side)
         return plots.picture_rows(path, {
-            "image": crops[:, 0],
+            "crop": crops[:, 0],
             "seen": join_tokens(true.masked_fill(hidden[..., None], math.nan), side)[:, 0],
             "drawn": join_tokens(drawn, side)[:, 0],
             "drawn and seen": join_tokens(torch.where(hidden[..., None], drawn, true), side)[:, 0],
@@ -301,7 +299,6 @@ class SpatialFrequency(_Baseline):
     USFM's pretraining code is not public: widths, shares and weights are ours.
     """
 
-    views = 1
     bar = {"space": ("space", ".3f"), "band": ("band", ".3f")}
     panels = (
         ("absolute error, hidden tokens", {"error": "space"}, None),
@@ -312,7 +309,7 @@ class SpatialFrequency(_Baseline):
         super().__init__(config)
         fix_sine_positions(encoder)
         self.network = self.forward = MaskedImage(encoder)
-        self.sampler = PatchSampler(self.own.crops)
+        self.sampler, self.views = PatchSampler(self.own.crops), self.own.crops.count
         self.tokens = encoder.body.patch_embed.num_patches
 
     def renew(self) -> None:
@@ -322,12 +319,13 @@ class SpatialFrequency(_Baseline):
             self.network.mask_token.copy_(new.mask_token)
 
     def cut(self, images: Tensor, valid: Tensor, draw: torch.Generator, rank=0, world_size=1):
-        """Crops (b, 1, P, P), the same without their band, hidden tokens (b, L), and the bands (b, P, P)."""
-        c, b = self.own, len(images)
-        crops = _one_crop(self.sampler, images, valid, draw, rank, world_size)
-        own = slice(rank * b, (rank + 1) * b)
-        hidden = hidden_tokens(self.tokens, b * world_size, c.mask_ratio, draw)[own].to(crops.device)
-        place = torch.rand(b * world_size, generator=draw)[own].to(crops.device)
+        """Crops (n b, 1, P, P), the same without their band, hidden tokens (n b, L), and the bands (n b, P, P)."""
+        c = self.own
+        crops = self.sampler(images, valid, draw, rank, world_size)
+        own, every = slice(rank * len(images), (rank + 1) * len(images)), (len(crops), len(images) * world_size)
+        crops = crops.flatten(0, 1)
+        hidden = hidden_tokens((*every, self.tokens), c.mask_ratio, draw)[:, own].flatten(0, 1).to(crops.device)
+        place = torch.rand(every, generator=draw)[:, own].flatten().to(crops.device)
         band = frequency_band(c.band_low + (c.band_high - c.band_width - c.band_low) * place, c.band_width, c.crops.size)
         return crops, stop_band(crops, band), hidden, band
 
@@ -344,11 +342,12 @@ class SpatialFrequency(_Baseline):
     @torch.no_grad()
     def picture(self, path, images, valid, draw, title):
         spec = self.network.base_encoder.spec
-        crops, stopped, hidden, _ = self.cut(images.to(next(self.network.parameters()).device), valid, draw)
+        cut = self.cut(images.to(next(self.network.parameters()).device), valid, draw)
+        crops, stopped, hidden = (x[: len(images)] for x in cut[:3])
         drawn = join_tokens(self.network(stopped, hidden).float() * spec.std + spec.mean, spec.patch)
         seen = split_into_tokens(stopped, spec.patch).masked_fill(hidden[..., None], math.nan)
         return plots.picture_rows(path, {
-            "image": crops[:, 0],
+            "crop": crops[:, 0],
             "band stopped": stopped[:, 0],
             "seen": join_tokens(seen, spec.patch)[:, 0],
             "drawn": drawn[:, 0],

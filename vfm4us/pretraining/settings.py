@@ -80,7 +80,7 @@ class MAEConfig:
     decoder_width: int = option(512, "of the decoder, which is dropped; a multiple of its heads and of 4", low=8)
     decoder_depth: int = option(8, "its blocks", low=1)
     decoder_heads: int = option(16, "its attention heads", low=1)
-    crops: CropConfig = section(CropConfig, "one crop of each image", **WEAK)
+    crops: CropConfig = section(CropConfig, "of each image; several count as so many images", **WEAK)
     adamw: AdamWConfig = section(AdamWConfig, "optimizer")
 
 
@@ -91,7 +91,7 @@ class SpatialFrequencyConfig:
     band_high: float = option(0.45, "highest frequency that may be taken away, cycles per px", low=0.002, high=0.71)
     band_width: float = option(0.1, "width of the band that is taken from an image, cycles per px", low=0.001, high=0.7)
     frequency_weight: float = option(0.5, "of the error within the band, beside the error under the masks", low=0.0)
-    crops: CropConfig = section(CropConfig, "one crop of each image", **WEAK)
+    crops: CropConfig = section(CropConfig, "of each image; several count as so many images", **WEAK)
     adamw: AdamWConfig = section(AdamWConfig, "optimizer")
 
 
@@ -276,10 +276,11 @@ def _check_baseline(config: PretrainingConfig) -> None:
                 f"stages.{i}.learning_rate {stage.learning_rate} is a rate for LARS; method={method} trains with AdamW, whose "
                 "rates are 1e-4 to 5e-3 per 256 images: see configs/pretraining"
             )
-    needed = {"mae.crops": 1, "spatial_frequency.crops": 1, "simclr.crops": 2, "dinov2.global_crops": 2}
     for key, crops in crops_of(config).items():
-        if key in needed and crops.count != needed[key]:
-            raise ValueError(f"{key}.count is {crops.count}, and must be {needed[key]}")
+        if key in ("simclr.crops", "dinov2.global_crops") and crops.count != 2:
+            raise ValueError(f"{key}.count is {crops.count}, and must be 2")
+        if crops.count == 0 and key != "dinov2.local_crops":
+            raise ValueError(f"{key}.count is 0: a method without crops sees nothing")
         if crops.scale_low > crops.scale_high:
             raise ValueError(f"{key}.scale_low {crops.scale_low} is above {key}.scale_high {crops.scale_high}")
     if method == "mae" and (own.decoder_width % own.decoder_heads or own.decoder_width % 4):
