@@ -77,8 +77,9 @@ class TaskResults:
         return {"mean": float(np.mean([f["mean"] for f in each]))} if all(each) else None
 
     def rows(self) -> list[tuple[str, str]]:
-        """(setting, method); with more than one setting their mean follows."""
-        settings = [*self.settings, *(["mean of all"] if len(self.settings) > 1 else [])]
+        """(setting, method); with more than one setting, none without data, their mean follows."""
+        every = len(self.settings) > 1 and {setting for setting, _, _ in self.at} == set(self.settings)
+        settings = [*self.settings, *(["mean of all"] if every else [])]
         return [(setting, method) for setting in settings for method in self.methods]
 
     def table(self, score: str, published: list[dict]) -> str:
@@ -171,7 +172,7 @@ def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) ->
     else:
         start = f"Pretraining seeds {pretrained}, one for each fine-tuning seed"
     text = (
-        f"{start}; fine-tuning seeds {', '.join(map(str, seeds))}. Mean and interval: {protocol.INTERVAL}. "
+        f"{start}; fine-tuning seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}. Mean and interval: {protocol.INTERVAL}. "
         f"`minus {', '.join(settings.against)}`: the row's last stage, paired in the test images; p: a two-sided test by the same "
         "variances, not corrected for the number of rows. "
     )
