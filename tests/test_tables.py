@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.conftest import ROOT, TINY
 from vfm4us import config, results, run, tables
+from vfm4us.tasks.finetune import EncoderConfig, make_encoder
 
 SCRIPT = ROOT / "scripts" / "reproduce_tables.py"
 
@@ -203,6 +205,17 @@ def test_the_published_rows_are_complete():
     assert len(rows) > 50 and all(all(row.values()) and 0 < float(row["value"]) < 100 for row in rows)
     assert {row["task"] for row in rows} == set(tables.TASKS)
     assert [r["value"] for r in rows if (r["dataset"], r["task"], r["method"]) == ("busi", "classification", "VFM4US")] == ["86.47"]
+
+
+def test_random_weights_of_a_transformer_depend_on_the_seed_and_give_the_vector_that_is_asked_for():
+    keys = {"name": "vit_tiny", "patch": 8}
+    same, again, other = (make_encoder(EncoderConfig(**keys), seed)[0] for seed in (3, 3, 4))
+    x = torch.rand(2, 1, 32, 32)
+    assert same.spec.patch == 8 and torch.equal(same(x), again(x)) and not torch.equal(same(x), other(x))
+    mean = make_encoder(EncoderConfig(**keys, norm="mean_of_norm"), 3)[0]
+    assert not torch.allclose(mean(x), same(x)) and mean(x).shape == (2, 192)
+    with pytest.raises(ValueError, match="encoder.weights=imagenet: for resnet18"):
+        make_encoder(EncoderConfig(**keys, weights="imagenet"), 3)
 
 
 def test_tables_of_older_runs_keep_their_cells(write_table, textures):
