@@ -107,8 +107,8 @@ class TaskResults:
     def sizes(self) -> str:
         """How many images each cell was trained and tested on."""
         about = {setting: m["protocol"] for (setting, _, _), m in self.metrics.items()}
-        each = [f"{s} {about[s]['training_images']} and {about[s]['test_images']}" for s in self.settings if s in about]
-        return f"Training and test images: {'; '.join(each)}."
+        each = [[s, *(about[s].get(k, "-") for k in ("training_images", "test_images"))] for s in self.settings if s in about]
+        return f"Training and test images: {'; '.join(f'{s} {training} and {test}' for s, training, test in each)}."
 
     def draw(self, path: Path) -> None:
         """The first score: a panel per setting, a line per method, a colour per stage."""

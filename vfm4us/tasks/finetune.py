@@ -35,7 +35,7 @@ class EncoderConfig:
     )
     patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4)
     norm: str = option(
-        "token", "vector of a vit_*, where weights is none: of the class token, or the mean of all", choices=["token", "mean_of_norm"]
+        "token", "vector of a vit_*, where weights is none: the class token, or the mean", choices=["token", "mean_of_norm"]
     )
     weights: str = option(
         "none",
