@@ -77,8 +77,9 @@ class TaskResults:
         return {"mean": float(np.mean([f["mean"] for f in each]))} if all(each) else None
 
     def rows(self) -> list[tuple[str, str]]:
-        """(setting, method); with more than one setting their mean follows."""
-        settings = [*self.settings, *(["mean of all"] if len(self.settings) > 1 else [])]
+        """(setting, method); with more than one setting, none without data, their mean follows."""
+        every = len(self.settings) > 1 and {setting for setting, _, _ in self.at} == set(self.settings)
+        settings = [*self.settings, *(["mean of all"] if every else [])]
         return [(setting, method) for setting in settings for method in self.methods]
 
     def table(self, score: str, published: list[dict]) -> str:
@@ -106,8 +107,8 @@ class TaskResults:
     def sizes(self) -> str:
         """How many images each cell was trained and tested on."""
         about = {setting: m["protocol"] for (setting, _, _), m in self.metrics.items()}
-        each = [f"{s} {about[s]['training_images']} and {about[s]['test_images']}" for s in self.settings if s in about]
-        return f"Training and test images: {'; '.join(each)}."
+        each = [[s, *(about[s].get(k, "-") for k in ("training_images", "test_images"))] for s in self.settings if s in about]
+        return f"Training and test images: {'; '.join(f'{s} {training} and {test}' for s, training, test in each)}."
 
     def draw(self, path: Path) -> None:
         """The first score: a panel per setting, a line per method, a colour per stage."""
@@ -171,7 +172,7 @@ def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) ->
     else:
         start = f"Pretraining seeds {pretrained}, one for each fine-tuning seed"
     text = (
-        f"{start}; fine-tuning seeds {', '.join(map(str, seeds))}. Mean and interval: {protocol.INTERVAL}. "
+        f"{start}; fine-tuning seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}. Mean and interval: {protocol.INTERVAL}. "
         f"`minus {', '.join(settings.against)}`: the row's last stage, paired in the test images; p: a two-sided test by the same "
         "variances, not corrected for the number of rows. "
     )

@@ -419,7 +419,8 @@ def filled(value, words: dict[str, str]):
 def absences(cells: list[Cell]) -> list[str]:
     """Each reason for which cells cannot be run, with their number."""
     reasons = list(dict.fromkeys(cell.absent for cell in cells if cell.absent))
-    return [f"{reason} ({sum(cell.absent == reason for cell in cells)} cells)" for reason in reasons]
+    counts = [sum(cell.absent == reason for cell in cells) for reason in reasons]
+    return [f"{reason} ({n} cell{'s'[: n > 1]})" for reason, n in zip(reasons, counts, strict=True)]
 
 
 # ---- what no encoder may have seen ----------------------------------------------------------------------------------

@@ -233,7 +233,8 @@ def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
         save_classifier(where / "classifier.pt", model, config, data.dataset.size)
         write_predictions(where / "predictions.csv", paths, probabilities, data.classes, [data.classes[c] for c in labels])
         protocol.write_outcome(where, outcome)
-        _pictures(where, model, data, probabilities, uncalibrated)
+        if config.pictures:
+            _pictures(where, model, data, probabilities, uncalibrated)
         result = evaluate([outcome]) | {"temperature": {"mean": float(model.temperature)}}
         protocol.write_metrics(
             where, "classification", config, data.dataset, result, mode=config.mode,

@@ -34,6 +34,9 @@ class EncoderConfig:
         "resnet18", "network, where weights is none or imagenet", choices=[*RESNETS, *VITS]
     )
     patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4)
+    norm: str = option(
+        "token", "vector of a vit_*, where weights is none: the class token, or the mean", choices=["token", "mean_of_norm"]
+    )
     weights: str = option(
         "none",
         "none (random), imagenet, or a checkpoint or run folder of any published layout; {seed} in it is the run's seed",
@@ -67,7 +70,7 @@ def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport 
     """The encoder a task starts from, and the report of what was loaded. `random` depends on the seed alone."""
     if config.weights == "none":
         torch.manual_seed(seed)
-        return Encoder(EncoderSpec(config.name, config.in_channels, patch=config.patch)), None
+        return Encoder(EncoderSpec(config.name, config.in_channels, patch=config.patch, norm=config.norm)), None
     source = _imagenet(config.name) if config.weights == "imagenet" else config.weights.replace("{seed}", str(seed))
     encoder = load_encoder(source, in_channels=config.in_channels)
     return encoder, encoder.report

@@ -58,6 +58,7 @@ class TaskConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>", free=True)
     precision: str = option("auto", "of the network in training: auto is bfloat16 on a GPU, float32 on a CPU",
                             choices=["auto", "float32", "bfloat16"])  # fmt: skip
+    pictures: bool = option(True, "false: figures alone, for tables of hundreds of runs", free=True)
     data: DataConfig = section(DataConfig, "what is trained and tested on")
     encoder: EncoderConfig = section(EncoderConfig, "where it starts from")
 

@@ -293,7 +293,8 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
         outcome = cases.outcome(model.classes) | {k: np.array(chosen[k]) for k in ("val_dice_present", "val_dice")}
         write_cases(where, outcome)
         protocol.write_outcome(where, outcome)
-        pictures(where, data.root, outcome, data.dataset.size, model.join)
+        if config.pictures:
+            pictures(where, data.root, outcome, data.dataset.size, model.join)
         protocol.write_metrics(
             where, "segmentation", config, data.dataset, evaluate([outcome]), **RULES, decoder=config.decoder,
             classes=data.classes, flips=config.flips, duplicates=duplicates, training_images=len(data.train),
