@@ -120,12 +120,6 @@ def changed_keys(old: dict, new, prefix: str = "", defaults=None) -> list[str]:
     return rows
 
 
-def _default(field: dataclasses.Field):
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
 def describe(cls, prefix: str = "", defaults=None) -> str:
     """One line per key: name, default, meaning; the text that --help prints. Sections come last."""
     lines = []
