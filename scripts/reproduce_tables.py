@@ -49,7 +49,7 @@ def main() -> int:
     elif settings.workers:
         tables.work(plan, invocation, after=lambda: settings.tasks or results.write(settings, plan))
     text = results.write(settings, plan, leakage)
-    print(f"\n{text}\nwritten to {out}")
+    print(f"\n{text}")
     failed = [job for job in plan.jobs if job.failed(invocation)]
     waiting = [cell.name for cell in plan.wanted if not (cell.finished or cell.absent or cell in failed)]
     for reason in tables.absences(plan.cells):

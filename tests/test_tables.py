@@ -111,7 +111,8 @@ def test_a_cell_that_fails_and_one_without_data_are_named_and_the_others_run(wri
     monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", "--config", "t.yaml", f"data={textures}"])
     assert run.exit_code(module_of(SCRIPT).main) == 1
     said = capsys.readouterr().out
-    assert "data absent: " in said and "get BUSI, Breast ultrasound images (Al-Dhabyani 2020" in said
+    assert "| gone | random | absent | - | - |" in said and "data absent: " in said
+    assert "get BUSI, Breast ultrasound images (Al-Dhabyani 2020" in said
     error = tmp_path / "logs/t/classification-broken-random/error.txt"
     [line] = [x for x in said.splitlines() if x.startswith("FAILED: ") and "(see " in x]
     assert "classification-broken-random: ValueError: " in line and f"(see {error.relative_to(tmp_path)})" in line

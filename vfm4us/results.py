@@ -27,12 +27,12 @@ ALONE = "not pretrained here"  # column of random weights, ImageNet and the like
 
 
 def write(settings: TableConfig, plan: Plan, leakage: dict[str, str] | None = None) -> str:
-    """The Markdown of what is finished, written with its CSV files and charts. `leakage` holds a line per task."""
+    """Write what is finished as Markdown, CSV and charts, and return the Markdown. `leakage` holds a line per task."""
     out = Path(settings.logs) / settings.name
-    out.mkdir(parents=True, exist_ok=True)
     if not any(cell.finished for cell in plan.cells):
         return "Nothing is finished yet."
-    return _write_methods(settings, plan, leakage or {}, out) if settings.tasks else _write_single(settings, plan.cells, out)
+    write_own = _write_methods if settings.tasks else _write_single
+    return f"{write_own(settings, plan, leakage or {}, out)}\nwritten to {out}"
 
 
 def read_outcomes(cell: Cell) -> list[protocol.Outcome]:
@@ -93,9 +93,13 @@ class TaskResults:
         heads = ["dataset", "method", *(f"{name}, {s or ALONE}" for s in self.stages), f"minus {to}", "p"]
         heads += ["published elsewhere"] if beside else []
         last = {cell.method: cell.stage for cell in self.cells}
+        absent = {(cell.setting, cell.method, cell.stage) for cell in self.cells if cell.absent}
         lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
         for setting, method in self.rows():
-            shown = [protocol.cell(self.figure(score, setting, method, stage)) for stage in self.stages]
+            shown = [
+                "absent" if (setting, method, stage) in absent else protocol.cell(self.figure(score, setting, method, stage))
+                for stage in self.stages
+            ]
             apart = self.differences.get((setting, method, last[method]), {}).get(score)
             shown += [protocol.cell(apart, "+"), f"{apart['p']:.3f}"] if apart else ["-", "-"]
             if beside:
@@ -247,8 +251,9 @@ def _write_csv(path: Path, heads: list[str], rows: list[list]) -> None:
 # ---- a table of one task --------------------------------------------------------------------------------------------
 
 
-def _write_single(settings: TableConfig, cells: list[Cell], out: Path) -> str:
+def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) -> str:
     """table.md, metrics.json and table.png."""
+    cells = plan.cells
     columns, score_of = list(map(str, list(settings.axes.values())[-1])), cells[0].module.outcome_scores
     found = {c.values: protocol.read_metrics(c.folder) for c in cells if c.finished}
     outcomes = {c.values: read_outcomes(c) for c in cells if c.finished}
