@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
-from vfm4us.pretraining.settings import ProjectorConfig
 from vfm4us.pretraining.emp_ssl import Network
+from vfm4us.pretraining.settings import ProjectorConfig
 
 
 @pytest.fixture(scope="module")

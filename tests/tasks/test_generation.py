@@ -16,8 +16,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
 
 import vfm4us
-from tests.conftest import ROOT, module_of
-from vfm4us import checkpoints, config, run
+from tests.conftest import ROOT
+from vfm4us import checkpoints, config, results, run, tables
 from vfm4us.data.degradation import degraded
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.encoders import Encoder, EncoderSpec
@@ -530,7 +530,6 @@ def test_a_discriminator_that_wins_and_what_is_not_finite_stop_with_a_diagnosis(
 
 
 def test_a_table_of_two_encoders_has_paired_differences(build, folder, tmp_path):
-    tables = module_of(ROOT / "scripts" / "reproduce_tables.py")
     values = config.to_dict(build("data.labels=0.5"))
     base = {k: values[k] for k in ("seeds", "device", "data", "generator", "training")}
     file = tmp_path / "table.yaml"
@@ -540,10 +539,10 @@ def test_a_table_of_two_encoders_has_paired_differences(build, folder, tmp_path)
         "differences": [["trained", "frozen"]],
     }))  # fmt: skip
     settings = config.load(tables.TableConfig, file)
-    cells = tables.list_cells(settings, task)
-    for cell in cells:
+    plan = tables.make_plan(settings)
+    for cell in plan.cells:
         task.run_seeds(cell.config, quiet)
-    tables.write_table(settings, task, cells)
+    results.write(settings, plan)
     about = json.loads((tmp_path / "logs/table/metrics.json").read_text())
     assert {"frozen ssim_gain", "trained psnr_input"} <= about["metrics"].keys()
     difference = about["metrics"][" trained - frozen ssim"]

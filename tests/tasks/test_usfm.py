@@ -65,7 +65,7 @@ def test_it_classifies(tmp_path, usfm, mode):
 def test_it_segments(tmp_path, usfm):
     pictures(tmp_path / "data", masks=True)
     settings = settings_of(
-        segmentation.SegmentationConfig, tmp_path / "data", tmp_path, usfm, decoder_width=8, atrous_rates=[1, 2, 3]
+        segmentation.SegmentationConfig, tmp_path / "data", tmp_path, usfm, decoder_width=16, atrous_rates=[1, 2, 3]
     )
     result = segmentation.run_seeds(settings, lambda *_: None)
     assert any(name.startswith("dice") for name in result)
