@@ -109,10 +109,9 @@ def hidden_tokens(shape: tuple[int, ...], ratio: float, draw: torch.Generator) -
 
 
 def begin_as_mae(encoder: Encoder) -> None:
-    """Weights as MAE begins with them (uniform by Xavier), and sine and cosine position embeddings that are not trained.
+    """Weights as MAE begins with them (uniform, by Xavier), and sine and cosine positions that are not trained.
 
-    timm's own start, a deviation of 0.02, is a fourth of that at a width of 192: attention then takes hundreds of steps to
-    look anywhere in particular. Weights that were read from a file stay, with their positions.
+    Weights that were read from a file stay, with their positions.
     """
     from lightly.models.modules import MaskedVisionTransformerTIMM
 
