@@ -153,7 +153,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
         os.environ.clear()
         os.environ.update(environment)
     printed = json.dumps([cell.outputs for cell in code])
-    assert "120/120 tensors" in printed and "torch.Size([12, 512])" in printed and printed.count("image/png") == 4
+    assert "120/120 tensors" in printed and "torch.Size([12, 512])" in printed and printed.count("image/png") == 5
 
 
 # ---- what embed takes -----------------------------------------------------------------------------------------------
