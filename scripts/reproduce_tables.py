@@ -29,13 +29,12 @@ BUILT_IN = Path("configs/smoke/tables.yaml")
 
 
 def main() -> int:
-    arguments = config.parser(__doc__, tables.TableConfig).parse_args()
-    if not arguments.config:
-        from vfm4us.data.phantoms import write_phantoms
+    said = f"No --config: the table of built-in synthetic ultrasound ({BUILT_IN})."
+    settings, built_in = config.from_command_line(tables.TableConfig, __doc__, BUILT_IN, said)
+    if built_in:
+        from vfm4us.data.phantoms import write_quickstart_phantoms
 
-        print(f"No --config: the table of built-in synthetic ultrasound ({BUILT_IN}).", flush=True)
-        write_phantoms(Path("data/phantoms-600-64"), 600, 64)
-    settings = config.load(tables.TableConfig, arguments.config or BUILT_IN, arguments.overrides)
+        write_quickstart_phantoms()
     plan, out = tables.make_plan(settings), Path(settings.logs) / settings.name
     if settings.worker:
         invocation, device, parent = settings.worker.split()

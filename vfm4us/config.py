@@ -42,6 +42,20 @@ def parser(doc: str | None, cls) -> argparse.ArgumentParser:
     return result
 
 
+def from_command_line(cls, doc: str | None, built_in: Path, said: str, unless: str = ""):
+    """The config of a script's command line, and whether it is that of the built-in run.
+
+    Without --config it is the file `built_in`, which `said` announces once every key is known to be right; or the defaults, where
+    the key `unless` is given.
+    """
+    arguments = parser(doc, cls).parse_args()
+    own = arguments.config is None and not (unless and any(o.startswith(f"{unless}=") for o in arguments.overrides))
+    settings = load(cls, built_in if own else arguments.config, arguments.overrides)
+    if own:
+        print(said, flush=True)
+    return settings, own
+
+
 def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = ()):
     """Build `cls` from its defaults, `file` (YAML, see `find`) and `overrides` such as `stages.0.epochs=3`."""
     values = {} if file is None else read(file)

@@ -35,7 +35,7 @@ from vfm4us.data.store import open_or_prepare
 from vfm4us.pretraining import settings as pretraining_settings
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.tasks import protocol
-from vfm4us.tasks.finetune import imagenet_file
+from vfm4us.tasks.finetune import imagenet_file, refuse_missing_weights
 
 TASKS = ("classification", "segmentation", "generation")
 STAGES = ("coarse", "fine", "coarse-to-fine")
@@ -248,6 +248,9 @@ def make_plan(settings: TableConfig) -> Plan:
     for job in plan.jobs:
         if job.finished:
             job.refuse_changed()
+        elif isinstance(job, Cell) and not job.needs:
+            for seed in job.config.seeds:
+                refuse_missing_weights(job.config.encoder, seed)
     return plan
 
 
@@ -411,7 +414,7 @@ def filled(value, words: dict[str, str]):
     if isinstance(value, str):
         for name, text in words.items():
             if f"{{{name}}}" in value and not text:
-                raise ValueError(f"{value!r} needs {name}=...")
+                raise ValueError(f"{value!r} stands for what {name}=... gives: add it to the command")
             value = value.replace(f"{{{name}}}", text)
     return value
 

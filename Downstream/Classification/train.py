@@ -19,15 +19,12 @@ BUILT_IN = Path("configs/smoke/classification.yaml")
 
 
 def main() -> None:
-    arguments = config.parser(__doc__, ClassificationConfig).parse_args()
-    file = arguments.config
-    if file is None and not any(item.startswith("data.path=") for item in arguments.overrides):
-        from vfm4us.data.phantoms import write_phantoms
+    said = f"No --config and no data.path: classifying the organs of built-in synthetic ultrasound ({BUILT_IN})."
+    settings, built_in = config.from_command_line(ClassificationConfig, __doc__, BUILT_IN, said, unless="data.path")
+    if built_in:
+        from vfm4us.data.phantoms import write_quickstart_phantoms
 
-        file = BUILT_IN
-        print(f"No --config and no data.path: classifying the organs of built-in synthetic ultrasound ({file}).")
-        write_phantoms(Path("data/phantoms-600-64"), 600, 64)
-    settings = config.load(ClassificationConfig, file, arguments.overrides)
+        write_quickstart_phantoms()
     result = run_seeds(settings)
     print(f"\n{protocol.table(result, len(settings.seeds))}\n\nwritten to {Path(settings.logs) / settings.name}")
 

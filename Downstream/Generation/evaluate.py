@@ -51,8 +51,7 @@ def evaluate(arguments) -> None:
         raise ValueError(f"--degrade {arguments.degrade}: give a strength above 0, e.g. 1.0")
     records = protocol.source_records(arguments.data, arguments.split)
     root, out = source_root(arguments.data), arguments.out
-    if root.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(f"--out {out} lies in the data {root}, where the next reading would find it: give another folder")
+    protocol.refuse_output_within(root, out)
     reference, features = [], None
     if arguments.reference is not None:
         reference = [read_grey(path) for path in image_paths(arguments.reference)]

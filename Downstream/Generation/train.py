@@ -20,15 +20,12 @@ BUILT_IN = Path("configs/smoke/generation.yaml")
 
 
 def main() -> None:
-    arguments = config.parser(__doc__, GenerationConfig).parse_args()
-    file = arguments.config
-    if file is None and not any(item.startswith("data.path=") for item in arguments.overrides):
-        from vfm4us.data.phantoms import write_phantoms
+    said = f"No --config and no data.path: enhancing built-in synthetic ultrasound ({BUILT_IN})."
+    settings, built_in = config.from_command_line(GenerationConfig, __doc__, BUILT_IN, said, unless="data.path")
+    if built_in:
+        from vfm4us.data.phantoms import write_quickstart_phantoms
 
-        file = BUILT_IN
-        print(f"No --config and no data.path: enhancing built-in synthetic ultrasound ({file}).")
-        write_phantoms(Path("data/phantoms-600-64"), 600, 64)
-    settings = config.load(GenerationConfig, file, arguments.overrides)
+        write_quickstart_phantoms()
     result = run_seeds(settings)
     print(f"\n{protocol.table(result, len(settings.seeds))}\n\n{verdict(result)}\nwritten to {Path(settings.logs) / settings.name}")
 

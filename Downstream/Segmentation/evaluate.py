@@ -40,8 +40,7 @@ def evaluate(arguments) -> None:
     model = model.to(run.choose_device(arguments.device))
     records = protocol.source_records(arguments.data, arguments.split)
     root, out = source_root(arguments.data), arguments.out
-    if root.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(f"--out {out} lies in the data {root}, where the next reading would find it: give another folder")
+    protocol.refuse_output_within(root, out)
     cases = segmentation.examine(model, root, records, size, out, arguments.flips)
     for path, reason in cases.unreadable:
         print(f"cannot be read: {path}: {reason}", file=sys.stderr)

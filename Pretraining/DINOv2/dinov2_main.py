@@ -18,21 +18,15 @@ from vfm4us.pretraining.stages import pretrain, print_result
 
 METHOD = "dinov2"
 BUILT_IN = Path("configs/smoke/dinov2.yaml")
+SAID = (
+    f"No --config: pretraining on built-in synthetic ultrasound ({BUILT_IN}).\n"
+    "For real data: --config configs/pretraining/dinov2.yaml, or configs/pretraining/small/dinov2.yaml for a CPU."
+)
 
 
 def main() -> None:
-    arguments = config.parser(__doc__, PretrainingConfig).parse_args()
-    if not arguments.config:
-        print(
-            f"No --config: pretraining on built-in synthetic ultrasound ({BUILT_IN}).\n"
-            "For real data: --config configs/pretraining/dinov2.yaml, or configs/pretraining/small/dinov2.yaml for a CPU."
-        )
-    settings = config.load(PretrainingConfig, arguments.config or BUILT_IN, arguments.overrides)
-    if settings.method != METHOD:
-        raise ValueError(
-            f"method is {settings.method}, and this script is for {METHOD}: use Pretraining/US-SSL/adv_main.py, or method={METHOD}"
-        )
-    print_result(pretrain(settings), settings)
+    settings, _ = config.from_command_line(PretrainingConfig, __doc__, BUILT_IN, SAID)
+    print_result(pretrain(settings, METHOD), settings)
 
 
 if __name__ == "__main__":

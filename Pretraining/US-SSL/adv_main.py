@@ -17,16 +17,14 @@ from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.stages import pretrain, print_result
 
 BUILT_IN = Path("configs/smoke/pretraining.yaml")
+SAID = (
+    f"No --config: pretraining on built-in synthetic ultrasound ({BUILT_IN}).\n"
+    "For real data: --config configs/pretraining/us510k.yaml, or configs/pretraining/folder.yaml for your own images."
+)
 
 
 def main() -> None:
-    arguments = config.parser(__doc__, PretrainingConfig).parse_args()
-    if not arguments.config:
-        print(
-            f"No --config: pretraining on built-in synthetic ultrasound ({BUILT_IN}).\n"
-            "For real data: --config configs/pretraining/us510k.yaml, or configs/pretraining/folder.yaml for your own images."
-        )
-    settings = config.load(PretrainingConfig, arguments.config or BUILT_IN, arguments.overrides)
+    settings, _ = config.from_command_line(PretrainingConfig, __doc__, BUILT_IN, SAID)
     print_result(pretrain(settings), settings)
 
 

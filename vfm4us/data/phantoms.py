@@ -656,6 +656,11 @@ def _write_table(path: Path, header: str, rows: list[list[str]]):
     os.replace(temporary, path)
 
 
+def write_quickstart_phantoms() -> Path:
+    """The images of the built-in downstream runs (configs/smoke/), under the working directory; made once."""
+    return write_phantoms(Path("data/phantoms-600-64"), 600, 64)
+
+
 def write_phantoms(
     out: Path, count: int = 2000, size: int = 256, seed: int = 0, workers: int | None = None, progress: bool = True
 ) -> Path:

@@ -32,8 +32,12 @@ from vfm4us.pretraining.emp_ssl import EmpSSL
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
 
 
-def pretrain(config: PretrainingConfig) -> Path:
-    """Run (or continue) every stage of `config`; returns the run folder."""
+def pretrain(config: PretrainingConfig, method: str = "") -> Path:
+    """Run (or continue) every stage of `config`; returns the run folder. A script for one `method` takes no other."""
+    if method and config.method != method:
+        raise ValueError(
+            f"method is {config.method}, and this script is for {method}: use Pretraining/US-SSL/adv_main.py, or method={method}"
+        )
     check(config)
     device = run.choose_device(config.device)
     with run.processes(device.type) as (rank, world_size):

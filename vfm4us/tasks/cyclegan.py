@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vfm4us import checkpoints, run
 from vfm4us.config import option
 from vfm4us.encoders import RESNETS, Encoder
-from vfm4us.tasks.finetune import SAVE_EVERY
+from vfm4us.tasks.finetune import SAVE_EVERY, move_average
 
 COARSEST = 32  # px, of a ResNet's last stage: inputs are padded to a multiple of it
 DRAW = 0.25  # loss of a discriminator that says 1/2 to everything
@@ -334,7 +334,8 @@ class CycleGAN:
         loss = sum(weights[name.split("_")[0]] * value for name, value in parts.items())
         self._check({"generators": loss} | parts, at)
         self._step("generators", loss)
-        self._average(at)
+        if config.average:
+            move_average(self.averaged, self.generators, config.average, at)
         self.discriminators.requires_grad_(True)
         for turn, (low, high) in enumerate(every):
             with run.autocast(self.device, self.precision):
@@ -375,15 +376,6 @@ class CycleGAN:
             return "Nothing had been saved yet."
         at = checkpoints.read(path)
         return f"{path} holds the last good state (epoch {at['epoch']}, step {at['step']})."
-
-    def _average(self, at: int) -> None:
-        """Exponential average of the generators, shorter in the beginning."""
-        if not self.config.average:
-            return
-        decay = min(self.config.average, (1 + at) / (10 + at))
-        with torch.no_grad():
-            for ours, theirs in zip(self.averaged.parameters(), self.generators.parameters(), strict=True):
-                ours.lerp_(theirs, 1 - decay)
 
     def _save(self) -> None:
         generators = self.generators.state_dict()

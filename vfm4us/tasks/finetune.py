@@ -66,12 +66,26 @@ class FinetuneConfig:
     patience: int = option(15, "stop after so many epochs without a better validation; 0: never", low=0)
 
 
+def weights_of(config: EncoderConfig, seed: int) -> str:
+    """encoder.weights of the run of `seed`."""
+    return config.weights.replace("{seed}", str(seed))
+
+
+def refuse_missing_weights(config: EncoderConfig, seed: int) -> None:
+    """FileNotFoundError where encoder.weights names no file or folder: known before data are packed and other runs are done."""
+    path = Path(weights_of(config, seed))
+    if config.weights not in ("none", "imagenet") and not path.exists():
+        raise FileNotFoundError(
+            f"encoder.weights: {path} does not exist (looked from {Path.cwd()}); give a checkpoint or run folder, imagenet or none"
+        )
+
+
 def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport | None]:
     """The encoder a task starts from, and the report of what was loaded. `random` depends on the seed alone."""
     if config.weights == "none":
         torch.manual_seed(seed)
         return Encoder(EncoderSpec(config.name, config.in_channels, patch=config.patch, norm=config.norm)), None
-    source = _imagenet(config.name) if config.weights == "imagenet" else config.weights.replace("{seed}", str(seed))
+    source = _imagenet(config.name) if config.weights == "imagenet" else weights_of(config, seed)
     encoder = load_encoder(source, in_channels=config.in_channels)
     return encoder, encoder.report
 
@@ -140,6 +154,16 @@ def batches_of(
     return [items[order[i * size : (i + 1) * size]] for i in range(steps)]
 
 
+@torch.no_grad()
+def move_average(averaged: nn.Module, model: nn.Module, decay: float, at: int) -> None:
+    """Step `at` of the exponential average of a model's weights, shorter in the beginning; batch-norm statistics are copied."""
+    decay = min(decay, (1 + at) / (10 + at))
+    for ours, theirs in zip(averaged.parameters(), model.parameters(), strict=True):
+        ours.lerp_(theirs, 1 - decay)
+    for ours, theirs in zip(averaged.buffers(), model.buffers(), strict=True):
+        ours.copy_(theirs)
+
+
 class Finetuner:
     """State of one run: model, average, optimizer, position, best epoch."""
 
@@ -203,7 +227,8 @@ class Finetuner:
                 if not math.isfinite(value.item()):
                     raise FloatingPointError(f"the loss is {value.item()} at step {at}: lower finetune.learning_rate")
                 self.optimizer.step()
-                self._average(at)
+                if config.average:
+                    move_average(self.averaged, self.model, config.average, at)
                 self.step += 1
                 self.folder.log("train", at + 1, {"loss": value.item(), "learning_rate": rate})
                 if stop.number or time.monotonic() - saved > SAVE_EVERY:
@@ -233,17 +258,6 @@ class Finetuner:
                 bar.close()
                 raise run.Stopped(stop.number, self.folder.folder)
         bar.close()
-
-    def _average(self, at: int) -> None:
-        """Exponential average of the weights, shorter in the beginning; batch-norm statistics are copied."""
-        if not self.config.average:
-            return
-        decay = min(self.config.average, (1 + at) / (10 + at))
-        with torch.no_grad():
-            for ours, theirs in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-                ours.lerp_(theirs, 1 - decay)
-            for ours, theirs in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
-                ours.copy_(theirs)
 
     def _save(self) -> None:
         state = {

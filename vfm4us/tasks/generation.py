@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -37,12 +38,14 @@ from vfm4us.tasks.likeness import FIGURES, LEAST_FOR_KID, WINDOW, Features, kid,
 from vfm4us.tasks.protocol import TaskConfig
 
 MEASURES = tuple(FIGURES)
+BLUR = 1.0  # px, of the original image: what is taken without any learning
 RULES = {
     "resolution": "original size of each low-quality image, grey, 8 bit; a target of another scale is resized to it",
     "ssim": "Gaussian window of sigma 1.5, range 255 (scikit-image)",
     "psnr": "10 log10(255^2 / mean squared difference), dB; 100 where there is no difference",
     "lncc": f"local normalised cross-correlation in windows of {WINDOW} x {WINDOW} px, mean over those whose target is not flat",
     "input": "figures named _input are of the untouched low-quality image, _gain is ours minus that, image by image",
+    "blurred": f"figures named _blurred are of the low-quality image after a Gaussian blur of {BLUR:g} px, which takes noise away",
 }
 
 
@@ -460,7 +463,7 @@ def examine(
         cases.records.append(record)
         cases.enhanced.append(name)
         if high is not None:
-            sides = (("", made), ("_input", low))
+            sides = (("", made), ("_input", low), ("_blurred", gaussian_filter(low, BLUR)))
             cases.rows.append({m + side: figure(image, high) for m, figure in FIGURES.items() for side, image in sides})
         if features is not None and len(records) >= LEAST_FOR_KID:
             cases.features["kid"].append(features.of([made]))
@@ -474,6 +477,8 @@ def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, n
     for name in (m for m in MEASURES if m in outcome):
         ours, untouched = ((counts @ outcome[n] / counts.sum(1)) for n in (name, f"{name}_input"))
         result |= {name: ours, f"{name}_input": untouched, f"{name}_gain": ours - untouched}
+        if f"{name}_blurred" in outcome:  # runs before this figure do not have it
+            result[f"{name}_blurred"] = counts @ outcome[f"{name}_blurred"] / counts.sum(1)
     return result
 
 
@@ -482,8 +487,8 @@ def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
 
     Those named val_ are of the validation images at the packed size, by which the epoch was chosen: for choosing settings.
     """
-    signed = tuple(f"{m}_gain" for m in MEASURES) + ("lncc", "lncc_input")
-    result = protocol.figures(outcome_scores, outcomes, unbounded=("psnr", "psnr_input"), signed=signed)
+    signed = tuple(f"{m}_gain" for m in MEASURES) + ("lncc", "lncc_input", "lncc_blurred")
+    result = protocol.figures(outcome_scores, outcomes, unbounded=("psnr", "psnr_input", "psnr_blurred"), signed=signed)
     for name in ("kid", "kid_input", "val_ssim", "val_ssim_input", "val_psnr", "val_psnr_input"):
         if all(name in o for o in outcomes):
             values = [float(o[name]) for o in outcomes]
@@ -504,12 +509,15 @@ def verdict(result: dict[str, dict]) -> str:
         if gain.get("low", gain["mean"]) <= 0:
             lost.append(name.upper())
     said = "beats the untouched input in both" if not lost else f"does NOT beat the untouched input in {' nor in '.join(lost)}"
+    if "ssim_blurred" in result:
+        blurred = f"{result['ssim_blurred']['mean']:.3f} and {result['psnr_blurred']['mean']:.3f} dB"
+        return f"{'; '.join(parts)}: the enhancer {said}. A Gaussian blur of {BLUR:g} px reads {blurred}."
     return f"{'; '.join(parts)}: the enhancer {said}."
 
 
 def write_cases(out: Path, outcome: protocol.Outcome) -> None:
     """per_image.csv: a row per image."""
-    names = [n for m in MEASURES for n in (m, f"{m}_input") if n in outcome]
+    names = [n for m in MEASURES for n in (m, f"{m}_input", f"{m}_blurred") if n in outcome]
     with open(out / "per_image.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["path", "group", *names, "height", "width", "target", "enhanced"])

@@ -25,7 +25,7 @@ from vfm4us.config import option, section
 from vfm4us.data import splits as splitting
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.data.store import PreparedDataset, open_or_prepare
-from vfm4us.tasks.finetune import EncoderConfig
+from vfm4us.tasks.finetune import EncoderConfig, refuse_missing_weights
 
 Outcome = dict[str, np.ndarray]
 Score = Callable[[Outcome, np.ndarray], dict[str, np.ndarray]]
@@ -95,6 +95,12 @@ def file_name(name: str, taken: set[str]) -> str:
     return unique
 
 
+def refuse_output_within(root: Path, out: Path) -> None:
+    """ValueError where the folder `out` of an evaluation lies in its data, whose next reading would find what is written."""
+    if root.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"--out {out} lies in the data {root}, where the next reading would find it: give another folder")
+
+
 def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.ndarray:
     """A seeded share of the training rows, of each class, at least one image of each; codes (all images,) name the class."""
     if share >= 1:
@@ -150,6 +156,9 @@ def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], Non
         what = "is empty" if not config.seeds else f"names a seed twice: {config.seeds}"
         raise ValueError(f"seeds {what}; give at least one, e.g. seeds=[0,1,2]")
     folders = []
+    for seed in config.seeds:
+        if not (config.resume and (Path(config.logs) / config.name / f"seed-{seed}" / "metrics.json").is_file()):
+            refuse_missing_weights(config.encoder, seed)
     for seed in config.seeds:
         one = copy.deepcopy(config)
         one.seed = seed
