@@ -29,7 +29,7 @@ BUILT_IN = Path("configs/smoke/tables.yaml")
 
 
 def main() -> int:
-    said = f"No --config: the table of built-in synthetic ultrasound ({BUILT_IN})."
+    said = f"No --config: a table of built-in synthetic ultrasound ({BUILT_IN}), which shows the form and proves nothing."
     settings, built_in = config.from_command_line(tables.TableConfig, __doc__, BUILT_IN, said)
     if built_in:
         from vfm4us.data.phantoms import write_quickstart_phantoms

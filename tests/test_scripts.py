@@ -146,3 +146,12 @@ def test_the_readme_names_files_and_keys_that_exist():
         config.load(kind, ROOT / file, keys)
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
         assert (ROOT / picture).is_file(), picture
+
+
+@pytest.mark.parametrize(
+    "path", ["Downstream/Classification/train.py", "Downstream/Segmentation/train.py", "Downstream/Generation/train.py",
+             "scripts/reproduce_tables.py"]
+)  # fmt: skip
+def test_a_typo_is_said_before_any_image_is_made(tmp_path, path):
+    done = script(ROOT / path, "nmae=x", cwd=tmp_path)
+    assert done.returncode == 2 and "did you mean 'name'" in done.stderr and not any(tmp_path.iterdir())

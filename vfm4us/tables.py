@@ -414,7 +414,7 @@ def filled(value, words: dict[str, str]):
     if isinstance(value, str):
         for name, text in words.items():
             if f"{{{name}}}" in value and not text:
-                raise ValueError(f"{value!r} stands for what {name}=... gives: add it to the command")
+                raise ValueError(f"{value!r} needs {name}=...: add it to the command")
             value = value.replace(f"{{{name}}}", text)
     return value
 

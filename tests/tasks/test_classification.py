@@ -110,6 +110,20 @@ def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path, m
         task.run_seeds(build("mode=linear", "smoothing=0.3"), quiet)
 
 
+def test_a_model_that_is_not_kept_leaves_the_figures(build, tmp_path):
+    task.run_seeds(build("mode=linear", "keep_model=false"), quiet)
+    assert not list((tmp_path / "logs").rglob("*.pt")) and (tmp_path / "logs/t/seed-0/test.npz").is_file()
+    task.run_seeds(build("mode=linear"), quiet)  # finished whether it is kept or not
+    assert not list((tmp_path / "logs").rglob("*.pt"))
+
+
+def test_weights_that_are_missing_for_a_later_seed_are_said_before_the_first_is_run(build, tmp_path):
+    (tmp_path / "encoder-0.pt").touch()
+    with pytest.raises(FileNotFoundError, match="encoder-1.pt does not exist"):
+        task.run_seeds(build("seeds=[0,1]", f"encoder.weights={tmp_path}/encoder-{{seed}}.pt"), quiet)
+    assert not (tmp_path / "logs").exists()
+
+
 def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path, monkeypatch):
     settings = build("encoder.freeze_epochs=1", "augment.mixup=0.2")
     task.run_seeds(settings, quiet)

@@ -59,6 +59,7 @@ class TaskConfig:
     precision: str = option("auto", "of the network in training: auto is bfloat16 on a GPU, float32 on a CPU",
                             choices=["auto", "float32", "bfloat16"])  # fmt: skip
     pictures: bool = option(True, "false: figures alone, for tables of hundreds of runs", free=True)
+    keep_model: bool = option(True, "false: without the trained model of each seed, 50 to 100 MB", free=True)
     data: DataConfig = section(DataConfig, "what is trained and tested on")
     encoder: EncoderConfig = section(EncoderConfig, "where it starts from")
 
@@ -169,6 +170,8 @@ def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], Non
         else:
             run_seed(one, folder)
             (folder / "checkpoints" / "last.pt").unlink(missing_ok=True)  # optimizer and all: only a stopped run needs it
+            for model in () if config.keep_model else folder.glob("*.pt"):
+                model.unlink()
         folders.append(folder)
     return folders
 
