@@ -60,6 +60,12 @@ def test_errors_name_key_and_remedy(override, message):
         config.load(Outer, None, [override])
 
 
+def test_null_leaves_an_item_of_a_list_out(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("items: [{rate: 1.0}, {rate: 2.0}]")
+    assert [i.rate for i in config.load(Outer, path, ["items.0=null", "items.1.rate=3.0"]).items] == [3.0]
+
+
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.yaml does not exist"):
         config.load(Outer, tmp_path / "nothing.yaml")

@@ -195,7 +195,9 @@ def _convert(value, hint, name: str, defaults=None):
     if origin is list:
         if not isinstance(value, list):
             raise ValueError(f"{name}: expected a list, got {value!r}")
-        return [_convert(v, typing.get_args(hint)[0], f"{name}.{i}") for i, v in enumerate(value)]
+        item = typing.get_args(hint)[0]
+        kept = [(i, v) for i, v in enumerate(value) if v is not None or not dataclasses.is_dataclass(item)]  # null leaves it out
+        return [_convert(v, item, f"{name}.{i}") for i, v in kept]
     if origin is types.UnionType:
         return None if value is None else _convert(value, typing.get_args(hint)[0], name)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
