@@ -80,9 +80,16 @@ def test_one_process_and_two_that_were_stopped_write_the_same_and_keep_what_is_f
     assert len(mean) == 2 and f"| one | random | {sum(mean) / 2:.3f} (" in text
     assert (out / "classification.png").is_file()
 
+    record = out / "encoders/vfm4us-coarse-0/run.json"
+    starts = json.loads(record.read_text())
+    record.write_text(json.dumps([starts[0] | {"commit": "0123456789", "dirty": True}]))  # made with other code than the rest
+
     before = {p: p.stat().st_mtime_ns for p in [*out.glob("**/encoder.pt"), *out.glob("**/metrics.json")]}
     again = command(f"data={textures}", "workers=0", folder=tmp_path)
     assert again.returncode == 0 and contents(tmp_path) == once
+    text = (out / "tables.md").read_text()
+    assert "commit 0123456 with changes" in text and f"; torch {torch.__version__}; " in text
+    assert not starts[0]["commit"] or f"commit {starts[0]['commit'][:7]}" in text
     assert {p: p.stat().st_mtime_ns for p in before} == before and len(before) == 3 + 4 + 8
 
     other = tmp_path / "other"

@@ -169,7 +169,7 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
 
 def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) -> str:
     """How the numbers below were come by."""
-    about, seeds = run.describe_run(), sorted({seed for cell in plan.cells for seed in cell.config.seeds})
+    seeds = sorted({seed for cell in plan.cells for seed in cell.config.seeds})
     pretrained = ", ".join(map(str, settings.pretraining_seeds))
     if len(settings.pretraining_seeds) == 1:
         start = f"Pretraining seed {pretrained} for all runs, so that no interval holds what another pretraining would change"
@@ -182,11 +182,19 @@ def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) ->
     )
     sizes = sorted({m["protocol"]["input_size"] for r in found.values() for m in r.metrics.values()})
     devices = sorted({m["protocol"]["device"] for r in found.values() for m in r.metrics.values()})
-    changed = " with changes" if about["dirty"] else ""
-    return text + (
-        f"Images of {', '.join(map(str, sizes))} px; {'; '.join(devices)}; torch {about['torch']}"
-        + (f"; commit {about['commit'][:7]}{changed}." if about["commit"] else ".")
-    )
+    code = code_of([job.folder for job in plan.jobs if job.finished])
+    return text + f"Images of {', '.join(map(str, sizes))} px; {'; '.join(devices)}; {'; '.join(code)}."
+
+
+def code_of(folders: list[Path]) -> list[str]:
+    """The versions of torch and the commits that the runs in and below `folders` were made with, each once."""
+    torches, commits = set(), set()
+    for path in (path for folder in folders for path in folder.rglob("run.json")):
+        for about in json.loads(path.read_text()):
+            torches.add(f"torch {about['torch']}")
+            if about["commit"]:
+                commits.add(f"commit {about['commit'][:7]}{' with changes' if about['dirty'] else ''}")
+    return sorted(torches) + sorted(commits)
 
 
 def budgets(pretrainings: list[Pretraining]) -> str:
