@@ -175,7 +175,11 @@ def _override(values: dict, item: str) -> None:
         elif node.get(part) is None and not parts[depth + 1].isdigit():
             node = node.setdefault(part, {})
         else:
-            raise ValueError(f"{item!r}: {'.'.join(parts[: depth + 1])} is no section of the config in use")
+            near = difflib.get_close_matches(part, node, n=1)
+            raise ValueError(
+                f"{item!r}: {'.'.join(parts[: depth + 1])} is no section of the config in use"
+                + (f": did you mean {near[0]!r}?" if near and near[0] != part else "")
+            )
     if isinstance(node, list):
         node[_index(parts[-1], node, item)] = value
     else:
