@@ -341,8 +341,21 @@ def test_block_masks_are_a_function_of_the_generator_and_leave_pythons_own_alone
     assert (share > 0).sum() == 8 and share.max() <= 0.5
 
 
-def test_without_small_crops_or_masks_it_trains_too(one_step):
-    method, images, valid = one_step("dinov2", "dinov2.local_crops.count=0", "dinov2.masked_crops=0.0")
+def test_batch_norm_in_the_head_tells_apart_vectors_that_hardly_differ(one_step):
+    vectors = torch.ones(32, 192) + 1e-3 * torch.randn(32, 192, generator=run.generator(5))
+    spread = {}
+    for norm in ("false", "true"):
+        method, *_ = one_step("dinov2", f"dinov2.batch_norm={norm}")
+        with torch.no_grad():
+            out = method.network.student_head(vectors)
+        spread[norm] = float((out - out.mean(0)).square().mean() / out.square().mean())
+    assert spread["false"] < 0.05 < 0.5 < spread["true"]
+
+
+@pytest.mark.parametrize("norm", ["false", "true"])
+def test_without_small_crops_or_masks_it_trains_too(one_step, norm):
+    off = ["dinov2.local_crops.count=0", "dinov2.masked_crops=0.0", f"dinov2.batch_norm={norm}"]
+    method, images, valid = one_step("dinov2", *off)
     assert method.views == 2 and method.small is None
     loss, terms = method.loss(images, valid, run.generator(1), 0.5, 0, 1)
     loss.backward()

@@ -444,7 +444,7 @@ class Distilled(nn.Module):
         from lightly.models.modules import DINOv2ProjectionHead
 
         c = self.config
-        return DINOv2ProjectionHead(self.base_encoder.width, c.hidden, c.bottleneck, c.prototypes)
+        return DINOv2ProjectionHead(self.base_encoder.width, c.hidden, c.bottleneck, c.prototypes, c.batch_norm)
 
     def forward(self, crops: Tensor, hidden: Tensor | None = None) -> Tensor:
         """The student's tokens of crops (N, 1, P, P), after its last norm."""
@@ -522,17 +522,20 @@ class DINOv2(_Baseline):
         # Drawn for each process in turn, as the share of masked crops holds within each.
         masks = [block_masks(2 * b, side, c, draw) for _ in range(world_size)][rank].to(large.device)
         hidden = masks.flatten(1)
+        any_hidden = bool(hidden.any())  # without, the centre would become the mean of nothing
         warm = min(1.0, progress / c.teacher_warmup) if c.teacher_warmup else 1.0
         temperature = c.teacher_temperature_start + warm * (c.teacher_temperature - c.teacher_temperature_start)
 
         with torch.no_grad():
             tokens = embed_tokens(network.base_encoder, large)
             teacher_class = network.teacher_head(network.base_encoder.body.forward_head(tokens)).float()
-            teacher_hidden = network.teacher_head(tokens[:, prefix:][hidden]).float()
+            if any_hidden:
+                teacher_hidden = network.teacher_head(tokens[:, prefix:][hidden]).float()
         tokens = self.forward(large, hidden)
         vectors = network.student.body.forward_head(tokens)
         student_class = list(network.student_head(vectors).float().chunk(2))
-        student_hidden = network.student_head(tokens[:, prefix:][hidden]).float()
+        if any_hidden:
+            student_hidden = network.student_head(tokens[:, prefix:][hidden]).float()
         if small is not None:
             n = len(small)
             local = network.student.body.forward_head(self.forward(small.flatten(0, 1)))
@@ -542,8 +545,7 @@ class DINOv2(_Baseline):
             targets = (teacher_class - network.dino.center[0]) / temperature
             p = targets.softmax(-1)
             dino = network.dino(list(teacher_class.chunk(2)), student_class, teacher_temp=temperature)
-            # without hidden tokens the centre would become the mean of nothing
-            ibot = network.ibot(teacher_hidden, student_hidden, masks, temperature) if hidden.any() else 0 * student_hidden.sum()
+            ibot = network.ibot(teacher_hidden, student_hidden, masks, temperature) if any_hidden else dino.new_zeros(())
             koleo = sum(self.koleo(v) for v in vectors.float().chunk(2)) / 2
         total = c.dino_weight * dino + c.ibot_weight * ibot + c.koleo_weight * koleo
         terms = {"dino": dino, "ibot": ibot, "koleo": koleo, "teacher_entropy": entropy(p), "mean_entropy": entropy(p.mean(0))}
