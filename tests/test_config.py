@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 from vfm4us import config
 from vfm4us.config import option, section
 from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.tables import TableConfig
 
 
 @dataclass
@@ -66,6 +67,14 @@ def test_null_leaves_an_item_of_a_list_out(tmp_path):
     assert [i.rate for i in config.load(Outer, path, ["items.0=null", "items.1.rate=3.0"]).items] == [3.0]
     with pytest.raises(ValueError, match="itmes is no section of the config in use: did you mean 'items'"):
         config.load(Outer, path, ["itmes.0=null"])
+
+
+def test_null_for_a_mistyped_key_is_told_the_nearest():
+    for item, near in (("tasks.generaton=null", "generation"), ("encoders.SimCRL=null", "SimCLR")):
+        with pytest.raises(ValueError, match=f"to leave out: did you mean '{near}'"):
+            config.load(TableConfig, ROOT / "configs/tables/small.yaml", ["data=DIR", item])
+    left = config.load(TableConfig, ROOT / "configs/tables/small.yaml", ["data=DIR", "tasks.generation=null"])
+    assert left.tasks["generation"] is None
 
 
 def test_missing_and_broken_files(tmp_path):

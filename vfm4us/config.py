@@ -183,6 +183,9 @@ def _override(values: dict, item: str) -> None:
     if isinstance(node, list):
         node[_index(parts[-1], node, item)] = value
     else:
+        near = difflib.get_close_matches(parts[-1], map(str, node), n=1)
+        if value is None and near and parts[-1] not in node:  # in a free dict nobody else would notice
+            raise ValueError(f"{item!r}: there is no {parts[-1]!r} to leave out: did you mean {near[0]!r}?")
         node[parts[-1]] = value
 
 
