@@ -4,8 +4,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from vfm4us import run
+from vfm4us.encoders import Encoder, EncoderSpec
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,14 @@ def test_exit_codes(raised, code, said, capsys):
 def test_a_mistake_of_ours_keeps_its_traceback():
     with pytest.raises(KeyError):
         run.exit_code(lambda: {}["missing"])
+
+
+def test_attention_is_written_out_on_a_cpu_in_bfloat16_alone():
+    encoder = Encoder(EncoderSpec("vit_tiny", in_channels=1))
+    attention, x = encoder.body.blocks[0].attn, torch.rand(2, 1, 48, 48)
+    before = encoder(x)
+    for device, precision, fused in (("cpu", "bfloat16", False), ("cpu", "auto", True), ("cuda", "bfloat16", True)):
+        run.choose_attention(encoder, torch.device(device), precision)
+        assert attention.fused_attn is fused
+    run.choose_attention(encoder, torch.device("cpu"), "bfloat16")
+    torch.testing.assert_close(encoder(x), before, rtol=1e-4, atol=1e-5)

@@ -50,9 +50,18 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def autocast(device: torch.device, precision: str = "auto"):
     """bf16 autocast where `precision` asks for it; `auto` is bf16 on a GPU and float32 on a CPU."""
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, precision))
+
+
+def in_bfloat16(device: torch.device, precision: str) -> bool:
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+
+
+def choose_attention(network: torch.nn.Module, device: torch.device, precision: str) -> None:
+    """timm's attention written out where the fused kernel is slower: on a CPU in bf16 (`benchmark.py attention` has the ratio)."""
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = not (device.type == "cpu" and in_bfloat16(device, precision))
 
 
 @contextlib.contextmanager

@@ -352,6 +352,37 @@ def test_batch_norm_in_the_head_tells_apart_vectors_that_hardly_differ(one_step)
     assert spread["false"] < 0.05 < 0.5 < spread["true"]
 
 
+def plain_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int) -> torch.Tensor:
+    """Assignments (N, K) whose columns, then rows, are scaled to sums of N / K and 1 in turn."""
+    p = (logits.double() / temperature).exp()
+    for _ in range(iterations):
+        p = p / p.sum(0) * len(p) / p.shape[1]
+        p = p / p.sum(1, keepdim=True)
+    return p
+
+
+def test_sinkhorn_is_a_centre_with_which_all_prototypes_are_used_alike():
+    logits = torch.randn(24, 16, generator=run.generator(2)) * 0.3 + torch.arange(16) / 8
+    for iterations in (1, 3, 100):
+        p = ((logits - baselines.sinkhorn_centre(logits, 0.2, iterations)) / 0.2).softmax(-1)
+        torch.testing.assert_close(p, plain_sinkhorn(logits, 0.2, iterations).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(p.sum(0), torch.full((16,), 24 / 16), rtol=1e-3, atol=0)
+    assert (logits / 0.2).softmax(-1).sum(0).max() > 10, "without, one takes most"
+    assert baselines.sinkhorn_centre(1000 * logits, 0.01).isfinite().all()
+
+
+def test_sinkhorn_centres_with_the_batch_and_not_with_the_past(one_step):
+    method, images, valid = one_step("dinov2", "dinov2.centring=sinkhorn")
+    network, found = method.network, []
+    for _ in range(2):
+        network.dino.center.fill_(7.0)
+        loss, terms = method.loss(images, valid, run.generator(1), 0.5, 0, 1)
+        found.append((loss.item(), network.dino.center.clone(), network.ibot.center.center.clone()))
+    assert found[0][0] == found[1][0] and all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
+    assert found[0][1].abs().max() > 0 and found[0][2].abs().max() > 0
+    assert terms["mean_entropy"] > 0.98 * math.log(32) > terms["teacher_entropy"], "all prototypes, not all for each crop"
+
+
 @pytest.mark.parametrize("norm", ["false", "true"])
 def test_without_small_crops_or_masks_it_trains_too(one_step, norm):
     off = ["dinov2.local_crops.count=0", "dinov2.masked_crops=0.0", f"dinov2.batch_norm={norm}"]
@@ -403,7 +434,12 @@ def _one_of_two(rank, every, folder):
                    "MASTER_PORT": str(29500 + os.getppid() % 1000)}  # fmt: skip
     torch.set_num_threads(1)
     with run.processes("cpu") as (r, k):
-        torch.save({s.method: _gradient(s, r, k) for s in every}, f"{folder}/rank{r}.pt")
+        found = {s.method: _gradient(s, r, k) for s in every}
+        torch.save(found | {"centre": baselines.sinkhorn_centre(sinkhorn_logits()[r::2], 0.1)}, f"{folder}/rank{r}.pt")
+
+
+def sinkhorn_logits() -> torch.Tensor:
+    return torch.randn(20, 12, generator=run.generator(4))
 
 
 def test_two_processes_train_as_one(build, tmp_path):
@@ -411,6 +447,8 @@ def test_two_processes_train_as_one(build, tmp_path):
     every = [build(m) for m in SMALL]
     torch.multiprocessing.spawn(_one_of_two, (every, str(tmp_path)), nprocs=2)
     theirs = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    for other in theirs:
+        torch.testing.assert_close(other["centre"], baselines.sinkhorn_centre(sinkhorn_logits(), 0.1))
     for settings in every:
         name = settings.method
         pair = [t[name] for t in theirs]

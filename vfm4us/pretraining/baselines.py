@@ -437,8 +437,9 @@ class Distilled(nn.Module):
         for parameter in (*self.base_encoder.parameters(), *self.teacher_head.parameters()):
             parameter.requires_grad = False
         self.mask_token = nn.Parameter(0.02 * torch.randn(encoder.width))
-        self.dino = DINOLoss(c.prototypes, student_temp=c.student_temperature, center_momentum=c.center_momentum)
-        self.ibot = IBOTPatchLoss(c.prototypes, student_temp=c.student_temperature, center_momentum=c.center_momentum)
+        momentum = 1.0 if c.centring == "sinkhorn" else c.center_momentum  # 1: the losses leave the batch's centre alone
+        self.dino = DINOLoss(c.prototypes, student_temp=c.student_temperature, center_momentum=momentum)
+        self.ibot = IBOTPatchLoss(c.prototypes, student_temp=c.student_temperature, center_momentum=momentum)
 
     def build_head(self) -> nn.Module:
         from lightly.models.modules import DINOv2ProjectionHead
@@ -465,6 +466,25 @@ def block_masks(batch: int, side: int, config, draw: torch.Generator) -> Tensor:
         return random_block_mask((batch, side, side), config.masked_crops, config.mask_low, config.mask_high, least)
     finally:
         random.setstate(before)
+
+
+def sinkhorn_centre(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """The centre (K,) with which softmax((logits - centre) / temperature) uses all K prototypes about equally: logits (N, K).
+
+    Sinkhorn-Knopp (Caron et al. 2020, arXiv 2006.09882): prototypes and crops are scaled to equal sums in turn. The scale u_k
+    of a prototype is a shift of its logits, centre_k = -temperature log u_k; that of a crop is the softmax's own. All
+    processes' crops count.
+    """
+    scaled = logits.float() / temperature
+    crops = torch.zeros_like(scaled[:, :1])  # log of each crop's scale, up to a constant
+    for _ in range(iterations):
+        prototypes = torch.logsumexp(scaled + crops, 0)
+        if dist.is_available() and dist.is_initialized():
+            parts = [torch.empty_like(prototypes) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, prototypes)
+            prototypes = torch.logsumexp(torch.stack(parts), 0)
+        crops = -torch.logsumexp(scaled - prototypes, 1, keepdim=True)
+    return temperature * (prototypes - prototypes.mean())
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -520,9 +540,10 @@ class DINOv2(_Baseline):
         small = self.small(images, valid, draw, rank, world_size) if self.small else None
         side = c.global_crops.size // network.student.spec.patch
         # Drawn for each process in turn, as the share of masked crops holds within each.
-        masks = [block_masks(2 * b, side, c, draw) for _ in range(world_size)][rank].to(large.device)
+        every = [block_masks(2 * b, side, c, draw) for _ in range(world_size)]
+        any_hidden = all(bool(m.any()) for m in every)  # without, a process's centre would become the mean of nothing
+        masks = every[rank].to(large.device)
         hidden = masks.flatten(1)
-        any_hidden = bool(hidden.any())  # without, the centre would become the mean of nothing
         warm = min(1.0, progress / c.teacher_warmup) if c.teacher_warmup else 1.0
         temperature = c.teacher_temperature_start + warm * (c.teacher_temperature - c.teacher_temperature_start)
 
@@ -542,6 +563,10 @@ class DINOv2(_Baseline):
             student_class += network.student_head(local).float().chunk(n)
 
         with torch.autocast(large.device.type, enabled=False):
+            if c.centring == "sinkhorn":
+                network.dino.center = sinkhorn_centre(teacher_class, temperature).view(1, 1, -1)
+                if any_hidden:
+                    network.ibot.center.center = sinkhorn_centre(teacher_hidden, temperature).view(1, -1)
             targets = (teacher_class - network.dino.center[0]) / temperature
             p = targets.softmax(-1)
             dino = network.dino(list(teacher_class.chunk(2)), student_class, teacher_temp=temperature)

@@ -112,7 +112,10 @@ class DINOv2Config:
     teacher_temperature: float = option(0.07, "of the teacher's softmax after its warm-up", low=0.001)
     teacher_warmup: float = option(0.3, "share of a stage's steps over which it rises", low=0.0, high=1.0)
     teacher_momentum: float = option(0.994, "of the teacher's moving average, at first; 1 at the end", low=0.0, high=1.0)
-    center_momentum: float = option(0.9, "of the moving average that centres the teacher", low=0.0, high=1.0)
+    centring: str = option(
+        "mean", "of the teacher: by a moving average, or by Sinkhorn-Knopp within the batch", choices=("mean", "sinkhorn")
+    )
+    center_momentum: float = option(0.9, "of the moving average, where that centres the teacher", low=0.0, high=1.0)
     frozen_prototypes: float = option(0.01, "share of a stage's steps in which the last layer rests", low=0.0, high=1.0)
     global_crops: CropConfig = section(
         CropConfig, "large crops, for teacher and student", count=2, **STRONG | {"scale_low": 0.32, "scale_high": 1.0}

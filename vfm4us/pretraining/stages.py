@@ -123,6 +123,7 @@ class Trainer:
         if report := self.method.network.base_encoder.report:
             self._say(f"encoder.weights {config.encoder.weights}: {report}")
         network = self.network = self.method.network.to(device, memory_format=torch.channels_last)
+        run.choose_attention(network, device, config.precision)
         if world_size > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.method.optimizer = self.method.new_optimizer()

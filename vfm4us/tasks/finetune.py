@@ -172,6 +172,7 @@ class Finetuner:
         freeze_epochs: int = 0, precision: str = "auto",
     ):  # fmt: skip
         self.model = model.to(device, memory_format=torch.channels_last)
+        run.choose_attention(model, device, precision)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.average else self.model
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.freeze_epochs, self.precision = freeze_epochs, precision
