@@ -39,25 +39,28 @@ def load(name: str) -> Encoder:
 
 def cross_validated(arguments, tasks: dict) -> None:
     """One row per encoder and number of patches."""
+    wide = max(30, *map(len, arguments.encoders)) + 2
     columns = [f"{t} {m}" for t in tasks for m in probing.METHODS] + ["mean " + m for m in probing.METHODS]
-    print(f"{'encoder':<32}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
+    print(f"{'encoder':<{wide}}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
     for name in arguments.encoders:
         for patches in arguments.patches:
             how = {"limit": arguments.limit, "repeats": arguments.repeats, "precision": arguments.precision}
             found = [probing.cross_validate(load(name), d, patches, **how) for d in tasks.values()]
             values = [f[m] for f in found for m in probing.METHODS]
             values += [np.mean([f[m] for f in found]) for m in probing.METHODS]
-            print(f"{name:<32}{patches:>8}" + "".join(f"{v:>20.3f}" for v in values), flush=True)
+            print(f"{name:<{wide}}{patches:>8}" + "".join(f"{v:>20.3f}" for v in values), flush=True)
 
 
 def held_out(arguments, tasks: dict) -> None:
     """One row per encoder, number of patches, task and probe; the first encoder is what the others are compared with."""
-    print(f"{'encoder':<32}{'patches':>8}  {'task':<14}{'probe':<8}{'balanced accuracy':<24}minus {arguments.encoders[0]}")
+    wide = max(30, *map(len, arguments.encoders)) + 2
+    print(f"{'encoder':<{wide}}{'patches':>8}  {'task':<14}{'probe':<8}{'balanced accuracy':<24}minus {arguments.encoders[0]}")
     first: dict[tuple, tuple] = {}
     for number, name in enumerate(arguments.encoders):
+        encoder = load(name)
         for patches in arguments.patches:
             for task, dataset in tasks.items():
-                found = probing.probe(load(name), dataset, arguments.held_out, patches, precision=arguments.precision)
+                found = probing.probe(encoder, dataset, arguments.held_out, patches, precision=arguments.precision)
                 counts = probing.bootstrap_counts(dataset.groups[found.rows])
                 for method, predicted in found.predicted.items():
                     right = predicted == found.labels
@@ -68,7 +71,7 @@ def held_out(arguments, tasks: dict) -> None:
                     if number:
                         apart = probing.interval(value - base, moved - base_moved)
                         said = f"{said:<24}" + "{:+.3f} ({:+.2f} to {:+.2f})".format(*apart)
-                    print(f"{name:<32}{patches:>8}  {task:<14}{method:<8}{said}", flush=True)
+                    print(f"{name:<{wide}}{patches:>8}  {task:<14}{method:<8}{said}", flush=True)
 
 
 def main() -> None:

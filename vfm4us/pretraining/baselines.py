@@ -497,8 +497,8 @@ class DINOv2(_Baseline):
 
     Class tokens of all crops against the teacher's of the two global crops (DINO), hidden tokens against the teacher's
     (iBOT), class tokens of different images apart (KoLeo). One head for class and other tokens, centring by moving
-    average, teacher temperature with warm-up, weight decay from 0.04 to 0.4, gradients clipped, last layer frozen at
-    first; no layer scale, no stochastic depth, no registers. The teacher is kept, as in the published weights.
+    average or by Sinkhorn-Knopp, teacher temperature with warm-up, weight decay from 0.04 to 0.4, gradients clipped, last
+    layer frozen at first; no layer scale, no stochastic depth, no registers. The teacher is kept, as in the published weights.
     """
 
     bar = {"DINO": ("dino", ".3f"), "iBOT": ("ibot", ".3f"), "H": ("teacher_entropy", ".2f")}
