@@ -250,14 +250,15 @@ class Finetuner:
                 and self.epoch > self.freeze_epochs
             )
             self.finished = self.epoch == config.epochs or bool(late)
-            if self.finished or stop.number or time.monotonic() - saved > SAVE_EVERY:
+            asked = stop.number  # while it was measured; one that comes from here on is for the next step, which saves
+            if self.finished or asked or time.monotonic() - saved > SAVE_EVERY:
                 self._save()
                 saved = time.monotonic()
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
-            if stop.number:  # while it was measured
+            if asked:
                 bar.close()
-                raise run.Stopped(stop.number, self.folder.folder)
+                raise run.Stopped(asked, self.folder.folder)
         bar.close()
 
     def _save(self) -> None:
