@@ -88,6 +88,8 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the encoder")
     parser.add_argument("--held-out", nargs="+", default=[], choices=["val", "test"], help="predict these splits from train")
     arguments = parser.parse_args()
+    if arguments.held_out and (arguments.limit, arguments.repeats) != (parser.get_default("limit"), parser.get_default("repeats")):
+        parser.error("--limit and --repeats are of the cross-validation: leave them out with --held-out, which takes all images")
     tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
     if arguments.square:
         tasks = {t: probing.CentralSquares(d) for t, d in tasks.items()}

@@ -131,6 +131,8 @@ def test_probe_compares_encoders_by_folds_or_on_a_split(textures, tmp_path):
     assert re.fullmatch(r"random:0 +0  one +knn +(\d\.\d{3}) \(0\.\d\d to \d\.\d\d\)", lines[1])
     assert re.fullmatch(r"random:1 .* [+-]0\.\d{3} \([+-]0\.\d\d to [+-]0\.\d\d\)", lines[3])
     assert all(line.endswith("+0.000 (+0.00 to +0.00)") for line in lines[5:]), "with itself"
+    both = script(ROOT / "scripts/probe.py", *asked, "--held-out", "val", "--limit", 5, cwd=tmp_path)
+    assert both.returncode == 2 and "leave them out with --held-out" in both.stderr
 
 
 @pytest.mark.parametrize(

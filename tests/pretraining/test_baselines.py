@@ -467,6 +467,17 @@ def test_two_processes_train_as_one(build, tmp_path):
 # ---- configs ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_long_configs_see_the_same_92160_images():
+    read = [config.load(PretrainingConfig, f) for f in sorted((ROOT / "configs/pretraining/long").glob("*.yaml"))]
+    assert {c.method for c in read} == {"mae", "dinov2", "spatial_frequency"}
+    for settings in read:
+        stages.check(settings)
+        assert sum(s.epochs * s.epoch_images for s in settings.stages) == 92160 and settings.encoder.patch == 16
+        assert [(s.name, s.data, s.epochs) for s in settings.stages] == [(s.name, s.data, s.epochs) for s in read[0].stages]
+    small = config.load(PretrainingConfig, ROOT / "configs/pretraining/small/emp_ssl.yaml")
+    assert [s.data for s in read[0].stages] == [s.data for s in small.stages]
+
+
 def test_the_small_configs_see_the_same_images_for_as_long():
     files = sorted((ROOT / "configs/pretraining/small").glob("*.yaml"))
     read = {f.stem: config.load(PretrainingConfig, f) for f in files}
