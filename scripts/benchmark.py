@@ -51,11 +51,15 @@ def seconds_in_turn(ours, plain, rounds: int) -> tuple[float, float]:
 
 
 def benchmark_patches(rounds: int) -> None:
-    plain_transform = transforms.Compose([  # EMP-SSL's, with a one-channel colour jitter
-        transforms.RandomResizedCrop(96, scale=(0.25, 0.25)), transforms.RandomHorizontalFlip(),
-        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4)], p=0.8),
-        transforms.RandomApply([transforms.GaussianBlur(5, (0.1, 2.0))], p=0.3), transforms.ToTensor(),
-    ])  # fmt: skip
+    plain_transform = transforms.Compose(
+        [  # EMP-SSL's, with a one-channel colour jitter
+            transforms.RandomResizedCrop(96, scale=(0.25, 0.25)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4)], p=0.8),
+            transforms.RandomApply([transforms.GaussianBlur(5, (0.1, 2.0))], p=0.3),
+            transforms.ToTensor(),
+        ]
+    )
     batch = 16
     images = [make_phantom(i, size=256).image for i in range(batch)]
     packed, valid = torch.from_numpy(np.stack(images)), torch.tensor([[0, 0, 256, 256]]).expand(batch, 4)

@@ -43,7 +43,9 @@ EMBEDDINGS = {"whole": 0, "square": 0, "patches": 4}  # patches per image; 0 is 
 NAMES = ("mean", "low", "high")
 
 
-def arm_config(base: PretrainingConfig, arm: str, seed: int, folds: int, tasks: list[str], out: Path) -> PretrainingConfig:
+def arm_config(
+    base: PretrainingConfig, arm: str, seed: int, folds: int, tasks: list[str], out: Path
+) -> PretrainingConfig:
     """The config of one arm and seed: the base's stages, or one of them for as long as both."""
     result = single_stage(base, ("coarse", "fine").index(arm)) if arm in ("coarse", "fine") else copy.deepcopy(base)
     result.name, result.seed, result.logs = f"{arm}-{seed}", seed, str(out)
@@ -106,7 +108,10 @@ def main() -> None:
 def check(arguments, base: PretrainingConfig) -> None:
     """ValueError for a comparison that would not be one."""
     check_comparable(base, arguments.config)
-    folds, missing = arguments.folds, set(range(arguments.folds)) - {s % max(1, arguments.folds) for s in arguments.seeds}
+    folds, missing = (
+        arguments.folds,
+        set(range(arguments.folds)) - {s % max(1, arguments.folds) for s in arguments.seeds},
+    )
     if folds < 0 or folds == 1 or missing:
         raise ValueError(
             f"--folds {folds} with --seeds {arguments.seeds}: seed s holds back fold s modulo --folds, and every fold needs a "
@@ -152,7 +157,9 @@ def differences(arms: list[str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in pairs if a in arms and b in arms]
 
 
-def report(answers: dict[str, list[dict]], tasks: dict[str, PreparedDataset], arguments, base: PretrainingConfig) -> None:
+def report(
+    answers: dict[str, list[dict]], tasks: dict[str, PreparedDataset], arguments, base: PretrainingConfig
+) -> None:
     """results.csv, metrics.json, table.md and comparison.png of all arms and seeds."""
     out, arms = arguments.out, arguments.arms
     kinds = [f"{e}/{m}" for e in EMBEDDINGS for m in probing.METHODS]
@@ -177,12 +184,15 @@ def report(answers: dict[str, list[dict]], tasks: dict[str, PreparedDataset], ar
                     resamples[task, kind, arm] = score(labels, np.nanmean(right, axis=0), counts)
                     limits = probing.interval(per_seed[task, kind, arm], resamples[task, kind, arm])
                     name = f"{scope}/{task}/{kind}/{arm}"
-                    metrics[name] = dict(zip(NAMES, limits, strict=True)) | {"per_seed": per_seed[task, kind, arm].tolist()}
+                    metrics[name] = dict(zip(NAMES, limits, strict=True)) | {
+                        "per_seed": per_seed[task, kind, arm].tolist()
+                    }
         for a, b in differences(arms):
             for kind in kinds:
                 for group, chosen in ({"mean of all": list(tasks)} | {t: [t] for t in tasks}).items():
                     apart, moved = (
-                        np.mean([of[t, kind, a] - of[t, kind, b] for t in chosen], axis=0) for of in (per_seed, resamples)
+                        np.mean([of[t, kind, a] - of[t, kind, b] for t in chosen], axis=0)
+                        for of in (per_seed, resamples)
                     )
                     limits = probing.interval(apart, moved)
                     metrics[f"{scope}/{group}/{kind}/{a} - {b}"] = dict(zip(NAMES, limits, strict=True)) | {
@@ -191,17 +201,33 @@ def report(answers: dict[str, list[dict]], tasks: dict[str, PreparedDataset], ar
     shape = {t: probing.shape_baseline(d) for t, d in tasks.items()}
     metrics |= {f"test/{t}/size and shape alone": {"mean": v} for t, v in shape.items()}
     text = "\n\n".join(markdown(metrics, scope, kinds, arms, {t: sizes[scope, t] for t in tasks}) for scope in scopes)
-    text += "\n\nSize and shape of the image file alone, test: " + ", ".join(f"{t} {v:.3f}" for t, v in shape.items()) + "."
+    text += (
+        "\n\nSize and shape of the image file alone, test: " + ", ".join(f"{t} {v:.3f}" for t, v in shape.items()) + "."
+    )
     protocol = {
-        "split_unit": "group (patient or near-duplicate cluster)", "selection": "none: the last epoch of every run",
-        "input_size": base.data.size, "initialisation": arms, "embedding": EMBEDDINGS, "folds": arguments.folds,
+        "split_unit": "group (patient or near-duplicate cluster)",
+        "selection": "none: the last epoch of every run",
+        "input_size": base.data.size,
+        "initialisation": arms,
+        "embedding": EMBEDDINGS,
+        "folds": arguments.folds,
         "probe": "k-NN k = 20, T = 0.07; logistic regression, C = 0.01, balanced; trained on the train split",
-        "scope": {"test": "published test split", "cross-fitted": "each image by encoders and probes that held back its fold"},
+        "scope": {
+            "test": "published test split",
+            "cross-fitted": "each image by encoders and probes that held back its fold",
+        },
         "budget": "every arm the same number of patches; one stage alone runs as long as both, with one cosine",
-        "interval": "95 %, Student's t over seeds plus bootstrap over groups", "device": run.device_name(),
-    }  # fmt: skip
-    result = {"task": "representation", "dataset": list(tasks), "split": list(scopes), "protocol": protocol,
-              "seeds": arguments.seeds, "metrics": metrics}  # fmt: skip
+        "interval": "95 %, Student's t over seeds plus bootstrap over groups",
+        "device": run.device_name(),
+    }
+    result = {
+        "task": "representation",
+        "dataset": list(tasks),
+        "split": list(scopes),
+        "protocol": protocol,
+        "seeds": arguments.seeds,
+        "metrics": metrics,
+    }
     (out / "metrics.json").write_text(json.dumps(result, indent=1, default=float))
     (out / "table.md").write_text(text + "\n")
     with open(out / "results.csv", "w", newline="") as stream:
@@ -225,7 +251,10 @@ def markdown(metrics: dict, scope: str, kinds: list[str], arms: list[str], sizes
         m = metrics[f"{scope}/{name}"]
         return f"{m['mean']:{sign}.3f} ({m['low']:{sign}.2f} to {m['high']:{sign}.2f})"
 
-    lines = [f"| {scope}: task (images) | embedding, probe | " + " | ".join(arms) + " |", "| --- " * (2 + len(arms)) + "|"]
+    lines = [
+        f"| {scope}: task (images) | embedding, probe | " + " | ".join(arms) + " |",
+        "| --- " * (2 + len(arms)) + "|",
+    ]
     for task in sizes:
         for kind in kinds:
             cells = [cell(f"{task}/{kind}/{arm}") for arm in arms]

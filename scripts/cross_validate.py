@@ -75,7 +75,9 @@ def cross_validate(settings: CrossValidationConfig) -> list[protocol.Outcome]:
         try:
             encoder, _ = make_encoder(settings.encoder, fold)
             torch.manual_seed(fold)
-            model = classification.finetune_classifier(settings, data, encoder, folder, run.choose_device(settings.device))
+            model = classification.finetune_classifier(
+                settings, data, encoder, folder, run.choose_device(settings.device)
+            )
         finally:
             folder.close()
         logits[held_out] = classification.predict(model, data, rows[held_out])

@@ -22,17 +22,27 @@ import vfm4us
 from vfm4us import checkpoints, run
 from vfm4us.encoders import BEITS, RESNETS, Encoder
 
-ENDINGS = {"torchvision": ".pth", "timm": ".pth", "smp": ".pth", "safetensors": ".safetensors", "onnx": ".onnx",
-           "torchscript": ".ts"}  # fmt: skip
+ENDINGS = {
+    "torchvision": ".pth",
+    "timm": ".pth",
+    "smp": ".pth",
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "torchscript": ".ts",
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="checkpoint or run folder")
     parser.add_argument("--to", choices=list(ENDINGS), required=True)
-    parser.add_argument("--out", type=Path, help="default: FILE's name with -TO and the usual ending, in the working directory")
+    parser.add_argument(
+        "--out", type=Path, help="default: FILE's name with -TO and the usual ending, in the working directory"
+    )
     parser.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the input of ONNX and TorchScript")
-    parser.add_argument("--size", type=int, default=0, help="side of the compared images, px (default: 224, or a BEiT's own)")
+    parser.add_argument(
+        "--size", type=int, default=0, help="side of the compared images, px (default: 224, or a BEiT's own)"
+    )
     arguments = parser.parse_args()
     to, out = arguments.to, arguments.out or Path(f"{arguments.file.stem}-{arguments.to}{ENDINGS[arguments.to]}")
     try:
@@ -46,7 +56,10 @@ def main() -> int:
             ours = encoder(images)
             theirs, how = EXPORTS[to](encoder, images, out)
     except ImportError as error:
-        print(f"error: {to} needs a package that is not installed ({error.name}): pip install -e '.[export]'", file=sys.stderr)
+        print(
+            f"error: {to} needs a package that is not installed ({error.name}): pip install -e '.[export]'",
+            file=sys.stderr,
+        )
         return 2
     difference, largest = (ours - theirs).abs().max().item(), ours.abs().max().item()
     allowed = (1e-4 if to == "onnx" else 1e-5) * max(1.0, largest)
@@ -57,7 +70,9 @@ def main() -> int:
         return 1
     print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB. Load it with:\n\n{how}\n")
     if not program:
-        print(f"Its input: images in [0, 1], minus {encoder.spec.mean}, divided by {encoder.spec.std}, on every channel.")
+        print(
+            f"Its input: images in [0, 1], minus {encoder.spec.mean}, divided by {encoder.spec.std}, on every channel."
+        )
     return 0
 
 
@@ -149,9 +164,14 @@ def to_onnx(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
     if encoder.spec.name in RESNETS:
         shapes |= {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}
     program = torch.onnx.export(
-        _Whole(encoder).eval(), (images[:2],), dynamo=True, verbose=False, input_names=["images"], output_names=["features"],
+        _Whole(encoder).eval(),
+        (images[:2],),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["features"],
         dynamic_shapes={"images": shapes},
-    )  # fmt: skip
+    )
     program.save(str(out))
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), (
@@ -188,8 +208,14 @@ def _resnet(encoder: Encoder, library: str) -> str:
     return encoder.spec.name
 
 
-EXPORTS = {"torchvision": to_torchvision, "timm": to_timm, "smp": to_smp, "safetensors": to_safetensors, "onnx": to_onnx,
-           "torchscript": to_torchscript}  # fmt: skip
+EXPORTS = {
+    "torchvision": to_torchvision,
+    "timm": to_timm,
+    "smp": to_smp,
+    "safetensors": to_safetensors,
+    "onnx": to_onnx,
+    "torchscript": to_torchscript,
+}
 
 if __name__ == "__main__":
     sys.exit(run.exit_code(main))

@@ -41,8 +41,11 @@ def inspect(path: Path, keys: bool) -> bool:
     bad = [k for k, v in flat.items() if v.is_floating_point() and not v.isfinite().all()]
     numbers = sum(v.numel() for v in flat.values())
     kinds = ", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in flat.values()}))
-    _row("tensors", f"{len(flat)} ({numbers / 1e6:.1f} million numbers, {kinds}), with NaN or infinity: "
-         + (f"{len(bad)}, e.g. {bad[0]}" if bad else "none"))  # fmt: skip
+    _row(
+        "tensors",
+        f"{len(flat)} ({numbers / 1e6:.1f} million numbers, {kinds}), with NaN or infinity: "
+        + (f"{len(bad)}, e.g. {bad[0]}" if bad else "none"),
+    )
     said = {k: state[k] for k in ("stage", "epoch", "step", "arch") if isinstance(state.get(k), int | str)}
     if said:
         _row("it says", ", ".join(f"{k} {v}" for k, v in said.items()))
@@ -64,10 +67,16 @@ def inspect(path: Path, keys: bool) -> bool:
         _row("encoder", f"{spec.name}, {encoder.width} features" + (f"; prefix={root!r}" if len(roots) > 1 else ""))
         _row("report", encoder.report)
         if spec.name in RESNETS:
-            _row("loads into", f"vfm4us, torchvision {spec.name}, timm {spec.name}, smp Unet/DeepLabV3Plus({spec.name!r}).encoder "
-                 f"(scripts/export_encoder.py)")  # fmt: skip
+            _row(
+                "loads into",
+                f"vfm4us, torchvision {spec.name}, timm {spec.name}, smp Unet/DeepLabV3Plus({spec.name!r}).encoder "
+                f"(scripts/export_encoder.py)",
+            )
         else:
-            _row("loads into", f"vfm4us, timm ({spec.name}, patch {spec.patch}, {spec.image} px; scripts/export_encoder.py)")
+            _row(
+                "loads into",
+                f"vfm4us, timm ({spec.name}, patch {spec.patch}, {spec.image} px; scripts/export_encoder.py)",
+            )
     return loads
 
 

@@ -34,7 +34,9 @@ def load(name: str) -> Encoder:
     torch.manual_seed(int(seed))
     if not like:
         return Encoder(EncoderSpec(in_channels=1))
-    return build_method(config.load(PretrainingConfig, Path(like[0]) / "config.yaml", ["encoder.weights="])).network.base_encoder
+    return build_method(
+        config.load(PretrainingConfig, Path(like[0]) / "config.yaml", ["encoder.weights="])
+    ).network.base_encoder
 
 
 def cross_validated(arguments, tasks: dict) -> None:
@@ -54,7 +56,9 @@ def cross_validated(arguments, tasks: dict) -> None:
 def held_out(arguments, tasks: dict) -> None:
     """One row per encoder, number of patches, task and probe; the first encoder is what the others are compared with."""
     wide = max(30, *map(len, arguments.encoders)) + 2
-    print(f"{'encoder':<{wide}}{'patches':>8}  {'task':<14}{'probe':<8}{'balanced accuracy':<24}minus {arguments.encoders[0]}")
+    print(
+        f"{'encoder':<{wide}}{'patches':>8}  {'task':<14}{'probe':<8}{'balanced accuracy':<24}minus {arguments.encoders[0]}"
+    )
     first: dict[tuple, tuple] = {}
     for number, name in enumerate(arguments.encoders):
         encoder = load(name)
@@ -86,10 +90,17 @@ def main() -> None:
     parser.add_argument("--square", action="store_true", help="see only the central square of each image")
     parser.add_argument("--repeats", type=int, default=1, help="divisions into folds to average over (default 1)")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the encoder")
-    parser.add_argument("--held-out", nargs="+", default=[], choices=["val", "test"], help="predict these splits from train")
+    parser.add_argument(
+        "--held-out", nargs="+", default=[], choices=["val", "test"], help="predict these splits from train"
+    )
     arguments = parser.parse_args()
-    if arguments.held_out and (arguments.limit, arguments.repeats) != (parser.get_default("limit"), parser.get_default("repeats")):
-        parser.error("--limit and --repeats are of the cross-validation: leave them out with --held-out, which takes all images")
+    if arguments.held_out and (arguments.limit, arguments.repeats) != (
+        parser.get_default("limit"),
+        parser.get_default("repeats"),
+    ):
+        parser.error(
+            "--limit and --repeats are of the cross-validation: leave them out with --held-out, which takes all images"
+        )
     tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
     if arguments.square:
         tasks = {t: probing.CentralSquares(d) for t, d in tasks.items()}

@@ -29,7 +29,9 @@ BUILT_IN = Path("configs/smoke/tables.yaml")
 
 
 def main() -> int:
-    said = f"No --config: a table of built-in synthetic ultrasound ({BUILT_IN}), which shows the form and proves nothing."
+    said = (
+        f"No --config: a table of built-in synthetic ultrasound ({BUILT_IN}), which shows the form and proves nothing."
+    )
     settings, built_in = config.from_command_line(tables.TableConfig, __doc__, BUILT_IN, said)
     if built_in:
         from vfm4us.data.phantoms import write_quickstart_phantoms

@@ -5,4 +5,5 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/environment.sh"
 cd "$root"
 ruff check .
+ruff format --check --quiet .
 python -m pytest "$@"

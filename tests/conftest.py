@@ -54,11 +54,17 @@ def textures(tmp_path_factory) -> Path:
 
 
 TINY = {
-    "name": "tiny", "device": "cpu", "batch_size": 8, "log_every": 1, "save_minutes": 60.0,
-    "projector": {"hidden": 32, "out": 16}, "patches": {"count": 3, "size": 16},
-    "adversary": {"weight": 0.5}, "masking": {"strategy": "adversarial", "cell": 4},
+    "name": "tiny",
+    "device": "cpu",
+    "batch_size": 8,
+    "log_every": 1,
+    "save_minutes": 60.0,
+    "projector": {"hidden": 32, "out": 16},
+    "patches": {"count": 3, "size": 16},
+    "adversary": {"weight": 0.5},
+    "masking": {"strategy": "adversarial", "cell": 4},
     "monitor": {"reference": 20, "held_out": 12, "patches": 2},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -66,14 +72,23 @@ def tiny(textures, tmp_path):
     """A function that builds a two-stage config over `textures`, run folder below tmp_path; keys override."""
 
     def build(*overrides: str, **sections) -> PretrainingConfig:
-        values = copy.deepcopy(TINY) | {
-            "logs": str(tmp_path / "logs"),
-            "data": {"size": 48, "splits": [0.8, 0.1, 0.1], "cache": str(textures / "cache"), "root": str(textures)},
-            "stages": [
-                {"name": "coarse", "epochs": 2, "learning_rate": 0.5, "data": [{"path": "one"}]},
-                {"name": "fine", "epochs": 2, "learning_rate": 0.3, "replay": 0.25, "data": [{"path": "two"}]},
-            ],
-        } | sections  # fmt: skip
+        values = (
+            copy.deepcopy(TINY)
+            | {
+                "logs": str(tmp_path / "logs"),
+                "data": {
+                    "size": 48,
+                    "splits": [0.8, 0.1, 0.1],
+                    "cache": str(textures / "cache"),
+                    "root": str(textures),
+                },
+                "stages": [
+                    {"name": "coarse", "epochs": 2, "learning_rate": 0.5, "data": [{"path": "one"}]},
+                    {"name": "fine", "epochs": 2, "learning_rate": 0.3, "replay": 0.25, "data": [{"path": "two"}]},
+                ],
+            }
+            | sections
+        )
         for item in overrides:
             config._override(values, item)
         return config.from_dict(PretrainingConfig, values)

@@ -152,12 +152,15 @@ def test_what_training_frameworks_leave_in_a_checkpoint_does_not_stand_in_the_wa
     try:
         torch.save(
             {
-                "model": {"w": torch.ones(3)}, "args": argparse.Namespace(lr=0.1, path=tmp_path), "config": CfgNode(a=CfgNode(b=1)),
-                "best": np.float64(0.5), "history": collections.defaultdict(list, {"loss": [1.0]}),
+                "model": {"w": torch.ones(3)},
+                "args": argparse.Namespace(lr=0.1, path=tmp_path),
+                "config": CfgNode(a=CfgNode(b=1)),
+                "best": np.float64(0.5),
+                "history": collections.defaultdict(list, {"loss": [1.0]}),
                 "state": np.random.RandomState(0).get_state(),
             },
             tmp_path / "a.pth",
-        )  # fmt: skip
+        )
     finally:
         for name in ("yacs", "yacs.config"):
             del sys.modules[name]
@@ -202,8 +205,11 @@ def test_archives_that_reach_outside_or_unpack_to_more_are_refused(tmp_path):
     script = torch.jit.script(torch.nn.Linear(2, 2))
     script.save(str(tmp_path / "program.pt"))
     for name, reason in (
-        ("slip", "outside its own folder"), ("bomb", "compressed"), ("old", "tar archive"), ("program", "TorchScript"),
-    ):  # fmt: skip
+        ("slip", "outside its own folder"),
+        ("bomb", "compressed"),
+        ("old", "tar archive"),
+        ("program", "TorchScript"),
+    ):
         with pytest.raises(ValueError, match=f"{name}.pt is refused: .*{reason}"):
             checkpoints.read(tmp_path / f"{name}.pt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bomb.pt", "old.pt", "program.pt", "slip.pt"]
@@ -227,9 +233,12 @@ def test_a_flipped_bit_is_noticed_by_the_checksum_and_any_change_by_sha256(tmp_p
 
 def test_what_people_get_instead_of_a_checkpoint_is_named(tmp_path):
     for content, reason in (
-        (b"", "empty"), (b"<!DOCTYPE html>", "web page"), (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-        (b"\x1f\x8b\x08" + bytes(30), "gzip"), (b"hello", "no checkpoint"),
-    ):  # fmt: skip
+        (b"", "empty"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"\x1f\x8b\x08" + bytes(30), "gzip"),
+        (b"hello", "no checkpoint"),
+    ):
         (tmp_path / "weights.pth").write_bytes(content)
         with pytest.raises(ValueError, match=reason):
             checkpoints.read(tmp_path / "weights.pth")

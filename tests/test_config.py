@@ -105,8 +105,10 @@ def test_a_run_of_a_version_without_a_key_had_its_default():
     assert config.changed_keys(before, PretrainingConfig()) == []
     after = config.from_dict(PretrainingConfig, {"method": "mae", "mae": {"mask_ratio": 0.5}, "patches": {"size": 64}})
     assert config.changed_keys(before, after) == [
-        "method: 'emp_ssl' -> 'mae'", "patches.size: 96 -> 64", "mae.mask_ratio: 0.75 -> 0.5"
-    ]  # fmt: skip
+        "method: 'emp_ssl' -> 'mae'",
+        "patches.size: 96 -> 64",
+        "mae.mask_ratio: 0.75 -> 0.5",
+    ]
 
 
 def test_a_section_may_have_defaults_of_its_own():
@@ -140,7 +142,9 @@ def test_every_shipped_pretraining_config_parses_and_names_its_command(file):
     text, read = file.read_text(), config.load(PretrainingConfig, file)
     script = {"mae": "MAE/mae_main.py", "dinov2": "DINOv2/dinov2_main.py"}.get(read.method, "US-SSL/adv_main.py")
     assert text.startswith(f"# python Pretraining/{script}"), "begin with the command"
-    assert (ROOT / "Pretraining" / script).is_file() and (f"--config {file.relative_to(ROOT)}" in text or "smoke" in str(file))
+    assert (ROOT / "Pretraining" / script).is_file() and (
+        f"--config {file.relative_to(ROOT)}" in text or "smoke" in str(file)
+    )
     assert read.stages and all(s.data for s in read.stages)
 
 

@@ -107,9 +107,16 @@ def test_inspection_says_what_is_inside_and_what_it_fills(tmp_path, monkeypatch,
     for text in ("layout VFM4US, 120/120", "stage fine, epoch 3", "sha256 ", "NaN or infinity: none", "timm resnet18"):
         assert text in printed, text
     assert "state_dict.module.base_encoder.conv1.weight (64, 3, 7, 7) float32" in printed
-    assert run_script("inspect_checkpoint", monkeypatch, tmp_path / "good.pt", tmp_path / "two.pt", tmp_path / "bad.pt") == 1
+    assert (
+        run_script("inspect_checkpoint", monkeypatch, tmp_path / "good.pt", tmp_path / "two.pt", tmp_path / "bad.pt")
+        == 1
+    )
     printed = capsys.readouterr().out
-    assert "prefix='a.'" in printed and "1, e.g. b.bn1.bias" in printed and "does not load: the given dict: 1 encoder" in printed
+    assert (
+        "prefix='a.'" in printed
+        and "1, e.g. b.bn1.bias" in printed
+        and "does not load: the given dict: 1 encoder" in printed
+    )
     assert "refused     it is no checkpoint" in printed
 
 
@@ -133,7 +140,9 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     segmentation.save_segmenter(tmp_path / "s" / "segmenter.pt", model, settings, size=48)
     small = cyclegan.GeneratorConfig(width=4, blocks=1, discriminator_width=4)
     model = torch.nn.ModuleDict({"enhancer": cyclegan.Generator(small, encoder), "degrader": cyclegan.Generator(small)})
-    generation.save_generators(tmp_path / "g" / "generator.pt", model, generation.GenerationConfig(generator=small), size=48)
+    generation.save_generators(
+        tmp_path / "g" / "generator.pt", model, generation.GenerationConfig(generator=small), size=48
+    )
     write_textures(tmp_path / "images", 12, seed=0)
     notebook = nbformat.read(ROOT / "Downstream" / "load_checkpoint.ipynb", as_version=4)
     nbformat.validate(notebook)

@@ -29,7 +29,13 @@ def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
         for key, value in module.state_dict().items():
             if value.is_floating_point():
                 noise = torch.randn(value.shape, generator=generator)
-                if "running_var" in key or "norm" in key and key.endswith("weight") or "bn" in key and key.endswith("weight"):
+                if (
+                    "running_var" in key
+                    or "norm" in key
+                    and key.endswith("weight")
+                    or "bn" in key
+                    and key.endswith("weight")
+                ):
                     value.copy_(1 + 0.1 * noise.tanh())
                 else:
                     value.copy_(noise * (value[0].numel() ** -0.5 if value.ndim > 1 else 0.1))
@@ -65,7 +71,8 @@ def resnet_files(r: dict) -> dict:
     return {
         "base_encoder": {"state_dict": put(r, "module.base_encoder.") | put(fc, "module.base_encoder."), "epoch": 100},
         "MoCo v3": {
-            "arch": "resnet18", "optimizer": {"state": {0: {"mu": torch.ones(3)}}},
+            "arch": "resnet18",
+            "optimizer": {"state": {0: {"mu": torch.ones(3)}}},
             "state_dict": put(r | mlp, "module.base_encoder.")
             | put({k: v * 2 for k, v in (r | mlp).items()}, "module.momentum_encoder.")
             | {"module.predictor.0.weight": torch.ones(4, 4)},
@@ -79,7 +86,7 @@ def resnet_files(r: dict) -> dict:
         "smp": put(r, "encoder.") | smp,
         "lightly": put(sequential, "backbone.") | {"projection_head.layers.0.weight": torch.ones(3)},
         "nested": {"model": {"teacher": {"module": {"encoder": r}}, "student": {"module": {"encoder": put(r, "")}}}},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("layout", list(resnet_files({})))
@@ -94,10 +101,14 @@ def test_every_resnet_layout_gives_the_original_features(resnet, tmp_path, layou
     one = vfm4us.load_encoder(tmp_path / "a.pth", in_channels=1)
     torch.testing.assert_close(one.embed(grey), encoder.embed(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
     dropped = {
-        "base_encoder": {"fc": 2}, "MoCo v3": {"fc": 2, "momentum_encoder": 122, "predictor": 1},
-        "EMP-SSL": {"pre_feature": 1, "projection": 1}, "torchvision": {"fc": 2}, "before counters": {"fc": 2},
-        "smp": {"decoder": 1, "segmentation_head": 1}, "lightly": {"projection_head": 1},
-    }.get(layout)  # fmt: skip
+        "base_encoder": {"fc": 2},
+        "MoCo v3": {"fc": 2, "momentum_encoder": 122, "predictor": 1},
+        "EMP-SSL": {"pre_feature": 1, "projection": 1},
+        "torchvision": {"fc": 2},
+        "before counters": {"fc": 2},
+        "smp": {"decoder": 1, "segmentation_head": 1},
+        "lightly": {"projection_head": 1},
+    }.get(layout)
     if layout == "MoCo v3":  # what was set aside is named by its whole prefix
         assert report.dropped.pop("state_dict.module.momentum_encoder") == 122
         dropped.pop("momentum_encoder")
@@ -129,19 +140,63 @@ def vit(heads=3, depth=12, width=192, patch=16, image=64, **options) -> VisionTr
 
 
 # The names in the released files, read off the projects' model definitions; {i} counts blocks.
-BLOCK = ["norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias", "norm2.weight",
-         "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"]  # fmt: skip
+BLOCK = [
+    "norm1.weight",
+    "norm1.bias",
+    "attn.qkv.weight",
+    "attn.qkv.bias",
+    "attn.proj.weight",
+    "attn.proj.bias",
+    "norm2.weight",
+    "norm2.bias",
+    "mlp.fc1.weight",
+    "mlp.fc1.bias",
+    "mlp.fc2.weight",
+    "mlp.fc2.bias",
+]
 STEM = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
-MAE_KEYS = [*STEM, "mask_token", "decoder_pos_embed", *(f"blocks.{i}.{k}" for i in range(12) for k in BLOCK),
-            "norm.weight", "norm.bias", "decoder_embed.weight", "decoder_embed.bias",
-            *(f"decoder_blocks.{i}.{k}" for i in range(8) for k in BLOCK),
-            "decoder_norm.weight", "decoder_norm.bias", "decoder_pred.weight", "decoder_pred.bias"]  # fmt: skip
-DINOV2_KEYS = ["cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight", "patch_embed.proj.bias",
-               *(f"blocks.{i}.{k}" for i in range(12) for k in [*BLOCK[:6], "ls1.gamma", *BLOCK[6:], "ls2.gamma"]),
-               "norm.weight", "norm.bias"]  # fmt: skip
-USFM_BLOCK = ["gamma_1", "gamma_2", "norm1.weight", "norm1.bias", "attn.q_bias", "attn.v_bias", "attn.qkv.weight",
-              "attn.proj.weight", "attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias",
-              "mlp.fc2.weight", "mlp.fc2.bias"]  # fmt: skip
+MAE_KEYS = [
+    *STEM,
+    "mask_token",
+    "decoder_pos_embed",
+    *(f"blocks.{i}.{k}" for i in range(12) for k in BLOCK),
+    "norm.weight",
+    "norm.bias",
+    "decoder_embed.weight",
+    "decoder_embed.bias",
+    *(f"decoder_blocks.{i}.{k}" for i in range(8) for k in BLOCK),
+    "decoder_norm.weight",
+    "decoder_norm.bias",
+    "decoder_pred.weight",
+    "decoder_pred.bias",
+]
+DINOV2_KEYS = [
+    "cls_token",
+    "pos_embed",
+    "mask_token",
+    "patch_embed.proj.weight",
+    "patch_embed.proj.bias",
+    *(f"blocks.{i}.{k}" for i in range(12) for k in [*BLOCK[:6], "ls1.gamma", *BLOCK[6:], "ls2.gamma"]),
+    "norm.weight",
+    "norm.bias",
+]
+USFM_BLOCK = [
+    "gamma_1",
+    "gamma_2",
+    "norm1.weight",
+    "norm1.bias",
+    "attn.q_bias",
+    "attn.v_bias",
+    "attn.qkv.weight",
+    "attn.proj.weight",
+    "attn.proj.bias",
+    "norm2.weight",
+    "norm2.bias",
+    "mlp.fc1.weight",
+    "mlp.fc1.bias",
+    "mlp.fc2.weight",
+    "mlp.fc2.bias",
+]
 
 
 def file_of(keys: list[str], model: nn.Module) -> dict:
@@ -162,20 +217,31 @@ def test_mae_with_and_without_last_norm(tmp_path):
     assert set(model.state_dict()) <= set(MAE_KEYS)
     torch.save({"model": content, "epoch": 5, "optimizer": {"state": {}}}, tmp_path / "mae.pth")
     encoder = vfm4us.load_encoder(tmp_path / "mae.pth")
-    assert encoder.report.layout == "MAE" and encoder.report.matched == encoder.report.expected == len(model.state_dict())
+    assert encoder.report.layout == "MAE" and encoder.report.matched == encoder.report.expected == len(
+        model.state_dict()
+    )
     assert encoder.report.dropped == {
-        "mask_token": 1, "decoder_pos_embed": 1, "decoder_embed": 2, "decoder_blocks": 96, "decoder_norm": 2, "decoder_pred": 2
-    }  # fmt: skip
+        "mask_token": 1,
+        "decoder_pos_embed": 1,
+        "decoder_embed": 2,
+        "decoder_blocks": 96,
+        "decoder_norm": 2,
+        "decoder_pred": 2,
+    }
     torch.testing.assert_close(encoder.embed(images()), features_of(model), atol=1e-5, rtol=1e-4)
 
     # fine-tuned with global pooling: fc_norm of the mean of the patch tokens instead of norm
     tuned = {k: v for k, v in model.state_dict().items() if not k.startswith("norm.")}
     norm = shaken(nn.LayerNorm(192, eps=1e-6), seed=3)
     model.norm = nn.Identity()
-    torch.save({"model": tuned | put(norm.state_dict(), "fc_norm.") | {"head.weight": torch.ones(3)}}, tmp_path / "tuned.pth")
+    torch.save(
+        {"model": tuned | put(norm.state_dict(), "fc_norm.") | {"head.weight": torch.ones(3)}}, tmp_path / "tuned.pth"
+    )
     encoder = vfm4us.load_encoder(tmp_path / "tuned.pth")
     with torch.no_grad():
-        torch.testing.assert_close(encoder.embed(images()), norm(features_of(model, mean_of_patches=True)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            encoder.embed(images()), norm(features_of(model, mean_of_patches=True)), atol=1e-5, rtol=1e-4
+        )
     torch.save({"model": tuned}, tmp_path / "none.pth")
     encoder = vfm4us.load_encoder(tmp_path / "none.pth")
     assert "no last norm" in str(encoder.report)
@@ -204,7 +270,9 @@ def test_dinov2_teacher_with_layer_scale(tmp_path, patch, chunks):
         encoder = vfm4us.load_encoder(tmp_path / "dino.pth")
         assert encoder.report.layout == "DINOv2" and encoder.spec.layer_scale and encoder.spec.patch == patch
         assert sum(v for k, v in encoder.report.dropped.items() if "student.backbone" in k) == aside
-        torch.testing.assert_close(encoder.embed(images(4 * patch)), features_of(model, 4 * patch), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            encoder.embed(images(4 * patch)), features_of(model, 4 * patch), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_dinov2_registers(tmp_path):
@@ -247,9 +315,15 @@ def test_usfm_fills_timms_beit(tmp_path, shared):
     own = model.state_dict()
     if shared:
         for i in range(1, 12):
-            own[f"blocks.{i}.attn.relative_position_bias_table"].copy_(own["blocks.0.attn.relative_position_bias_table"])
+            own[f"blocks.{i}.attn.relative_position_bias_table"].copy_(
+                own["blocks.0.attn.relative_position_bias_table"]
+            )
     keys = ["cls_token", "mask_token", *(f"patch_embed.proj.{k}" for k in ("weight", "bias"))]
-    keys += [f"blocks.{i}.{k}" for i in range(12) for k in USFM_BLOCK] + ["fc_norm.weight", "fc_norm.bias", "head.weight"]
+    keys += [f"blocks.{i}.{k}" for i in range(12) for k in USFM_BLOCK] + [
+        "fc_norm.weight",
+        "fc_norm.bias",
+        "head.weight",
+    ]
     content = file_of(keys, model)
     if shared:
         content["rel_pos_bias.relative_position_bias_table"] = own["blocks.0.attn.relative_position_bias_table"]
@@ -332,7 +406,10 @@ def test_our_own_files_come_back_as_they_were(tmp_path, spec):
         (lambda t: t.__setitem__("layer1.7.conv1.weight", torch.ones(1)), "ResNet with .8, 2, 2, 2. basic blocks"),
         (lambda t: t.__setitem__("layer1.0.se.fc.weight", torch.ones(1)), "1 do not belong .*layer1.0.se.fc.weight"),
         (lambda t: t.__setitem__("bn1.weight", torch.ones(7)), r"bn1.weight \(7,\) instead of \(64,\)"),
-        (lambda t: t.__setitem__("conv1.weight", torch.ones(64, 3, 3, 3)), r"\(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)"),
+        (
+            lambda t: t.__setitem__("conv1.weight", torch.ones(64, 3, 3, 3)),
+            r"\(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)",
+        ),
         (lambda t: t["bn1.bias"].fill_(float("nan")), "1 encoder tensors hold NaN or infinity, for example bn1.bias"),
         (lambda t: t["bn1.running_var"].fill_(-1), "variance below 0"),
         (lambda t: t.__setitem__("bn1.weight", torch.ones(64, dtype=torch.int8)), "int8, expected floating point"),
@@ -364,13 +441,18 @@ def test_several_encoders_in_one_file_need_a_word(resnet):
     state = {"left": put(tensors, "net."), "right": put({k: v * 0 for k, v in tensors.items()}, "net.")}
     with pytest.raises(ValueError, match="2 encoders: say which by prefix='left.net.'"):
         vfm4us.load_encoder(state)
-    torch.testing.assert_close(vfm4us.load_encoder(state, prefix="left.net").embed(images()), features, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        vfm4us.load_encoder(state, prefix="left.net").embed(images()), features, atol=1e-5, rtol=1e-4
+    )
     with pytest.raises(ValueError, match="names no encoder"):
         vfm4us.load_encoder(state, prefix="middle")
 
 
 def test_a_file_that_says_another_architecture_than_it_holds_is_refused(resnet):
-    state = {"state_dict": put(resnet[0], "module.base_encoder."), "encoder": {"name": "resnet50", "mean": [0.4], "std": [0.2]}}
+    state = {
+        "state_dict": put(resnet[0], "module.base_encoder."),
+        "encoder": {"name": "resnet50", "mean": [0.4], "std": [0.2]},
+    }
     with pytest.raises(ValueError, match="says that it holds a resnet50"):
         vfm4us.load_encoder(state)
     with pytest.raises(ValueError, match="width 100"):

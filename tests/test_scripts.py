@@ -71,8 +71,17 @@ def test_help_lists_the_keys(tmp_path):
 
 
 def test_a_plain_folder_is_packed_once_and_trained_on(tmp_path, textures):
-    keys = ["name=mine", "device=cpu", "batch_size=8", "patches.size=16", "patches.count=2", "data.size=48", "stages.0.epochs=1",
-            "projector={hidden: 32, out: 16}", f"stages.0.data.0.path={textures / 'one'}"]  # fmt: skip
+    keys = [
+        "name=mine",
+        "device=cpu",
+        "batch_size=8",
+        "patches.size=16",
+        "patches.count=2",
+        "data.size=48",
+        "stages.0.epochs=1",
+        "projector={hidden: 32, out: 16}",
+        f"stages.0.data.0.path={textures / 'one'}",
+    ]
     first = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "packing" in first.stderr and "encoder" in first.stdout
@@ -94,7 +103,20 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
             TINY | plain | {"data": {"size": 48, "root": str(textures), "splits": [0.6, 0.2, 0.2]}, "stages": stages}
         )
     )
-    command = ["--config", file, "--tasks", "one", "two", "--seeds", "0", "1", "--folds", "2", "--out", tmp_path / "out"]
+    command = [
+        "--config",
+        file,
+        "--tasks",
+        "one",
+        "two",
+        "--seeds",
+        "0",
+        "1",
+        "--folds",
+        "2",
+        "--out",
+        tmp_path / "out",
+    ]
     done = script(ROOT / "scripts/compare_initialisations.py", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     steps = {
@@ -115,7 +137,10 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
     times = np.bincount(np.concatenate(rows), minlength=len(dataset))
     assert (times[dataset.splits == "test"] == 2).all() and (times[dataset.splits != "test"] == 1).all()
     pools = [yaml.safe_load((tmp_path / f"out/coarse-{seed}/config.yaml").read_text()) for seed in (0, 1)]
-    assert [p["stages"][0]["data"][0]["fold"] for p in pools] == [0, 1]  # what the probe is tested on was not trained on
+    assert [p["stages"][0]["data"][0]["fold"] for p in pools] == [
+        0,
+        1,
+    ]  # what the probe is tested on was not trained on
     lacking = script(ROOT / "scripts/compare_initialisations.py", *command[:6], "0", "2", "--folds", "2", cwd=tmp_path)
     assert lacking.returncode == 2 and "every fold needs a seed" in lacking.stderr
 
@@ -136,7 +161,9 @@ def test_probe_compares_encoders_by_folds_or_on_a_split(textures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "configs/tables").glob("*.yaml")), ROOT / "configs/smoke/tables.yaml"], ids=lambda p: p.name
+    "path",
+    [*sorted((ROOT / "configs/tables").glob("*.yaml")), ROOT / "configs/smoke/tables.yaml"],
+    ids=lambda p: p.name,
 )
 def test_every_table_has_cells_whose_keys_are_known(path):
     assert path.read_text().startswith("# python scripts/reproduce_tables.py")
@@ -155,8 +182,12 @@ def test_the_readme_names_files_and_keys_that_exist():
         assert (ROOT / path).is_file(), path
     for file, keys in re.findall(r"--config (configs/\S+\.yaml)((?: [\w.]+=\S+)*)", text):
         keys = [k for k in keys.split() if not k.startswith("data.root")]
-        kinds = {"classification": ClassificationConfig, "segmentation": SegmentationConfig, "generation": GenerationConfig,
-                 "tables": tables.TableConfig}  # fmt: skip
+        kinds = {
+            "classification": ClassificationConfig,
+            "segmentation": SegmentationConfig,
+            "generation": GenerationConfig,
+            "tables": tables.TableConfig,
+        }
         kind = kinds.get(file.split("/")[1], PretrainingConfig)
         config.load(kind, ROOT / file, keys)
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
@@ -164,9 +195,14 @@ def test_the_readme_names_files_and_keys_that_exist():
 
 
 @pytest.mark.parametrize(
-    "path", ["Downstream/Classification/train.py", "Downstream/Segmentation/train.py", "Downstream/Generation/train.py",
-             "scripts/reproduce_tables.py"]
-)  # fmt: skip
+    "path",
+    [
+        "Downstream/Classification/train.py",
+        "Downstream/Segmentation/train.py",
+        "Downstream/Generation/train.py",
+        "scripts/reproduce_tables.py",
+    ],
+)
 def test_a_typo_is_said_before_any_image_is_made(tmp_path, path):
     done = script(ROOT / path, "nmae=x", cwd=tmp_path)
     assert done.returncode == 2 and "did you mean 'name'" in done.stderr and not any(tmp_path.iterdir())

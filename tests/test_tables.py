@@ -25,8 +25,10 @@ SCRIPT = ROOT / "scripts" / "reproduce_tables.py"
 def write_table(textures, tmp_path, monkeypatch):
     """A function that writes t.yaml, a table of two methods and k-NN on `one`, in a fresh working directory; keys are laid over."""
     monkeypatch.chdir(tmp_path)
-    stages = [{"name": n, "epochs": 1, "epoch_images": 16, "learning_rate": 0.3, "data": [{"path": p}]}
-              for n, p in (("coarse", "one"), ("fine", "two"))]  # fmt: skip
+    stages = [
+        {"name": n, "epochs": 1, "epoch_images": 16, "learning_rate": 0.3, "data": [{"path": p}]}
+        for n, p in (("coarse", "one"), ("fine", "two"))
+    ]
     data = {"size": 48, "root": str(textures), "splits": [0.6, 0.2, 0.2], "cache": str(textures / "cache")}
     plain = {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(TINY | plain | {"data": data, "stages": stages}))
@@ -36,11 +38,14 @@ def write_table(textures, tmp_path, monkeypatch):
         keys = {
             "name": "t",
             "encoders": {"random": {}, "VFM4US": {"config": "two.yaml"}},
-            "tasks": {"classification": {
-                "scores": ["accuracy"], "base": {"seeds": [0, 1], "mode": "knn", "pictures": False, "data": dict(own)},
-                "axes": {"dataset": {"one": {"data": {"path": "{data}/one"}}}},
-            }},
-        }  # fmt: skip
+            "tasks": {
+                "classification": {
+                    "scores": ["accuracy"],
+                    "base": {"seeds": [0, 1], "mode": "knn", "pictures": False, "data": dict(own)},
+                    "axes": {"dataset": {"one": {"data": {"path": "{data}/one"}}}},
+                }
+            },
+        }
         tables.merge(keys, more)
         (tmp_path / "t.yaml").write_text(yaml.safe_dump(keys, sort_keys=False))
         return tmp_path / "t.yaml"
@@ -63,26 +68,45 @@ def contents(folder: Path) -> dict[str, str]:
     return {name: (folder / "logs/t" / name).read_text() for name in ("results.csv", "differences.csv")}
 
 
-def test_one_process_and_two_that_were_stopped_write_the_same_and_keep_what_is_finished(write_table, textures, tmp_path):
+def test_one_process_and_two_that_were_stopped_write_the_same_and_keep_what_is_finished(
+    write_table, textures, tmp_path
+):
     file = write_table()
     done = command(f"data={textures}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     once, out = contents(tmp_path), tmp_path / "logs/t"
-    steps = {p.parent.name: json.loads(p.read_text().splitlines()[-1])["step"] for p in out.glob("encoders/*/metrics.jsonl")}
-    assert steps == dict.fromkeys([f"vfm4us-{s}-0" for s in tables.STAGES], 4), "each stage alone as many images as both"
+    steps = {
+        p.parent.name: json.loads(p.read_text().splitlines()[-1])["step"] for p in out.glob("encoders/*/metrics.jsonl")
+    }
+    assert steps == dict.fromkeys([f"vfm4us-{s}-0" for s in tables.STAGES], 4), (
+        "each stage alone as many images as both"
+    )
     text = (out / "tables.md").read_text()
-    assert "| dataset | method | top-1, not pretrained here | top-1, coarse | top-1, fine | top-1, coarse-to-fine |" in text
+    assert (
+        "| dataset | method | top-1, not pretrained here | top-1, coarse | top-1, fine | top-1, coarse-to-fine |"
+        in text
+    )
     assert re.search(r"Leakage: none of the test images \(\d+ of one\) equals or nearly equals", text)
-    assert "Every encoder sees 32 images." in text and "published" not in text and "Pretraining seed 0 for all runs" in text
+    assert (
+        "Every encoder sees 32 images." in text
+        and "published" not in text
+        and "Pretraining seed 0 for all runs" in text
+    )
     rows = list(csv.DictReader((out / "results.csv").open()))
     assert {(r["method"], r["stage"]) for r in rows} == {("random", ""), *(("VFM4US", s) for s in tables.STAGES)}
-    mean = [float(r["value"]) for r in rows if r["method"] == "random" and r["setting"] == "one" and r["metric"] == "accuracy"]
+    mean = [
+        float(r["value"])
+        for r in rows
+        if r["method"] == "random" and r["setting"] == "one" and r["metric"] == "accuracy"
+    ]
     assert len(mean) == 2 and f"| one | random | {sum(mean) / 2:.3f} (" in text
     assert (out / "classification.png").is_file()
 
     record = out / "encoders/vfm4us-coarse-0/run.json"
     starts = json.loads(record.read_text())
-    record.write_text(json.dumps([starts[0] | {"commit": "0123456789", "dirty": True}]))  # made with other code than the rest
+    record.write_text(
+        json.dumps([starts[0] | {"commit": "0123456789", "dirty": True}])
+    )  # made with other code than the rest
 
     before = {p: p.stat().st_mtime_ns for p in [*out.glob("**/encoder.pt"), *out.glob("**/metrics.json")]}
     again = command(f"data={textures}", "workers=0", folder=tmp_path)
@@ -110,11 +134,15 @@ def test_one_process_and_two_that_were_stopped_write_the_same_and_keep_what_is_f
     assert file.is_file()
 
 
-def test_a_cell_that_fails_and_one_without_data_are_named_and_the_others_run(write_table, textures, tmp_path, monkeypatch, capsys):
+def test_a_cell_that_fails_and_one_without_data_are_named_and_the_others_run(
+    write_table, textures, tmp_path, monkeypatch, capsys
+):
     from tests.conftest import module_of
 
     data = {"gone": {"data": {"path": "{data}/BUSI"}}, "broken": {"data": {"path": "{data}/one/fine"}}}
-    write_table(encoders={"VFM4US": None}, tasks={"classification": {"axes": {"dataset": data}, "base": {"seeds": [0]}}})
+    write_table(
+        encoders={"VFM4US": None}, tasks={"classification": {"axes": {"dataset": data}, "base": {"seeds": [0]}}}
+    )
     monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", "--config", "t.yaml", f"data={textures}"])
     assert run.exit_code(module_of(SCRIPT).main) == 1
     said = capsys.readouterr().out
@@ -134,7 +162,9 @@ def test_a_test_image_in_a_pretraining_pool_is_an_error_that_names_it(write_tabl
     assert "none of the test images" in tables.check_leakage(plan)["classification"]
     seen = {"stages": {0: {"data": {0: {"split": "all"}}}}}
     leaky = tables.make_plan(load(write_table(pretraining=seen), f"data={textures}"))
-    with pytest.raises(ValueError, match=r"vfm4us-coarse-0 is pretrained on (\S+) of one\S*, which equals \1, a test image"):
+    with pytest.raises(
+        ValueError, match=r"vfm4us-coarse-0 is pretrained on (\S+) of one\S*, which equals \1, a test image"
+    ):
         tables.check_leakage(leaky)
     guarded = load(write_table(pretraining=seen | {"data": {"protect": ["one"]}}), f"data={textures}")
     assert "none of the test images" in tables.check_leakage(tables.make_plan(guarded))["classification"]
@@ -178,7 +208,10 @@ def test_several_pretraining_seeds_go_with_the_seeds_of_the_cells(write_table, t
     [
         ("encoders.VFM4US.stages=[corse]", "encoders.VFM4US.stages: 'corse' is not one of coarse, fine"),
         ("encoders.VFM4US.confg=x", "unknown config key 'encoders.VFM4US.confg': did you mean 'config'"),
-        ("encoders.VFM4US.keys.pathces.size=8", "encoders.VFM4US: unknown config key 'pathces': did you mean 'patches'"),
+        (
+            "encoders.VFM4US.keys.pathces.size=8",
+            "encoders.VFM4US: unknown config key 'pathces': did you mean 'patches'",
+        ),
         ("encoders.VFM4US.config=configs/pretraining/folder.yaml", "encoders.VFM4US: .*a comparison needs two stages"),
         ("tasks.clasification={}", "tasks.clasification: known tasks are classification"),
         ("tasks.classification.base.mdoe=knn", "cell classification-one-random: unknown config key 'mdoe'"),
@@ -197,13 +230,31 @@ def test_published_numbers_stand_beside_the_published_dataset_alone(write_table,
     settings = load(file, f"data={textures}", "encoders={VFM4US: {}}", "against=[VFM4US,'']")
     plan = tables.make_plan(settings)
     tables.work(plan, "now", say=str)
-    row = {"dataset": "one", "images": "60", "task": "classification", "metric": "accuracy", "method": "VFM4US", "stage": "",
-           "value": "86.47", "source": "a paper"}  # fmt: skip
+    row = {
+        "dataset": "one",
+        "images": "60",
+        "task": "classification",
+        "metric": "accuracy",
+        "method": "VFM4US",
+        "stage": "",
+        "value": "86.47",
+        "source": "a paper",
+    }
     monkeypatch.setattr(results, "read_published", lambda: [row])
     text = results.write(settings, plan)
     lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert lines["| one"].endswith("| 0.865 |") and lines["| two"].endswith("| - |") and "Published elsewhere: a paper." in text
-    for key, value in (("images", "780"), ("dataset", "busi"), ("method", "USFM"), ("metric", "auroc"), ("task", "segmentation")):
+    assert (
+        lines["| one"].endswith("| 0.865 |")
+        and lines["| two"].endswith("| - |")
+        and "Published elsewhere: a paper." in text
+    )
+    for key, value in (
+        ("images", "780"),
+        ("dataset", "busi"),
+        ("method", "USFM"),
+        ("metric", "auroc"),
+        ("task", "segmentation"),
+    ):
         monkeypatch.setattr(results, "read_published", lambda key=key, value=value: [row | {key: value}])
         assert "ublished" not in results.write(settings, plan), f"another {key}"
 
@@ -212,7 +263,9 @@ def test_the_published_rows_are_complete():
     rows = results.read_published.__wrapped__()
     assert len(rows) > 50 and all(all(row.values()) and 0 < float(row["value"]) < 100 for row in rows)
     assert {row["task"] for row in rows} == set(tables.TASKS)
-    assert [r["value"] for r in rows if (r["dataset"], r["task"], r["method"]) == ("busi", "classification", "VFM4US")] == ["86.47"]
+    assert [
+        r["value"] for r in rows if (r["dataset"], r["task"], r["method"]) == ("busi", "classification", "VFM4US")
+    ] == ["86.47"]
 
 
 def test_random_weights_of_a_transformer_depend_on_the_seed_and_give_the_vector_that_is_asked_for():

@@ -88,9 +88,20 @@ def read(path: Path, sha256: str | None = None) -> dict:
     except RecursionError as error:
         raise ValueError(f"{path} is refused: nested too deeply for a checkpoint") from error
     except (
-        RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError, MemoryError, OverflowError,
-        AssertionError, struct.error, pickle.PickleError, zipfile.BadZipFile, NotImplementedError,
-    ) as error:  # fmt: skip
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        MemoryError,
+        OverflowError,
+        AssertionError,
+        struct.error,
+        pickle.PickleError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+    ) as error:
         raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({_first_line(error)})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a dict of tensors or one with 'state_dict'")
@@ -206,7 +217,9 @@ class _InertDict:
 
 # What training frameworks leave in checkpoints: configurations, numbers and paths. Only their names count here, none of
 # them is imported or called.
-_DICTS = re.compile(r"(collections\.defaultdict|builtins\.dict|(yacs|ml_collections|easydict|addict|mmcv|mmengine)\..+)$")
+_DICTS = re.compile(
+    r"(collections\.defaultdict|builtins\.dict|(yacs|ml_collections|easydict|addict|mmcv|mmengine)\..+)$"
+)
 _OBJECTS = re.compile(
     r"(argparse\.Namespace|types\.SimpleNamespace|pathlib\.\w+|datetime\.\w+|_codecs\.encode|typing\.Any|copyreg\._reconstructor"
     r"|builtins\.(list|tuple|set|int|float|str|bool|bytes|object)"
@@ -229,9 +242,13 @@ def _read_pickled(path: Path):
             full = name if "." in name else f"builtins.{name}"  # torch leaves "builtins" out of its message
             kind = _InertDict if _DICTS.match(full) else _Inert if _OBJECTS.match(full) else None
             if kind is None:
-                raise ValueError(f"reading it would call {name}, which a checkpoint of tensors has no need of") from error
+                raise ValueError(
+                    f"reading it would call {name}, which a checkpoint of tensors has no need of"
+                ) from error
             if any(known == full for _, known in stand_ins):
-                raise ValueError(f"it holds a {full} in a form that cannot be left out ({_last_line(error)})") from error
+                raise ValueError(
+                    f"it holds a {full} in a form that cannot be left out ({_last_line(error)})"
+                ) from error
             stand_ins.append((type("StandIn", (kind,), {}), full))
 
 

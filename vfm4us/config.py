@@ -34,9 +34,10 @@ def section(cls, doc, **defaults):
 def parser(doc: str | None, cls) -> argparse.ArgumentParser:
     """The command line of a script that is given a `cls`: [--config FILE] [section.key=value ...]; --help lists the keys."""
     result = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys, defaults and meaning:\n" + describe(cls),
-    )  # fmt: skip
+    )
     result.add_argument("--config", type=Path, help="YAML file; also one of this repository from any working directory")
     result.add_argument("overrides", nargs="*", metavar="section.key=value")
     return result
@@ -203,7 +204,9 @@ def _convert(value, hint, name: str, defaults=None):
         if not isinstance(value, list):
             raise ValueError(f"{name}: expected a list, got {value!r}")
         item = typing.get_args(hint)[0]
-        kept = [(i, v) for i, v in enumerate(value) if v is not None or not dataclasses.is_dataclass(item)]  # null leaves it out
+        kept = [
+            (i, v) for i, v in enumerate(value) if v is not None or not dataclasses.is_dataclass(item)
+        ]  # null leaves it out
         return [_convert(v, item, f"{name}.{i}") for i, v in kept]
     if origin is types.UnionType:
         return None if value is None else _convert(value, typing.get_args(hint)[0], name)

@@ -16,9 +16,12 @@ from vfm4us.data.images import image_batch
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
 VITS = {  # width, depth, heads
-    "vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12), "vit_large": (1024, 24, 16),
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
     "vit_huge": (1280, 32, 16),
-}  # fmt: skip
+}
 BEITS = {name.replace("vit", "beit"): VITS[name] for name in ("vit_base", "vit_large")}
 NAMES = RESNETS + tuple(VITS) + tuple(BEITS)
 
@@ -40,7 +43,9 @@ class EncoderSpec:
     heads: int = 0  # 0: the usual number for the name (MoCo v3 gives its vit_small 12 instead of 6)
     registers: int = 0  # register tokens (DINOv2)
     layer_scale: bool = False  # DINOv2
-    norm: str = "token"  # token: class token of the last norm; mean: norm of the mean token; mean_of_norm; none: no last norm
+    norm: str = (
+        "token"  # token: class token of the last norm; mean: norm of the mean token; mean_of_norm; none: no last norm
+    )
     positions: str = "absolute"  # or relative: BEiT
 
 
@@ -170,23 +175,38 @@ def _transformer(spec: EncoderSpec) -> nn.Module:
 
     width, depth, heads = (VITS | BEITS)[spec.name]
     common = {
-        "img_size": spec.image, "patch_size": spec.patch, "in_chans": spec.in_channels, "num_classes": 0,
-        "embed_dim": width, "depth": depth, "num_heads": spec.heads or heads,
-    }  # fmt: skip
+        "img_size": spec.image,
+        "patch_size": spec.patch,
+        "in_chans": spec.in_channels,
+        "num_classes": 0,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": spec.heads or heads,
+    }
     pool = "token" if spec.norm == "token" else "avg"
     if spec.name in BEITS:
         body = Beit(
-            **common, global_pool=pool, use_fc_norm=spec.norm == "mean", init_values=0.1,
-            use_abs_pos_emb=spec.positions != "relative", use_rel_pos_bias=True,
-        )  # fmt: skip
+            **common,
+            global_pool=pool,
+            use_fc_norm=spec.norm == "mean",
+            init_values=0.1,
+            use_abs_pos_emb=spec.positions != "relative",
+            use_rel_pos_bias=True,
+        )
         if spec.norm == "none":
             body.norm = nn.Identity()
         return body
     return VisionTransformer(
-        **common, global_pool=pool, fc_norm=spec.norm == "mean", final_norm=spec.norm != "none",
-        init_values=1e-5 if spec.layer_scale else None, reg_tokens=spec.registers, no_embed_class=spec.registers > 0,
-        dynamic_img_size=True, dynamic_img_pad=True,
-    )  # fmt: skip
+        **common,
+        global_pool=pool,
+        fc_norm=spec.norm == "mean",
+        final_norm=spec.norm != "none",
+        init_values=1e-5 if spec.layer_scale else None,
+        reg_tokens=spec.registers,
+        no_embed_class=spec.registers > 0,
+        dynamic_img_size=True,
+        dynamic_img_pad=True,
+    )
 
 
 def luminance(x: Tensor) -> Tensor:

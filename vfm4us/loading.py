@@ -27,9 +27,14 @@ TRANSFORMER_PARTS = ("cls_token", "pos_embed", "patch_embed", "blocks", "norm", 
 SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}  # lightly
 # Of two copies of the network that differ in this word, the first is what its authors evaluate.
 PREFERRED = (
-    ("teacher", "student"), ("base_encoder", "momentum_encoder"), ("encoder_q", "encoder_k"), ("online", "target"),
-    ("state_dict", "state_dict_ema"), ("model", "model_ema"), ("backbone", "backbone_momentum"),
-)  # fmt: skip
+    ("teacher", "student"),
+    ("base_encoder", "momentum_encoder"),
+    ("encoder_q", "encoder_k"),
+    ("online", "target"),
+    ("state_dict", "state_dict_ema"),
+    ("model", "model_ema"),
+    ("backbone", "backbone_momentum"),
+)
 BLOCKS = {"resnet18": ("basic", 2, 2, 2, 2), "resnet34": ("basic", 3, 4, 6, 3), "resnet50": ("bottleneck", 3, 4, 6, 3)}
 
 
@@ -157,7 +162,9 @@ def recognise(state: Mapping, name: str, prefix: str | None = None) -> Candidate
     own = state.get("encoder")
     if isinstance(own, Mapping) and isinstance(own.get("name"), str):  # our own file says it in words
         if own["name"] != candidate.spec.name:
-            raise ValueError(f"{name} says that it holds a {own['name']}, but its tensors are those of a {candidate.spec.name}")
+            raise ValueError(
+                f"{name} says that it holds a {own['name']}, but its tensors are those of a {candidate.spec.name}"
+            )
         known = {f.name for f in fields(EncoderSpec)} - {"name", "in_channels"}
         said = {k: v[0] if isinstance(v, list) else v for k, v in own.items() if k in known}
         candidate.spec = dataclasses.replace(candidate.spec, **said)
@@ -172,8 +179,13 @@ def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
         for key, value in node.items():
             if isinstance(value, Tensor):
                 flat[f"{prefix}{key}"] = value
-            elif isinstance(value, Mapping) and level < depth and not (
-                level == 0 and key in ("optimizer", "optimizers", "optim", "resume", "scaler", "lr_scheduler", "config")
+            elif (
+                isinstance(value, Mapping)
+                and level < depth
+                and not (
+                    level == 0
+                    and key in ("optimizer", "optimizers", "optim", "resume", "scaler", "lr_scheduler", "config")
+                )
             ):
                 walk(value, f"{prefix}{key}.", level + 1)
 
@@ -198,15 +210,20 @@ def fill(
         found[first] = (found[first] / 3).expand(-1, 3, -1, -1)
         notes.append("first convolution of one channel spread over three")
     counters = [k for k in expected if k.endswith("num_batches_tracked")]
-    if counters and not any(k in found for k in counters):  # files from before torch 0.4.1; the counters take no part in the result
+    if counters and not any(
+        k in found for k in counters
+    ):  # files from before torch 0.4.1; the counters take no part in the result
         found |= {k: torch.zeros((), dtype=torch.long) for k in counters}
         notes.append(f"num_batches_tracked absent ({len(counters)}), set to 0")
     missing = [k for k in expected if k not in found]
     left = [k for k in missing if k.startswith(tuple(allow_missing))] if allow_missing else []
     missing = [k for k in missing if k not in left]
     extra = [k for k in found if k not in expected]
-    wrong = [f"{k} {tuple(found[k].shape)} instead of {shape}" for k, shape in expected.items()
-             if k in found and tuple(found[k].shape) != shape]  # fmt: skip
+    wrong = [
+        f"{k} {tuple(found[k].shape)} instead of {shape}"
+        for k, shape in expected.items()
+        if k in found and tuple(found[k].shape) != shape
+    ]
     if missing or extra or wrong:
         raise ValueError(
             f"{name} ({candidate.layout}) does not hold a {spec.name}: of {len(expected)} encoder tensors {len(missing)} are "
@@ -226,7 +243,9 @@ def fill(
         elif body[key].is_floating_point():
             raise ValueError(f"{name}: {key} holds {value.dtype}, expected floating point (a quantised checkpoint?)")
     if left:
-        notes.append(f"left random, as allow_missing says: {', '.join(sorted({k.split('.')[0] for k in left}))} ({len(left)})")
+        notes.append(
+            f"left random, as allow_missing says: {', '.join(sorted({k.split('.')[0] for k in left}))} ({len(left)})"
+        )
     if spec.in_channels == 1 and first not in left:
         found[first] = found[first].sum(1, keepdim=True)
     values = {k: body[k] if k in left else found[k].to(body[k].dtype).contiguous() for k in expected}
@@ -252,13 +271,18 @@ def roots(flat: Mapping[str, Tensor]) -> list[str]:
     found = []
     for key, value in flat.items():
         for last, also in (
-            ("conv1.weight", "layer1.0.conv1.weight"), ("0.weight", "4.0.conv1.weight"), ("patch_embed.proj.weight", ""),
-        ):  # fmt: skip
+            ("conv1.weight", "layer1.0.conv1.weight"),
+            ("0.weight", "4.0.conv1.weight"),
+            ("patch_embed.proj.weight", ""),
+        ):
             root = key[: -len(last)]
             if (
-                key.endswith(last) and value.ndim == 4 and root.endswith((".", "")) and (not root or root[-1] == ".")
+                key.endswith(last)
+                and value.ndim == 4
+                and root.endswith((".", ""))
+                and (not root or root[-1] == ".")
                 and (f"{root}{also}" in flat if also else any(k.startswith(f"{root}blocks.") for k in flat))
-            ):  # fmt: skip
+            ):
                 found.append(root)
     return found
 
@@ -279,14 +303,17 @@ def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> t
         return wanted[0], [r for r in found if r != wanted[0]]
     kept = [r for r in found if not any(_less_preferred(r, other) for other in found)]
     if len(kept) > 1:
-        raise ValueError(f"{name} holds {len(kept)} encoders: say which by prefix={kept[0]!r} or {', '.join(map(repr, kept[1:]))}")
+        raise ValueError(
+            f"{name} holds {len(kept)} encoders: say which by prefix={kept[0]!r} or {', '.join(map(repr, kept[1:]))}"
+        )
     return kept[0], [r for r in found if r != kept[0]]
 
 
 def _less_preferred(root: str, other: str) -> bool:
     parts = root.split(".")
     return any(
-        worse in parts and other.split(".") == [better if p == worse else p for p in parts] for better, worse in PREFERRED
+        worse in parts and other.split(".") == [better if p == worse else p for p in parts]
+        for better, worse in PREFERRED
     )
 
 
@@ -370,8 +397,10 @@ def _resnet_spec(candidate: Candidate, name: str) -> EncoderSpec:
     ]
     known = next((n for n, blocks in BLOCKS.items() if blocks == (kind, *counts)), None)
     if known is None:
-        near = min((n for n in BLOCKS if BLOCKS[n][0] == kind), key=lambda n: sum(
-            abs(a - b) for a, b in zip(BLOCKS[n][1:], counts, strict=True)))  # fmt: skip
+        near = min(
+            (n for n in BLOCKS if BLOCKS[n][0] == kind),
+            key=lambda n: sum(abs(a - b) for a, b in zip(BLOCKS[n][1:], counts, strict=True)),
+        )
         if any(count > usual for count, usual in zip(counts, BLOCKS[near][1:], strict=True)):
             raise ValueError(
                 f"{name} holds a ResNet with {counts} {kind} blocks; this project knows {', '.join(RESNETS)}"
@@ -402,7 +431,9 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
         if table.shape[1] != sizes[known][2]:
             options["heads"] = table.shape[1]
     elif positions is None or positions.ndim != 3:
-        raise ValueError(f"{name} ({candidate.layout}) has no position embedding 'pos_embed' of shape (1, tokens, width)")
+        raise ValueError(
+            f"{name} ({candidate.layout}) has no position embedding 'pos_embed' of shape (1, tokens, width)"
+        )
     else:
         registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
         count = positions.shape[1]
@@ -412,7 +443,9 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
             count += 1
         grid = count - (0 if registers else 1)
         if not _square(grid):
-            raise ValueError(f"{name}: pos_embed of {positions.shape[1]} tokens is no square of patches and a class token")
+            raise ValueError(
+                f"{name}: pos_embed of {positions.shape[1]} tokens is no square of patches and a class token"
+            )
         options |= {"image": math.isqrt(grid) * patch, "registers": registers}
         options["layer_scale"] = "blocks.0.ls1.gamma" in tensors
     if known == "vit_small" and candidate.layout == "MoCo v3":

@@ -10,10 +10,23 @@ from torch import Tensor
 
 # RGB of the classes 1 to 16 of a mask, apart from each other and from the grey of an image
 CLASS_COLOURS = [
-    (255, 150, 0), (0, 190, 255), (60, 220, 90), (255, 70, 160), (190, 130, 255), (255, 235, 60), (255, 80, 60),
-    (0, 220, 190), (150, 180, 60), (90, 110, 255), (255, 190, 170), (170, 90, 40), (120, 255, 220), (220, 60, 255),
-    (180, 220, 255), (120, 60, 120),
-]  # fmt: skip
+    (255, 150, 0),
+    (0, 190, 255),
+    (60, 220, 90),
+    (255, 70, 160),
+    (190, 130, 255),
+    (255, 235, 60),
+    (255, 80, 60),
+    (0, 220, 190),
+    (150, 180, 60),
+    (90, 110, 255),
+    (255, 190, 170),
+    (170, 90, 40),
+    (120, 255, 220),
+    (220, 60, 255),
+    (180, 220, 255),
+    (120, 60, 120),
+]
 
 
 def contact_sheet(
@@ -132,7 +145,9 @@ def finetuning_curve(path: Path, lines: list[dict], measure: str, best: int) -> 
     width = max(1, len(steps) // 100)
     smooth = [np.mean([s["loss"] for s in steps[i : i + width]]) for i in range(0, len(steps), width)]
     left.plot([s["step"] for s in steps[::width]], smooth, linewidth=1, label="training")
-    left.plot([e["step"] for e in epochs], [e["val_loss"] for e in epochs], marker="o", markersize=3, label="validation")
+    left.plot(
+        [e["step"] for e in epochs], [e["val_loss"] for e in epochs], marker="o", markersize=3, label="validation"
+    )
     left.set_ylabel("loss", fontsize=9)
     left.legend(fontsize=8)
     right.plot([e["step"] for e in epochs], [e[measure] for e in epochs], marker="o", markersize=3)
@@ -172,8 +187,16 @@ def method_panels(
             rows = [i for i, method in enumerate(methods) if method in series.get(name, {})]
             mean, low, high = np.array([series[name][methods[i]] for i in rows]).reshape(-1, 3).T
             place = np.array(rows) + (k - (len(names) - 1) / 2) * 0.17
-            axis.errorbar(mean, place, xerr=[mean - low, high - mean], fmt="o", markersize=4, linewidth=1, color=f"C{k}",
-                          label=name if axis is axes[0] else None)  # fmt: skip
+            axis.errorbar(
+                mean,
+                place,
+                xerr=[mean - low, high - mean],
+                fmt="o",
+                markersize=4,
+                linewidth=1,
+                color=f"C{k}",
+                label=name if axis is axes[0] else None,
+            )
         axis.set_title(title, fontsize=9)
         axis.set_yticks(range(len(methods)), methods, fontsize=8)
         axis.set_ylim(len(methods) - 0.5, -0.5)
@@ -195,7 +218,9 @@ def confusion_matrix(path: Path, counts: np.ndarray, classes: list[str]) -> None
     if not many:
         for i, j in np.ndindex(counts.shape):
             colour = "white" if share[i, j] > 0.5 else "black"
-            axis.text(j, i, f"{counts[i, j]}\n{100 * share[i, j]:.0f} %", ha="center", va="center", color=colour, fontsize=8)
+            axis.text(
+                j, i, f"{counts[i, j]}\n{100 * share[i, j]:.0f} %", ha="center", va="center", color=colour, fontsize=8
+            )
     if len(classes) <= 60:
         axis.set_xticks(range(len(classes)), classes, rotation=60 if many else 30, ha="right", fontsize=8)
         axis.set_yticks(range(len(classes)), classes, fontsize=8)
@@ -232,8 +257,14 @@ def reliability(path: Path, labels: np.ndarray, series: dict[str, np.ndarray], b
         confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
         place = np.minimum((confidence * bins).astype(int), bins - 1)
         used = np.unique(place)
-        axis.plot([confidence[place == b].mean() for b in used], [right[place == b].mean() for b in used],
-                  marker="o", markersize=4, linewidth=1.3, label=name)  # fmt: skip
+        axis.plot(
+            [confidence[place == b].mean() for b in used],
+            [right[place == b].mean() for b in used],
+            marker="o",
+            markersize=4,
+            linewidth=1.3,
+            label=name,
+        )
         below.bar((np.arange(bins) + 0.3 + 0.4 * k) / bins, np.bincount(place, minlength=bins), width=0.4 / bins)
     axis.set_ylabel("accuracy", fontsize=9)
     axis.set_xlim(0, 1)
@@ -304,7 +335,10 @@ def overlays(
                 _outline(axis, truths[i] == number, colors=[pale[number - 1]], linewidths=1.1, linestyles=[dashed])
     lines = [Line2D([], [], color=c, label=f"{name}, predicted") for c, name in zip(colours, classes, strict=True)]
     if truths is not None:
-        lines += [Line2D([], [], color=c, linestyle=dashed, label=f"{name}, truth") for c, name in zip(pale, classes, strict=True)]
+        lines += [
+            Line2D([], [], color=c, linestyle=dashed, label=f"{name}, truth")
+            for c, name in zip(pale, classes, strict=True)
+        ]
     figure.legend(handles=lines, loc="outside lower center", ncols=6, fontsize=8, facecolor="0.25", labelcolor="white")
     _save(figure, path)
 
@@ -380,7 +414,11 @@ def cycle_curve(path: Path, lines: list[dict], best: int) -> None:
     at = [s["step"] for s in steps[::width]]
     for axis, kinds, title in (
         (axes[0], ("cycle_low", "cycle_high", "identity_low", "identity_high", "l1"), "cycle, identity"),
-        (axes[1], ("adversarial_high", "adversarial_low", "discriminator_high", "discriminator_low"), "adversarial (0.25: a draw)"),
+        (
+            axes[1],
+            ("adversarial_high", "adversarial_low", "discriminator_high", "discriminator_low"),
+            "adversarial (0.25: a draw)",
+        ),
     ):
         for kind in kinds:
             if steps and kind in steps[0]:
@@ -391,8 +429,16 @@ def cycle_curve(path: Path, lines: list[dict], best: int) -> None:
     for axis, name in ((axes[2], "ssim"), (axes[3], "psnr")):
         axis.set_title(f"validation {name.upper()}", fontsize=9)
         if epochs and f"val_{name}" in epochs[0]:
-            axis.plot([e["step"] for e in epochs], [e[f"val_{name}"] for e in epochs], marker="o", markersize=3, label="enhanced")
-            axis.axhline(epochs[0][f"val_{name}_input"], color="0.5", linestyle="--", linewidth=1, label="untouched input")
+            axis.plot(
+                [e["step"] for e in epochs],
+                [e[f"val_{name}"] for e in epochs],
+                marker="o",
+                markersize=3,
+                label="enhanced",
+            )
+            axis.axhline(
+                epochs[0][f"val_{name}_input"], color="0.5", linestyle="--", linewidth=1, label="untouched input"
+            )
             axis.axvline(best, color="0.6", linestyle=":", linewidth=1)
             axis.legend(fontsize=7)
         else:

@@ -142,7 +142,9 @@ def weighted_balanced_accuracy(labels: np.ndarray, correct: np.ndarray, counts: 
     return np.nanmean(recalls, axis=0)
 
 
-def interval(per_seed: np.ndarray, resamples: np.ndarray, against=(), level: float = 0.95) -> tuple[float, float, float]:
+def interval(
+    per_seed: np.ndarray, resamples: np.ndarray, against=(), level: float = 0.95
+) -> tuple[float, float, float]:
     """Mean and confidence limits of a figure that varies over pretraining seeds and over the choice of test images.
 
     per_seed (n,): the figure of each seed. resamples (R,): the mean over seeds in each bootstrap resample of test groups.

@@ -20,8 +20,10 @@ from vfm4us.tasks import protocol
 
 PUBLISHED = "assets/published.csv"
 TITLES = {
-    "classification": "Classification: top-1 accuracy", "segmentation": "Segmentation: Dice", "generation": "Generation: SSIM"
-}  # fmt: skip
+    "classification": "Classification: top-1 accuracy",
+    "segmentation": "Segmentation: Dice",
+    "generation": "Generation: SSIM",
+}
 HEADLINES = {"accuracy": "top-1", "dice_present": "Dice", "ssim": "SSIM"}
 ALONE = "not pretrained here"  # column of random weights, ImageNet and the like
 
@@ -57,13 +59,16 @@ class TaskResults:
         self.metrics = {key: protocol.read_metrics(cell.folder) for key, cell in self.at.items()}
         self.outcomes = {key: read_outcomes(cell) for key, cell in self.at.items()}
         score = _remembered(finished[0].module.outcome_scores) if finished else None
-        arms = list(dict.fromkeys((cell.method, cell.stage) for cell in finished if (cell.method, cell.stage) != against))
+        arms = list(
+            dict.fromkeys((cell.method, cell.stage) for cell in finished if (cell.method, cell.stage) != against)
+        )
         self.differences = {}
         for arm in arms:
             pairs = {
                 s: (self.outcomes[s, *arm], self.outcomes[s, *against])
-                for s in self.settings if {(s, *arm), (s, *against)} <= self.at.keys()
-            }  # fmt: skip
+                for s in self.settings
+                if {(s, *arm), (s, *against)} <= self.at.keys()
+            }
             for setting, pair in pairs.items():
                 self.differences[setting, *arm] = protocol.differences(score, [pair])
             if len(pairs) == len(self.settings) > 1:
@@ -86,10 +91,14 @@ class TaskResults:
         """Rows are methods on a dataset, columns stages; then what the row's last stage has more than the one compared with."""
         name, to = HEADLINES.get(score, score.replace("_", " ")), ", ".join(self.against)
         beside = {
-            (c.setting, c.method): p for c in self.cells for p in published
+            (c.setting, c.method): p
+            for c in self.cells
+            for p in published
             if (p["task"], p["metric"], p["method"], p["stage"]) == (self.task, score, c.method, c.stage)
-            and p["dataset"] == c.dataset.lower() and c.finished and int(p["images"]) == _count_images(c)
-        }  # fmt: skip
+            and p["dataset"] == c.dataset.lower()
+            and c.finished
+            and int(p["images"]) == _count_images(c)
+        }
         heads = ["dataset", "method", *(f"{name}, {s or ALONE}" for s in self.stages), f"minus {to}", "p"]
         heads += ["published elsewhere"] if beside else []
         last = {cell.method: cell.stage for cell in self.cells}
@@ -97,13 +106,17 @@ class TaskResults:
         lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
         for setting, method in self.rows():
             shown = [
-                "absent" if (setting, method, stage) in absent else protocol.cell(self.figure(score, setting, method, stage))
+                "absent"
+                if (setting, method, stage) in absent
+                else protocol.cell(self.figure(score, setting, method, stage))
                 for stage in self.stages
             ]
             apart = self.differences.get((setting, method, last[method]), {}).get(score)
             shown += [protocol.cell(apart, "+"), f"{apart['p']:.3f}"] if apart else ["-", "-"]
             if beside:
-                shown.append(f"{float(beside[setting, method]['value']) / 100:.3f}" if (setting, method) in beside else "-")
+                shown.append(
+                    f"{float(beside[setting, method]['value']) / 100:.3f}" if (setting, method) in beside else "-"
+                )
             lines.append("| " + " | ".join([setting, method, *shown]) + " |")
         lines += ["", *(f"Published elsewhere: {text}." for text in sorted({p["source"] for p in beside.values()}))]
         return "\n".join(lines).rstrip()
@@ -111,7 +124,11 @@ class TaskResults:
     def sizes(self) -> str:
         """How many images each cell was trained and tested on."""
         about = {setting: m["protocol"] for (setting, _, _), m in self.metrics.items()}
-        each = [[s, *(about[s].get(k, "-") for k in ("training_images", "test_images"))] for s in self.settings if s in about]
+        each = [
+            [s, *(about[s].get(k, "-") for k in ("training_images", "test_images"))]
+            for s in self.settings
+            if s in about
+        ]
         return f"Training and test images: {'; '.join(f'{s} {training} and {test}' for s, training, test in each)}."
 
     def draw(self, path: Path) -> None:
@@ -121,10 +138,13 @@ class TaskResults:
         for setting in self.settings:
             points = {(m, s): self.figure(score, setting, m, s) for m in self.methods for s in self.stages}
             panels[setting] = {
-                s or ALONE: {m: tuple(points[m, s][k] for k in ("mean", "low", "high"))
-                             for m in self.methods if points[m, s] and "low" in points[m, s]}
+                s or ALONE: {
+                    m: tuple(points[m, s][k] for k in ("mean", "low", "high"))
+                    for m in self.methods
+                    if points[m, s] and "low" in points[m, s]
+                }
                 for s in self.stages
-            }  # fmt: skip
+            }
         plots.method_panels(path, self.methods, panels, f"{HEADLINES.get(score, score)} on test, 95 % interval")
 
 
@@ -152,16 +172,19 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
     run.write_text(out / "tables.md", text)
     seeds = [
         [m, stage, task, result.at[s, m, stage].dataset, s, seed, name, value]
-        for task, result in found.items() for (s, m, stage), metrics in result.metrics.items()
-        for name, figure in metrics["metrics"].items() if len(figure.get("per_seed", [])) == len(metrics["seeds"])
+        for task, result in found.items()
+        for (s, m, stage), metrics in result.metrics.items()
+        for name, figure in metrics["metrics"].items()
+        if len(figure.get("per_seed", [])) == len(metrics["seeds"])
         for seed, value in zip(metrics["seeds"], figure["per_seed"], strict=True)
-    ]  # fmt: skip
+    ]
     _write_csv(out / "results.csv", ["method", "stage", "task", "dataset", "setting", "seed", "metric", "value"], seeds)
     apart = [
         [m, stage, task, s, name, *(figure[k] for k in ("mean", "low", "high", "p"))]
-        for task, result in found.items() for (s, m, stage), figures in result.differences.items()
+        for task, result in found.items()
+        for (s, m, stage), figures in result.differences.items()
         for name, figure in figures.items()
-    ]  # fmt: skip
+    ]
     heads = ["method", "stage", "task", "setting", "metric", f"minus {', '.join(settings.against)}", "low", "high", "p"]
     _write_csv(out / "differences.csv", heads, apart)
     return text
@@ -209,7 +232,11 @@ def budgets(pretrainings: list[Pretraining]) -> str:
         row += [f"{spent['flops'] / 1e9:,.0f}" if "flops" in spent else "-"]
         row += [f"{spent['seconds']:,.0f}" if "seconds" in spent else "-"]
         lines.append("| " + " | ".join(row) + " |")
-    equal = f"Every encoder sees {images.pop():,} images." if len(images) == 1 else "The encoders do NOT see equally many images."
+    equal = (
+        f"Every encoder sees {images.pop():,} images."
+        if len(images) == 1
+        else "The encoders do NOT see equally many images."
+    )
     return equal + "\n\n" + "\n".join(lines)
 
 
@@ -266,10 +293,13 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
     found = {c.values: protocol.read_metrics(c.folder) for c in cells if c.finished}
     outcomes = {c.values: read_outcomes(c) for c in cells if c.finished}
     rows = list(dict.fromkeys(c.values[:-1] for c in cells))
-    pairs = {(a, b): {r: (outcomes[*r, a], outcomes[*r, b]) for r in rows if {(*r, a), (*r, b)} <= outcomes.keys()}
-             for a, b in settings.differences}  # fmt: skip
-    apart = {pair: {row: protocol.differences(score_of, [both]) for row, both in of.items()}
-             for pair, of in pairs.items()}  # fmt: skip
+    pairs = {
+        (a, b): {r: (outcomes[*r, a], outcomes[*r, b]) for r in rows if {(*r, a), (*r, b)} <= outcomes.keys()}
+        for a, b in settings.differences
+    }
+    apart = {
+        pair: {row: protocol.differences(score_of, [both]) for row, both in of.items()} for pair, of in pairs.items()
+    }
     for pair, of in pairs.items():
         if next(iter(settings.axes)) != "dataset":
             break
@@ -277,14 +307,31 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
             same = [row for row in rows if row[1:] == rest]
             if len(same) > 1 and all(row in of for row in same):
                 apart[pair]["mean of all", *rest] = protocol.differences(score_of, [of[row] for row in same])
-    metrics = {"-".join(values) + f" {name}": f for values, m in found.items() for name, f in m["metrics"].items() if "mean" in f}
-    metrics |= {f"{'-'.join(row)} {a} - {b} {name}": figure for (a, b), of in apart.items() for row, m in of.items()
-                for name, figure in m.items()}  # fmt: skip
+    metrics = {
+        "-".join(values) + f" {name}": f
+        for values, m in found.items()
+        for name, f in m["metrics"].items()
+        if "mean" in f
+    }
+    metrics |= {
+        f"{'-'.join(row)} {a} - {b} {name}": figure
+        for (a, b), of in apart.items()
+        for row, m in of.items()
+        for name, figure in m.items()
+    }
     first = next(iter(found.values()))
     missing = [c.name for c in cells if not c.finished]
-    whole = {"task": settings.task, "dataset": sorted({m["dataset"] for m in found.values()}), "split": "test",
-             "protocol": {k: first["protocol"].get(k) for k in ("split_unit", "selection", "input_size", "interval", "device")},
-             "seeds": first["seeds"], "missing": missing, "metrics": metrics}  # fmt: skip
+    whole = {
+        "task": settings.task,
+        "dataset": sorted({m["dataset"] for m in found.values()}),
+        "split": "test",
+        "protocol": {
+            k: first["protocol"].get(k) for k in ("split_unit", "selection", "input_size", "interval", "device")
+        },
+        "seeds": first["seeds"],
+        "missing": missing,
+        "metrics": metrics,
+    }
     run.write_text(out / "metrics.json", json.dumps(whole, indent=1))
     names = list(settings.axes)[:-1]
     parts = []
@@ -295,8 +342,10 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
             here = [found.get((*row, column)) for column in columns]
             trained = next((str(m["protocol"]["training_images"]) for m in here if m), "")
             cells_of_row = [protocol.cell(m["metrics"].get(score)) if m else "" for m in here]
-            cells_of_row += [protocol.cell(apart[a, b][row].get(score), "+") if row in apart[a, b] else ""
-                             for a, b in settings.differences]  # fmt: skip
+            cells_of_row += [
+                protocol.cell(apart[a, b][row].get(score), "+") if row in apart[a, b] else ""
+                for a, b in settings.differences
+            ]
             lines.append("| " + " | ".join([*row, trained, *cells_of_row]) + " |")
         parts.append("\n".join(lines))
     if missing:
@@ -312,9 +361,14 @@ def _draw_single(path: Path, settings: TableConfig, found: dict, rows: list, col
     if not settings.scores:
         return
     score = settings.scores[0]
-    whole = [r for r in rows if all("low" in found.get((*r, c), {"metrics": {}})["metrics"].get(score, {}) for c in columns)]
+    whole = [
+        r for r in rows if all("low" in found.get((*r, c), {"metrics": {}})["metrics"].get(score, {}) for c in columns)
+    ]
     if whole:
         series = {
-            c: [tuple(found[*r, c]["metrics"][score][k] for k in ("mean", "low", "high")) for r in whole] for c in columns
+            c: [tuple(found[*r, c]["metrics"][score][k] for k in ("mean", "low", "high")) for r in whole]
+            for c in columns
         }
-        plots.intervals(path, [", ".join(r) for r in whole], series, f"{score.replace('_', ' ')} on test, 95 % interval")
+        plots.intervals(
+            path, [", ".join(r) for r in whole], series, f"{score.replace('_', ' ')} on test, 95 % interval"
+        )

@@ -269,12 +269,17 @@ def describe_run() -> dict:
         return answer.stdout.strip() if answer.returncode == 0 else ""
 
     return {
-        "argv": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "vfm4us": __version__, "torch": torch.__version__, "python": platform.python_version(),
-        "device": device_name(), "threads": torch.get_num_threads(),
+        "argv": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "vfm4us": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", 1)),
-    }  # fmt: skip
+    }
 
 
 def device_name() -> str:

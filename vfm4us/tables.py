@@ -60,7 +60,9 @@ class MethodConfig:
     config: str = option("", "pretraining config of two stages, coarse and fine; empty: nothing is pretrained")
     stages: list[str] = option(list(STAGES), "what is pretrained: coarse, fine, coarse-to-fine")
     keys: dict = option({}, "keys laid over that config")
-    encoder: dict = option({}, "encoder keys of the cells where nothing is pretrained, say {weights: none, name: vit_tiny}")
+    encoder: dict = option(
+        {}, "encoder keys of the cells where nothing is pretrained, say {weights: none, name: vit_tiny}"
+    )
 
 
 @dataclass
@@ -86,14 +88,19 @@ class TableConfig:
     scores: list[str] = option([], "of a table of one task: its figures, one part each")
     base: dict = option({}, "of a table of one task: keys of every cell")
     axes: dict = option(
-        {}, "of a table of one task: axis: {value: keys that it adds}; the last becomes the columns, differences are "
-        "averaged over one named dataset"
-    )  # fmt: skip
-    differences: list[list[str]] = option([], "of a table of one task: pairs of values of the last axis, first minus second")
+        {},
+        "of a table of one task: axis: {value: keys that it adds}; the last becomes the columns, differences are "
+        "averaged over one named dataset",
+    )
+    differences: list[list[str]] = option(
+        [], "of a table of one task: pairs of values of the last axis, first minus second"
+    )
 
     encoders: dict = option({}, "of a table of methods: {name: {config: FILE, stages: [...], keys: {...}}}")
     pretraining: dict = option({}, "of a table of methods: keys laid over every pretraining config")
-    pretraining_seeds: list[int] = option([0], "of a table of methods: one for all runs, or one for each seed of the cells")
+    pretraining_seeds: list[int] = option(
+        [0], "of a table of methods: one for all runs, or one for each seed of the cells"
+    )
     tasks: dict = option({}, "of a table of methods: {task: {scores: [...], stages: [...], base: {...}, axes: {...}}}")
     against: list[str] = option(["VFM4US", "coarse-to-fine"], "method and stage that the others are compared with")
 
@@ -229,12 +236,16 @@ class Plan:
 def make_plan(settings: TableConfig) -> Plan:
     """Every encoder and cell of the table, all configs checked. ValueError names the encoder or cell, the key and the remedy."""
     if not settings.tasks and settings.encoders:
-        raise ValueError("encoders: a table of methods needs tasks: {classification: {...}, ...}, see configs/tables/small.yaml")
+        raise ValueError(
+            "encoders: a table of methods needs tasks: {classification: {...}, ...}, see configs/tables/small.yaml"
+        )
     pretrainings = list_pretrainings(settings) if settings.encoders else []
     cells = list_cells(settings, pretrainings)
     names = [cell.name for cell in cells]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two cells would lie in the folder {twice[0]}: give methods and axes names that differ in their letters")
+        raise ValueError(
+            f"two cells would lie in the folder {twice[0]}: give methods and axes names that differ in their letters"
+        )
     part, parts = _shard(settings.shard)
     wanted = [c for c in cells if not settings.only or any(fnmatch.fnmatch(c.name, p) for p in settings.only)]
     if not wanted:
@@ -286,7 +297,9 @@ def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[C
     if not settings.tasks:
         own = TaskTableConfig(settings.scores, [], settings.base, settings.axes)
         _check_axes(own, "axes", settings.differences)
-        return [_cell(settings, settings.task, own, values, "-".join(map(str, values))) for values in _combinations(own)]
+        return [
+            _cell(settings, settings.task, own, values, "-".join(map(str, values))) for values in _combinations(own)
+        ]
     cells = []
     for task, values in settings.tasks.items():
         if values is None:  # tasks.<task>=null leaves it out
@@ -319,8 +332,15 @@ def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[C
     return cells
 
 
-def _cell(settings: TableConfig, task: str, own: TaskTableConfig, values: tuple, name: str, more: dict | None = None,
-          method: str = "") -> Cell:  # fmt: skip
+def _cell(
+    settings: TableConfig,
+    task: str,
+    own: TaskTableConfig,
+    values: tuple,
+    name: str,
+    more: dict | None = None,
+    method: str = "",
+) -> Cell:
     keys = copy.deepcopy(own.base)
     for axis, value in zip(own.axes.values(), values, strict=True):
         merge(keys, axis[value] or {})
@@ -360,8 +380,9 @@ def _methods(settings: TableConfig) -> dict[str, MethodConfig]:
     """encoders.<name>=null leaves one out."""
     return {
         name: config.from_dict(MethodConfig, values, f"encoders.{name}")
-        for name, values in settings.encoders.items() if values is not None
-    }  # fmt: skip
+        for name, values in settings.encoders.items()
+        if values is not None
+    }
 
 
 def _check_axes(own: TaskTableConfig, key: str, differences=()) -> None:
@@ -369,7 +390,9 @@ def _check_axes(own: TaskTableConfig, key: str, differences=()) -> None:
         raise ValueError(f"{key}: give at least one axis, each as {{value: {{keys it adds}}}}, see configs/tables/")
     last = list(list(own.axes.values())[-1])
     if wrong := [v for pair in differences for v in pair if v not in last]:
-        raise ValueError(f"differences: {wrong[0]!r} is no value of the last axis, which has: {', '.join(map(str, last))}")
+        raise ValueError(
+            f"differences: {wrong[0]!r} is no value of the last axis, which has: {', '.join(map(str, last))}"
+        )
 
 
 def _combinations(own: TaskTableConfig) -> Iterator[tuple]:
@@ -440,7 +463,9 @@ def check_leakage(plan: Plan) -> dict[str, str]:
     sizes: dict[str, dict[str, int]] = {task: {} for task in dict.fromkeys(cell.task for cell in cells)}
     for pretraining in (job for job in plan.jobs if isinstance(job, Pretraining)):
         own = pretraining.config
-        key = json.dumps([config.to_dict(own.data), [config.to_dict(s)["data"] for s in own.stages], own.seed], default=str)
+        key = json.dumps(
+            [config.to_dict(own.data), [config.to_dict(s)["data"] for s in own.stages], own.seed], default=str
+        )
         first = key not in opened
         if first:
             if own.data.phantoms:
@@ -454,15 +479,21 @@ def check_leakage(plan: Plan) -> dict[str, str]:
             sizes[cell.task][cell.dataset] = _compare(pretraining, opened[key], cell)
     pools = [pool for stages in opened.values() for pool in stages]
     images = len({digest for pool in pools for digest in _digests(pool)})
-    given = [c.method for c in cells if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")]
+    given = [
+        c.method for c in cells if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")
+    ]
     unknown = "".join(f" What {method} was pretrained on is not known here." for method in dict.fromkeys(given))
     lines = {}
     for task, of in sizes.items():
         tested = ", ".join(f"{count} of {name}" for name, count in of.items())
         lines[task] = (
-            f"Leakage: none of the test images ({tested}) equals or nearly equals (sha256, perceptual hash) one of the {images} "
-            f"images that encoders were pretrained on."
-        ) if of else "Leakage: nothing was pretrained for these cells, so nothing was compared."  # fmt: skip
+            (
+                f"Leakage: none of the test images ({tested}) equals or nearly equals (sha256, perceptual hash) one of the "
+                f"{images} images that encoders were pretrained on."
+            )
+            if of
+            else "Leakage: nothing was pretrained for these cells, so nothing was compared."
+        )
         lines[task] += unknown
     return lines
 
@@ -490,8 +521,10 @@ def _check_fingerprints(pretraining: Pretraining, stages: list[StagePool]) -> No
     if pretraining.finished and path.is_file():
         before = checkpoints.read(path)["resume"]["data"]
         if before != [stage.training.fingerprint() for stage in stages]:
-            raise ValueError(f"{pretraining.name} was pretrained on other images than its config gives now: put them back, or "
-                             "give the table another name")  # fmt: skip
+            raise ValueError(
+                f"{pretraining.name} was pretrained on other images than its config gives now: put them back, or "
+                "give the table another name"
+            )
 
 
 def _digests(pool: StagePool) -> list[str]:
@@ -574,10 +607,15 @@ def run_workers(command: list[str], count: int, plan: Plan, out: Path, invocatio
             for k in range(count):
                 device = f"cuda:{k % gpus}" if gpus else "auto"
                 with open(out / f"worker-{k}.log", "w") as log:
-                    processes.append(subprocess.Popen(
-                        [*command, f"worker={invocation} {device} {os.getpid()}"], stdout=log, stderr=subprocess.STDOUT,
-                        env=os.environ | {"OMP_NUM_THREADS": threads}, start_new_session=True,
-                    ))  # fmt: skip
+                    processes.append(
+                        subprocess.Popen(
+                            [*command, f"worker={invocation} {device} {os.getpid()}"],
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            env=os.environ | {"OMP_NUM_THREADS": threads},
+                            start_new_session=True,
+                        )
+                    )
             while any(p.poll() is None for p in processes):
                 if stop.number and not forwarded:
                     forwarded = True

@@ -64,22 +64,36 @@ def evaluate(arguments) -> None:
     print(f"{len(kept)} images, {len(bad)} unreadable: {arguments.out / 'predictions.csv'}")
     known = np.array([label in model.classes for label in labels])
     if strange := sorted({label for label in labels if label and label not in model.classes}):
-        print(f"labels this classifier does not know, left out of the metrics: {', '.join(strange[:8])} (it knows "
-              f"{', '.join(model.classes)}; --merge joins labels)")  # fmt: skip
+        print(
+            f"labels this classifier does not know, left out of the metrics: {', '.join(strange[:8])} (it knows "
+            f"{', '.join(model.classes)}; --merge joins labels)"
+        )
     if not known.any():
         print("no labels to compare with: no metrics")
         return
     measured = [r for r, k in zip(kept, known, strict=True) if k]
     outcome = {
-        "paths": np.array([r.path for r in measured]), "groups": np.array([r.group or r.id for r in measured]),
+        "paths": np.array([r.path for r in measured]),
+        "groups": np.array([r.group or r.id for r in measured]),
         "labels": np.array([model.classes.index(label) for label, k in zip(labels, known, strict=True) if k]),
-        "classes": np.array(model.classes), "probabilities": probabilities[known],
-    }  # fmt: skip
+        "classes": np.array(model.classes),
+        "probabilities": probabilities[known],
+    }
     result = classification.evaluate([outcome])
-    about = {"task": "classification", "dataset": str(arguments.data), "split": arguments.split, "seeds": [],
-             "protocol": {"checkpoint": str(arguments.checkpoint), "input_size": size, "unreadable": len(bad),
-                          "interval": "95 %, bootstrap over groups (single images where there are none)",
-                          "device": run.device_name()}, "metrics": result}  # fmt: skip
+    about = {
+        "task": "classification",
+        "dataset": str(arguments.data),
+        "split": arguments.split,
+        "seeds": [],
+        "protocol": {
+            "checkpoint": str(arguments.checkpoint),
+            "input_size": size,
+            "unreadable": len(bad),
+            "interval": "95 %, bootstrap over groups (single images where there are none)",
+            "device": run.device_name(),
+        },
+        "metrics": result,
+    }
     run.write_text(arguments.out / "metrics.json", json.dumps(about, indent=1))
     print(f"\n{protocol.table(result, 1)}\n\nwritten to {arguments.out / 'metrics.json'}")
 

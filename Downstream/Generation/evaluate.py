@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--degrade", type=float, metavar="STRENGTH", help="enhance degraded versions of the images")
     parser.add_argument("--tile", type=int, help="side of the tiles of large images, px; as in training by default")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="high-quality images for KID, at least 50")
-    parser.add_argument("--kid-encoder", default="", metavar="FILE", help="features for KID where Inception is not at hand")
+    parser.add_argument(
+        "--kid-encoder", default="", metavar="FILE", help="features for KID where Inception is not at hand"
+    )
     parser.add_argument("--device", default="auto")
     evaluate(parser.parse_args())
 
@@ -67,17 +69,36 @@ def evaluate(arguments) -> None:
     print(f"{written} images, {len(cases.unreadable)} unreadable: {out / 'enhanced'}, {out / 'comparison.png'}")
     result = generation.evaluate([outcome])
     if cases.without:
-        print(f"{len(cases.without)} images without a target are left out of the metrics (e.g. {cases.without[0].path})")
+        print(
+            f"{len(cases.without)} images without a target are left out of the metrics (e.g. {cases.without[0].path})"
+        )
     said = generation.verdict(result)
     if result:
-        kid = likeness.kid_rule(features, len(cases.records), len(reference)) if reference else "not measured: no --reference"
-        about = {"task": "generation", "dataset": str(arguments.data), "split": arguments.split, "seeds": [],
-                 "protocol": generation.RULES | {
-                     "checkpoint": str(arguments.checkpoint), "input_size": enhancer.size, "tile": enhancer.tile,
-                     "pairs": "given" if arguments.degrade is None else f"degraded with strength {arguments.degrade:g}",
-                     "unreadable": len(cases.unreadable), "without_target": len(cases.without), "kid": kid, "verdict": said,
-                     "interval": "95 %, bootstrap over groups (single images where there are none)", "device": run.device_name(),
-                 }, "metrics": result}  # fmt: skip
+        kid = (
+            likeness.kid_rule(features, len(cases.records), len(reference))
+            if reference
+            else "not measured: no --reference"
+        )
+        about = {
+            "task": "generation",
+            "dataset": str(arguments.data),
+            "split": arguments.split,
+            "seeds": [],
+            "protocol": generation.RULES
+            | {
+                "checkpoint": str(arguments.checkpoint),
+                "input_size": enhancer.size,
+                "tile": enhancer.tile,
+                "pairs": "given" if arguments.degrade is None else f"degraded with strength {arguments.degrade:g}",
+                "unreadable": len(cases.unreadable),
+                "without_target": len(cases.without),
+                "kid": kid,
+                "verdict": said,
+                "interval": "95 %, bootstrap over groups (single images where there are none)",
+                "device": run.device_name(),
+            },
+            "metrics": result,
+        }
         run.write_text(out / "metrics.json", json.dumps(about, indent=1))
         if "ssim" in outcome:
             generation.write_cases(out, outcome)

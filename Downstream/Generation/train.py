@@ -27,7 +27,9 @@ def main() -> None:
 
         write_quickstart_phantoms()
     result = run_seeds(settings)
-    print(f"\n{protocol.table(result, len(settings.seeds))}\n\n{verdict(result)}\nwritten to {Path(settings.logs) / settings.name}")
+    print(
+        f"\n{protocol.table(result, len(settings.seeds))}\n\n{verdict(result)}\nwritten to {Path(settings.logs) / settings.name}"
+    )
 
 
 if __name__ == "__main__":

@@ -58,17 +58,31 @@ def evaluate(arguments) -> None:
         print("no masks to compare with: no metrics")
         return
     if cases.without:
-        print(f"{len(cases.without)} images without a mask are left out of the metrics (e.g. {cases.without[0][0].path})")
+        print(
+            f"{len(cases.without)} images without a mask are left out of the metrics (e.g. {cases.without[0][0].path})"
+        )
     outcome = cases.outcome(model.classes)
     segmentation.write_cases(out, outcome)
     segmentation.pictures(out, root, outcome, size, model.join)
     result = segmentation.evaluate([outcome])
-    about = {"task": "segmentation", "dataset": str(arguments.data), "split": arguments.split, "seeds": [],
-             "protocol": segmentation.RULES | {
-                 "checkpoint": str(arguments.checkpoint), "input_size": size, "classes": model.classes, "flips": arguments.flips,
-                 "unreadable": len(cases.unreadable), "without_mask": len(cases.without),
-                 "interval": "95 %, bootstrap over groups (single images where there are none)", "device": run.device_name(),
-             }, "metrics": result}  # fmt: skip
+    about = {
+        "task": "segmentation",
+        "dataset": str(arguments.data),
+        "split": arguments.split,
+        "seeds": [],
+        "protocol": segmentation.RULES
+        | {
+            "checkpoint": str(arguments.checkpoint),
+            "input_size": size,
+            "classes": model.classes,
+            "flips": arguments.flips,
+            "unreadable": len(cases.unreadable),
+            "without_mask": len(cases.without),
+            "interval": "95 %, bootstrap over groups (single images where there are none)",
+            "device": run.device_name(),
+        },
+        "metrics": result,
+    }
     run.write_text(out / "metrics.json", json.dumps(about, indent=1))
     print(f"\n{protocol.table(result, 1)}\n\npooled_with_background: {segmentation.RULES['pooled_with_background']}")
     print(f"written to {out / 'metrics.json'}")

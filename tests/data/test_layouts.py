@@ -55,8 +55,11 @@ def fetal_rows():
         ("Fetal brain", "Other"),
         ("Other", "Not A Brain"),
     ]
-    return [f"Patient{p:05d}_Plane{k}_1_of_1;{p};{plane};{brain};Op. 1;Voluson E6;{int(p <= 20)}"
-            for p in range(1, 31) for k, (plane, brain) in enumerate(planes)]  # fmt: skip
+    return [
+        f"Patient{p:05d}_Plane{k}_1_of_1;{p};{plane};{brain};Op. 1;Voluson E6;{int(p <= 20)}"
+        for p in range(1, 31)
+        for k, (plane, brain) in enumerate(planes)
+    ]
 
 
 def test_fetal_planes_has_planes_patients_and_the_official_test_split(tmp_path):
@@ -65,8 +68,11 @@ def test_fetal_planes_has_planes_patients_and_the_official_test_split(tmp_path):
     (tmp_path / "Images" / "Patient00003_Plane0_1_of_1.png").unlink()
     records = find_source(tmp_path)
     assert Counter(r.label for r in records if r.split != "exclude") == {
-        "Fetal abdomen": 30, "Trans-thalamic": 30, "Fetal brain": 30, "Other": 30
-    }  # fmt: skip
+        "Fetal abdomen": 30,
+        "Trans-thalamic": 30,
+        "Fetal brain": 30,
+        "Other": 30,
+    }
     assert {r.group for r in records if r.split == "test"} == {f"patient {p}" for p in range(21, 31)}
     assert {r.split for r in records} == {"train", "val", "test", "exclude"}
     by_group = {}
@@ -210,7 +216,9 @@ def test_nerve_groups_by_subject_and_keeps_empty_masks_as_masks(tmp_path):
     records = find_source(tmp_path)
     assert len(records) == 30 and Counter(r.group for r in records)["subject 10"] == 3
     dataset = packed(tmp_path)
-    assert len(dataset) == 29 and "3_2.tif" in (dataset.folder / "rejected.csv").read_text(), "no mask is not an empty mask"
+    assert len(dataset) == 29 and "3_2.tif" in (dataset.folder / "rejected.csv").read_text(), (
+        "no mask is not an empty mask"
+    )
     assert (dataset.masks.max((1, 2)) == 1).sum() == 10
 
 
@@ -245,7 +253,9 @@ def test_c_trus_groups_by_patient_and_not_by_fold_and_keeps_the_grey_wall(tmp_pa
         rows.append(f"{i}.jpg,2,good,{i // 3},{i % 5}")
     (root / "c-trus.csv").write_text("\n".join(rows) + "\n")
     records = find_source(tmp_path)
-    assert Counter(r.group for r in records) == {f"patient {p}": 3 for p in range(4)} and {r.label for r in records} == {"good"}
+    assert Counter(r.group for r in records) == {f"patient {p}": 3 for p in range(4)} and {
+        r.label for r in records
+    } == {"good"}
     assert all(m.any() for m in packed(tmp_path).masks), "220 is wall, too"
     (root / "c-trus.csv").write_text("\n".join(rows[:-1]) + "\n")
     with pytest.raises(ValueError, match="c-trus.csv does not say whose image .*11.jpg is"):
@@ -270,7 +280,9 @@ def test_usenhance_pairs_equal_names_and_splits_each_organ_by_contiguous_blocks_
     for organ in ("thyroid", "liver"):
         own = [r for r in records if r.label == organ]
         order = [r.split for r in own]
-        assert order == sorted(order, key=["train", "val", "test"].index) and len(set(order)) == 3, "contiguous stretches"
+        assert order == sorted(order, key=["train", "val", "test"].index) and len(set(order)) == 3, (
+            "contiguous stretches"
+        )
         assert all(len({r.split for r in own if r.group == group}) == 1 for group in {r.group for r in own})
         assert max(Counter(r.group for r in own).values()) == 10
     dataset = prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", size=32, progress=False)

@@ -26,9 +26,16 @@ SMALL = {
     "mae": {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2, "crops": {"size": 32, "count": 2}},
     "spatial_frequency": {"crops": {"size": 32}},
     "simclr": {"hidden": 32, "out": 16, "crops": {"size": 32}},
-    "dinov2": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "teacher_momentum": 0.9, "frozen_prototypes": 0.2,
-               "global_crops": {"size": 32}, "local_crops": {"size": 16, "count": 2}},
-}  # fmt: skip
+    "dinov2": {
+        "prototypes": 32,
+        "hidden": 32,
+        "bottleneck": 16,
+        "teacher_momentum": 0.9,
+        "frozen_prototypes": 0.2,
+        "global_crops": {"size": 32},
+        "local_crops": {"size": 16, "count": 2},
+    },
+}
 
 
 @pytest.fixture
@@ -36,7 +43,12 @@ def build(tiny):
     """A function that builds a two-stage config of a baseline over the textures, 6 steps of 8 images in each stage."""
 
     def settings(method: str, *overrides: str) -> PretrainingConfig:
-        rates = ["stages.0.learning_rate=0.01", "stages.1.learning_rate=0.005", "stages.0.epochs=1", "stages.1.epochs=1"]
+        rates = [
+            "stages.0.learning_rate=0.01",
+            "stages.1.learning_rate=0.005",
+            "stages.0.epochs=1",
+            "stages.1.epochs=1",
+        ]
         named = [f"name={method}", f"method={method}", "encoder.name=vit_tiny", "encoder.patch=8", "monitor.patches=0"]
         return tiny(*named, *rates, *overrides, **{method: json.loads(json.dumps(SMALL[method]))})
 
@@ -249,7 +261,9 @@ def test_the_band_is_gone_and_the_rest_is_as_it_was():
     torch.testing.assert_close(after[~band], before[~band], rtol=1e-4, atol=1e-3)
     assert not band[:, 0, 0].any() and band.flatten(1).any(1).all(), "the mean stays, and each image loses something"
     column = torch.arange(48)
-    wave = torch.cos(2 * math.pi * 0.25 * column).expand(1, 1, 48, 48)  # 0.25 cycles per px lie in the second band alone
+    wave = torch.cos(2 * math.pi * 0.25 * column).expand(
+        1, 1, 48, 48
+    )  # 0.25 cycles per px lie in the second band alone
     left = [float(baselines.stop_band(wave, band[i : i + 1]).abs().max()) for i in range(3)]
     assert left[1] < 1e-5 and left[0] > 0.99 and left[2] > 0.99
 
@@ -311,7 +325,9 @@ def test_the_teacher_gets_no_gradient_and_follows_by_moving_average(one_step):
     method.optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(same, network.base_encoder.parameters(), strict=True))
     method.after_step(0.5)  # momentum 0.95 at half of the stage
-    for before, student, teacher in zip(same, network.student.parameters(), network.base_encoder.parameters(), strict=True):
+    for before, student, teacher in zip(
+        same, network.student.parameters(), network.base_encoder.parameters(), strict=True
+    ):
         torch.testing.assert_close(teacher, 0.95 * before + 0.05 * student, rtol=1e-5, atol=1e-6)
     moved = [p.clone() for p in network.base_encoder.parameters()]
     method.after_step(1.0)
@@ -326,7 +342,9 @@ def test_the_last_layer_rests_at_first_and_then_moves(one_step):
         method.optimizer.zero_grad(set_to_none=True)
         method.loss(images, valid, run.generator(1), progress, 0, 1)[0].backward()
         assert all((p.grad is None) == rests for p in method.network.student_head.last_layer.parameters())
-    assert method.optimizer.param_groups[0]["weight_decay"] == pytest.approx(0.4 - 0.36 * 0.5 * (1 + math.cos(0.3 * math.pi)))
+    assert method.optimizer.param_groups[0]["weight_decay"] == pytest.approx(
+        0.4 - 0.36 * 0.5 * (1 + math.cos(0.3 * math.pi))
+    )
 
 
 def test_block_masks_are_a_function_of_the_generator_and_leave_pythons_own_alone():
@@ -378,9 +396,13 @@ def test_sinkhorn_centres_with_the_batch_and_not_with_the_past(one_step):
         network.dino.center.fill_(7.0)
         loss, terms = method.loss(images, valid, run.generator(1), 0.5, 0, 1)
         found.append((loss.item(), network.dino.center.clone(), network.ibot.center.center.clone()))
-    assert found[0][0] == found[1][0] and all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
+    assert found[0][0] == found[1][0] and all(
+        torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True)
+    )
     assert found[0][1].abs().max() > 0 and found[0][2].abs().max() > 0
-    assert terms["mean_entropy"] > 0.98 * math.log(32) > terms["teacher_entropy"], "all prototypes, not all for each crop"
+    assert terms["mean_entropy"] > 0.98 * math.log(32) > terms["teacher_entropy"], (
+        "all prototypes, not all for each crop"
+    )
 
 
 @pytest.mark.parametrize("norm", ["false", "true"])
@@ -430,8 +452,13 @@ def _gradient(settings, rank, world_size):
 
 
 def _one_of_two(rank, every, folder):
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(29500 + os.getppid() % 1000)}  # fmt: skip
+    os.environ |= {
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getppid() % 1000),
+    }
     torch.set_num_threads(1)
     with run.processes("cpu") as (r, k):
         found = {s.method: _gradient(s, r, k) for s in every}
@@ -473,7 +500,9 @@ def test_the_long_configs_see_the_same_92160_images():
     for settings in read:
         stages.check(settings)
         assert sum(s.epochs * s.epoch_images for s in settings.stages) == 92160 and settings.encoder.patch == 16
-        assert [(s.name, s.data, s.epochs) for s in settings.stages] == [(s.name, s.data, s.epochs) for s in read[0].stages]
+        assert [(s.name, s.data, s.epochs) for s in settings.stages] == [
+            (s.name, s.data, s.epochs) for s in read[0].stages
+        ]
     small = config.load(PretrainingConfig, ROOT / "configs/pretraining/small/emp_ssl.yaml")
     assert [s.data for s in read[0].stages] == [s.data for s in small.stages]
 

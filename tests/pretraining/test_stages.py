@@ -106,8 +106,10 @@ def test_two_and_two_epochs_equal_four(tiny):
         folder = pretrain(parts)
     assert_same_weights(last(whole), last(folder))
     assert last(folder)["resume"]["finished"]
-    strip = [[{k: v for k, v in line.items()} for line in run.RunFolder(f, parts, main=False).metrics()]
-             for f in (whole, folder)]  # fmt: skip
+    strip = [
+        [{k: v for k, v in line.items()} for line in run.RunFolder(f, parts, main=False).metrics()]
+        for f in (whole, folder)
+    ]
     assert strip[0] == strip[1] and len([line for line in strip[0] if line["kind"] == "train"]) == 4 * 6
 
 
@@ -179,9 +181,20 @@ def test_a_changed_config_is_refused_and_resume_false_moves_the_old_run_aside(ti
 
 def test_the_run_folder_holds_what_a_reader_looks_for(tiny, capsys):
     folder = pretrain(tiny())
-    for name in ("config.yaml", "run.json", "metrics.jsonl", "curve.png", "contact_sheet_coarse.png",
-                 "contact_sheet_fine.png", "leakage_coarse.csv", "encoder.pt", "checkpoints/last.pt",
-                 "checkpoints/best.pt", "checkpoints/coarse.pt", "checkpoints/fine.pt"):  # fmt: skip
+    for name in (
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "curve.png",
+        "contact_sheet_coarse.png",
+        "contact_sheet_fine.png",
+        "leakage_coarse.csv",
+        "encoder.pt",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "checkpoints/coarse.pt",
+        "checkpoints/fine.pt",
+    ):
         assert (folder / name).stat().st_size > 0, name
     assert len(list(folder.glob("events.out.tfevents.*"))) >= 1
     assert len(list((folder / "checkpoints").glob("*_0*.pt"))) <= 4  # keep_last=2 of each stage
@@ -302,8 +315,13 @@ def test_cosine_with_warmup():
 
 
 def _train_as_one_of_two(rank, config, folder):
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(29500 + os.getppid() % 1000)}  # fmt: skip
+    os.environ |= {
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getppid() % 1000),
+    }
     torch.set_num_threads(1)
     with run.processes("cpu") as (r, k):
         torch.save(_gradient(config, r, k), f"{folder}/rank{r}.pt")

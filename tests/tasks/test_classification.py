@@ -48,10 +48,19 @@ def folder(tmp_path_factory):
 def build(folder, tmp_path):
     def settings(*overrides: str, path=None) -> task.ClassificationConfig:
         values = {
-            "name": "t", "logs": str(tmp_path / "logs"), "seeds": [0], "device": "cpu", "head": {"hidden": 16},
-            "data": {"path": str(path or folder), "size": 40, "cache": str(tmp_path / "cache"), "splits": [0.6, 0.2, 0.2]},
+            "name": "t",
+            "logs": str(tmp_path / "logs"),
+            "seeds": [0],
+            "device": "cpu",
+            "head": {"hidden": 16},
+            "data": {
+                "path": str(path or folder),
+                "size": 40,
+                "cache": str(tmp_path / "cache"),
+                "splits": [0.6, 0.2, 0.2],
+            },
             "finetune": {"epochs": 3, "min_steps": 3, "batch_size": 16, "patience": 0},
-        }  # fmt: skip
+        }
         for item in overrides:
             config._override(values, item)
         return config.from_dict(task.ClassificationConfig, values)
@@ -65,19 +74,32 @@ def quiet(*_):
 
 @pytest.mark.parametrize("mode", ["finetune", "linear", "knn"])
 def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_same(build, mode, tmp_path):
-    settings = build(f"mode={mode}", "seeds=[0,1]", "finetune.epochs=6", "finetune.min_steps=40", "finetune.learning_rate=0.003")
+    settings = build(
+        f"mode={mode}", "seeds=[0,1]", "finetune.epochs=6", "finetune.min_steps=40", "finetune.learning_rate=0.003"
+    )
     result = task.run_seeds(settings, quiet)
     assert result["balanced_accuracy"]["mean"] > 0.75, "stripes are easy"
     assert result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"]
     both = [protocol.read_outcome(tmp_path / "logs" / "t" / f"seed-{seed}") for seed in (0, 1)]
     together = task.scores(both[0]["labels"], (both[0]["probabilities"] + both[1]["probabilities"]) / 2)
     for name in task.SCORES:
-        assert len(result[name]["per_seed"]) == 2 and result[f"ensemble {name}"]["mean"] == pytest.approx(together[name][0])
+        assert len(result[name]["per_seed"]) == 2 and result[f"ensemble {name}"]["mean"] == pytest.approx(
+            together[name][0]
+        )
     val = [task.scores(o["val_labels"], o["val_probabilities"])["auroc"][0] for o in both]
     assert result["val_auroc"]["per_seed"] == pytest.approx(val) and len(both[0]["val_labels"]) == 20
     seed = tmp_path / "logs" / "t" / "seed-0"
-    pictures = {"confusion.png", "roc.png", "reliability.png", "tsne.png"} | ({"grad_cam.png"} if mode != "knn" else set())
-    for name in pictures | {"metrics.json", "predictions.csv", "duplicates.csv", "classifier.pt", "config.yaml", "run.json"}:
+    pictures = {"confusion.png", "roc.png", "reliability.png", "tsne.png"} | (
+        {"grad_cam.png"} if mode != "knn" else set()
+    )
+    for name in pictures | {
+        "metrics.json",
+        "predictions.csv",
+        "duplicates.csv",
+        "classifier.pt",
+        "config.yaml",
+        "run.json",
+    }:
         assert (seed / name).is_file(), name
     written = json.loads((tmp_path / "logs" / "t" / "metrics.json").read_text())
     assert written["protocol"]["mode"] == mode and written["seeds"] == [0, 1]
@@ -161,7 +183,9 @@ def test_frozen_epochs_leave_the_encoder_as_it_was(build):
     before, _ = finetune.make_encoder(settings.encoder, 0)
     task.run_seeds(settings, quiet)
     after = vfm4us.load_encoder(f"{settings.logs}/t/seed-0/classifier.pt", in_channels=1)
-    assert all(torch.equal(v, after.body.state_dict()[k]) for k, v in before.body.state_dict().items() if k != "conv1.weight")
+    assert all(
+        torch.equal(v, after.body.state_dict()[k]) for k, v in before.body.state_dict().items() if k != "conv1.weight"
+    )
 
 
 def test_pretrained_weights_are_wholly_loaded_and_said(build, tmp_path):
@@ -225,8 +249,13 @@ def test_layer_wise_rates_fall_towards_the_stem():
     assert scale["encoder.body.layer1.0.bn1.weight"] == 5 and scale["head.0.bias"] == 10
     assert scale["encoder.body.layer1.0.conv1.weight"] == 0.5 and scale["head.0.weight"] == 1
     vit = task.Classifier(Encoder(EncoderSpec("vit_tiny")), torch.nn.Linear(192, 2), ["a", "b"])
-    scale = {n: g["scale"] for g in finetune.parameter_groups(vit, finetune.FinetuneConfig(encoder_rate=1, layer_decay=0.5))
-             for p in g["params"] for n, q in vit.named_parameters() if q is p}  # fmt: skip
+    scale = {
+        n: g["scale"]
+        for g in finetune.parameter_groups(vit, finetune.FinetuneConfig(encoder_rate=1, layer_decay=0.5))
+        for p in g["params"]
+        for n, q in vit.named_parameters()
+        if q is p
+    }
     assert scale["encoder.body.blocks.11.norm1.weight"] == 1 and scale["encoder.body.blocks.0.norm1.weight"] == 0.5**11
     assert scale["encoder.body.cls_token"] == 0.5**12 and scale["encoder.body.norm.weight"] == 1
 
@@ -235,7 +264,11 @@ def test_balanced_batches_show_every_class_alike_and_every_image_before_it_repea
     parts, settings = [np.arange(30), np.arange(30, 36)], finetune.FinetuneConfig(batch_size=12, min_steps=1)
     lists = finetune.batches_of(parts, [1.0, 1.0], settings, seed=0, epoch=0)
     items = np.concatenate(lists)
-    assert [len(x) for x in lists] == [12, 12, 12] and (items < 30).sum() == 18 and len(set(items[items < 30].tolist())) == 18
+    assert (
+        [len(x) for x in lists] == [12, 12, 12]
+        and (items < 30).sum() == 18
+        and len(set(items[items < 30].tolist())) == 18
+    )
     assert np.bincount(items[items >= 30] - 30).tolist() == [3] * 6
     few = finetune.batches_of([np.arange(3)], [1.0], finetune.FinetuneConfig(min_steps=100, epochs=10), 0, 0)
     assert len(few) == 10 and all(len(x) == 3 for x in few)
@@ -268,7 +301,9 @@ def test_scores_equal_those_of_a_small_table_by_hand():
     assert task.scores(labels, ties)["auroc"][0] == pytest.approx(area)
     repeated = np.repeat(np.arange(6), [1, 2, 0, 3, 1, 2])
     weighted = {k: v[1] for k, v in task.scores(labels, p, np.array([[1] * 6, [1, 2, 0, 3, 1, 2]])).items()}
-    assert weighted["auroc"] == pytest.approx(np.mean([roc_auc_score(labels[repeated] == c, p[repeated, c]) for c in range(3)]))
+    assert weighted["auroc"] == pytest.approx(
+        np.mean([roc_auc_score(labels[repeated] == c, p[repeated, c]) for c in range(3)])
+    )
     assert weighted["macro_f1"] == pytest.approx(f1_score(labels[repeated], p[repeated].argmax(1), average="macro"))
     alone = task.scores(np.zeros(3, int), p[:3])
     assert alone["accuracy"][0] == pytest.approx(2 / 3) and np.isnan(alone["auroc"][0])
@@ -367,17 +402,30 @@ def test_data_that_cannot_be_classified_are_refused_with_the_reason(build, tmp_p
 def test_a_class_missing_in_val_and_test_one_image_per_class_and_an_unlabelled_or_corrupt_image(build, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "bad.png").write_bytes(b"\x89PNG")
-    rows = [("a", "train", ""), ("b", "train", ""), ("c", "train", ""), ("a", "val", ""), ("a", "test", ""), ("b", "test", ""),
-            ("", "train", ""), ("a", "train", "bad.png")]  # fmt: skip
+    rows = [
+        ("a", "train", ""),
+        ("b", "train", ""),
+        ("c", "train", ""),
+        ("a", "val", ""),
+        ("a", "test", ""),
+        ("b", "test", ""),
+        ("", "train", ""),
+        ("a", "train", "bad.png"),
+    ]
     said = []
     result = task.run_seeds(build("finetune.epochs=1", path=manifest(tmp_path / "m", rows)), said.append)
     assert "3 classes, 3 train, 1 val, 2 test, 1 without label" in said[0]
-    assert np.isfinite(result["auroc"]["mean"]) and set(k for k in result if k.startswith("recall")) == {"recall a", "recall b"}
+    assert np.isfinite(result["auroc"]["mean"]) and set(k for k in result if k.startswith("recall")) == {
+        "recall a",
+        "recall b",
+    }
 
 
 def test_a_thousand_classes(build, tmp_path):
     (tmp_path / "m").mkdir()
-    rows = [(f"class{i:04d}", split, "") for i in range(1000) for split in ("train", "test")] + [("class0000", "val", "")]
+    rows = [(f"class{i:04d}", split, "") for i in range(1000) for split in ("train", "test")] + [
+        ("class0000", "val", "")
+    ]
     result = task.run_seeds(build("mode=knn", "data.size=32", path=manifest(tmp_path / "m", rows)), quiet)
     assert 0 <= result["accuracy"]["mean"] <= 1
 
@@ -425,10 +473,15 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     done = script(EVALUATE, "logs/s", "plain", "--out", "o", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3 images, 1 unreadable" in done.stdout and "no labels" in done.stdout and "bad.png" in done.stderr
-    assert len((tmp_path / "o/predictions.csv").read_text().splitlines()) == 4 and not (tmp_path / "o/metrics.json").exists()
+    assert (
+        len((tmp_path / "o/predictions.csv").read_text().splitlines()) == 4
+        and not (tmp_path / "o/metrics.json").exists()
+    )
     done = script(EVALUATE, "logs/s", folder, "--out", "o2", cwd=tmp_path)
     assert json.loads((tmp_path / "o2/metrics.json").read_text())["metrics"]["balanced_accuracy"]["mean"] > 0.7
-    strange = manifest(tmp_path / "plain", [("down", "test", "0.png"), ("upward", "test", "1.png"), ("down", "test", "bad.png")])
+    strange = manifest(
+        tmp_path / "plain", [("down", "test", "0.png"), ("upward", "test", "1.png"), ("down", "test", "bad.png")]
+    )
     done = script(EVALUATE, "logs/s", strange, "--out", "o3", cwd=tmp_path)
     assert "does not know, left out of the metrics: upward" in done.stdout and "bad.png" in done.stderr
     found = json.loads((tmp_path / "o3/metrics.json").read_text())
@@ -445,11 +498,25 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_goes_on(folder, tmp_path, number, code):
-    keys = [f"data.path={folder}", "name=s", "seeds=[0]", "data.size=40", "device=cpu", "head.hidden=16",
-            "finetune.epochs=400", "finetune.patience=0"]  # fmt: skip
+    keys = [
+        f"data.path={folder}",
+        "name=s",
+        "seeds=[0]",
+        "data.size=40",
+        "device=cpu",
+        "head.hidden=16",
+        "finetune.epochs=400",
+        "finetune.patience=0",
+    ]
     log = tmp_path / "logs/s/seed-0/metrics.jsonl"
-    child = subprocess.Popen([sys.executable, str(TRAIN), *keys], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True, start_new_session=True)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, str(TRAIN), *keys],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
     while not log.exists() or log.read_text().count("\n") < 3:
         assert child.poll() is None and time.monotonic() < deadline
@@ -463,11 +530,16 @@ def test_a_signal_saves_and_the_same_command_goes_on(folder, tmp_path, number, c
 
 def test_a_table_of_cells_is_run_once_and_goes_on(folder, tmp_path, monkeypatch, capsys):
     cells = {
-        "name": "c", "task": "classification", "scores": ["macro_f1"], "differences": [["linear", "knn"]],
+        "name": "c",
+        "task": "classification",
+        "scores": ["macro_f1"],
+        "differences": [["linear", "knn"]],
         "base": {"seeds": [0], "data": {"path": "{data}", "size": 40}},
-        "axes": {"dataset": {"one": {}, "two": {"data": {"splits": [0.5, 0.2, 0.3]}}},
-                 "mode": {"linear": {"mode": "linear"}, "knn": {"mode": "knn"}}},
-    }  # fmt: skip
+        "axes": {
+            "dataset": {"one": {}, "two": {"data": {"splits": [0.5, 0.2, 0.3]}}},
+            "mode": {"linear": {"mode": "linear"}, "knn": {"mode": "knn"}},
+        },
+    }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(cells, sort_keys=False))
     path = ROOT / "scripts" / "reproduce_tables.py"
     done = script(path, "--config", "c.yaml", f"data={folder}", "only=[one-*]", cwd=tmp_path)
@@ -497,8 +569,14 @@ def test_settings_are_compared_by_cross_validation(folder, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
 
     def printed(*arguments) -> str:
-        keys = [f"data.path={folder}", "data.size=40", "data.splits=[0.6,0.2,0.2]", "head.hidden=16", "device=cpu",
-                "finetune.batch_size=16"]  # fmt: skip
+        keys = [
+            f"data.path={folder}",
+            "data.size=40",
+            "data.splits=[0.6,0.2,0.2]",
+            "head.hidden=16",
+            "device=cpu",
+            "finetune.batch_size=16",
+        ]
         monkeypatch.setattr(sys, "argv", ["cross_validate.py", *keys, *arguments])
         code = run.exit_code(module.main)
         found = capsys.readouterr()
@@ -507,8 +585,12 @@ def test_settings_are_compared_by_cross_validation(folder, tmp_path, monkeypatch
     long = printed("name=long", "finetune.min_steps=30", "finetune.learning_rate=0.003")
     assert float(long.split("auroc ")[1].split(",")[0]) > 0.85, "stripes are easy"
     with np.load("logs/long/cross_validation.npz") as kept:
-        data = task.LabelledData(config.load(task.ClassificationConfig, None, [f"data.path={folder}", "data.size=40",
-                                                                               "data.splits=[0.6,0.2,0.2]"]).data, 0)  # fmt: skip
+        data = task.LabelledData(
+            config.load(
+                task.ClassificationConfig, None, [f"data.path={folder}", "data.size=40", "data.splits=[0.6,0.2,0.2]"]
+            ).data,
+            0,
+        )
         assert len(kept["paths"]) == len(data.train) + len(data.val), "the test images are left alone"
         assert not set(kept["paths"]) & {data.dataset.records[i].path for i in data.test}
     against = ["--against", "logs/long/cross_validation.npz"]
@@ -535,7 +617,10 @@ def test_runs_are_tabulated_with_their_paired_difference(build, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "configs/classification/busi.yaml"], r"data.path: 'data/BUSI' does not exist.*\nBUSI \(Al-Dhabyani"),
+        (
+            ["--config", "configs/classification/busi.yaml"],
+            r"data.path: 'data/BUSI' does not exist.*\nBUSI \(Al-Dhabyani",
+        ),
         (["data.path=nowhere"], "data.path: 'nowhere' does not exist"),
         (["data.path=.", "mdoe=linear"], "did you mean 'mode'"),
         (["data.path=.", "seeds=[]"], "seeds is empty"),
@@ -549,7 +634,10 @@ def test_mistakes_are_one_error(tmp_path, arguments, message):
     assert "Traceback" not in done.stderr and not (tmp_path / "logs").exists()
 
 
-CONFIGS = [*sorted((ROOT / "configs" / "classification").glob("*.yaml")), ROOT / "configs" / "smoke" / "classification.yaml"]
+CONFIGS = [
+    *sorted((ROOT / "configs" / "classification").glob("*.yaml")),
+    ROOT / "configs" / "smoke" / "classification.yaml",
+]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

@@ -51,11 +51,19 @@ def folder(tmp_path_factory):
 def build(folder, tmp_path):
     def settings(*overrides: str, path=None) -> task.GenerationConfig:
         values = {
-            "name": "t", "logs": str(tmp_path / "logs"), "seeds": [0], "device": "cpu",
-            "data": {"path": str(path or folder), "size": 60, "cache": str(tmp_path / "cache"), "splits": [0.5, 0.25, 0.25]},
+            "name": "t",
+            "logs": str(tmp_path / "logs"),
+            "seeds": [0],
+            "device": "cpu",
+            "data": {
+                "path": str(path or folder),
+                "size": 60,
+                "cache": str(tmp_path / "cache"),
+                "splits": [0.5, 0.25, 0.25],
+            },
             "generator": {"width": 4, "blocks": 1, "discriminator_width": 4},
             "training": {"epochs": 1, "decay_epochs": 1, "steps": 2, "crop": 64, "batch_size": 2, "pool": 3},
-        }  # fmt: skip
+        }
         for item in overrides:
             config._override(values, item)
         return config.from_dict(task.GenerationConfig, values)
@@ -100,7 +108,9 @@ def ssim_by_definition(a: np.ndarray, b: np.ndarray) -> float:
             var_p, var_q = (weights * (p - mean_p) ** 2).sum(), (weights * (q - mean_q) ** 2).sum()
             cov = (weights * (p - mean_p) * (q - mean_q)).sum()
             c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-            values.append((2 * mean_p * mean_q + c1) * (2 * cov + c2) / ((mean_p**2 + mean_q**2 + c1) * (var_p + var_q + c2)))
+            values.append(
+                (2 * mean_p * mean_q + c1) * (2 * cov + c2) / ((mean_p**2 + mean_q**2 + c1) * (var_p + var_q + c2))
+            )
     return float(np.mean(values))
 
 
@@ -134,7 +144,9 @@ def test_kid_equals_a_direct_computation_and_is_unbiased():
     expected -= 2 * sum(k(a, b) for a in x for b in y) / (13 * 9)
     assert likeness.kid(x, y) == pytest.approx(expected, abs=1e-6)
     same = [likeness.kid(*rng.normal(size=(2, 60, 5))) for _ in range(300)]
-    assert abs(np.mean(same)) < 3 * np.std(same) / 300**0.5 + 1e-9 and min(same) < 0, "of one distribution it is 0 on average"
+    assert abs(np.mean(same)) < 3 * np.std(same) / 300**0.5 + 1e-9 and min(same) < 0, (
+        "of one distribution it is 0 on average"
+    )
     assert likeness.kid(rng.normal(size=(60, 5)), rng.normal(1, 1, size=(60, 5))) > 5 * np.std(same)
 
 
@@ -180,7 +192,10 @@ def test_gains_are_paired_in_the_images_may_be_negative_and_the_verdict_follows_
     untouched = rng.uniform(0.2, 0.8, 60)
     better, worse, no_different = (outcome(untouched + d, untouched) for d in (0.05, -0.05, rng.normal(0, 0.05, 60)))
     result = task.evaluate([better])
-    assert result["ssim_gain"]["mean"] == pytest.approx(0.05) and result["ssim_gain"]["high"] - result["ssim_gain"]["low"] < 1e-6
+    assert (
+        result["ssim_gain"]["mean"] == pytest.approx(0.05)
+        and result["ssim_gain"]["high"] - result["ssim_gain"]["low"] < 1e-6
+    )
     assert "beats the untouched input in both" in task.verdict(result)
     lost = task.evaluate([worse])
     assert lost["ssim_gain"]["high"] < 0 and lost["psnr_gain"]["low"] < 0
@@ -262,15 +277,19 @@ def test_targets_of_another_scale_are_resized_and_of_another_shape_refused(folde
 # ---- networks -------------------------------------------------------------------------------------------------------
 
 
-SPECS = [EncoderSpec("resnet18", 1), EncoderSpec("vit_tiny", 1),
-         EncoderSpec("vit_tiny", 3, patch=14, registers=4, layer_scale=True),
-         EncoderSpec("beit_base", 1, image=64, positions="relative", norm="mean")]  # fmt: skip
+SPECS = [
+    EncoderSpec("resnet18", 1),
+    EncoderSpec("vit_tiny", 1),
+    EncoderSpec("vit_tiny", 3, patch=14, registers=4, layer_scale=True),
+    EncoderSpec("beit_base", 1, image=64, positions="relative", norm="mean"),
+]
 
 
 @pytest.mark.parametrize(
-    ("spec", "residual"), [*((spec, False) for spec in SPECS), (SPECS[0], True)],
+    ("spec", "residual"),
+    [*((spec, False) for spec in SPECS), (SPECS[0], True)],
     ids=["resnet18", "vit", "dinov2", "beit", "resnet18, residual"],
-)  # fmt: skip
+)
 def test_every_encoder_gets_a_branch_that_is_trained_and_changes_the_output(spec, residual):
     torch.manual_seed(0)
     settings = cyclegan.GeneratorConfig(width=4, blocks=1, residual=residual)
@@ -292,7 +311,9 @@ def test_statistics_of_the_encoder_never_come_from_a_crop():
     model = cyclegan.Generator(TINY, Encoder(EncoderSpec("resnet18", 1))).train()
     before = {k: v.clone() for k, v in model.branch.encoder.state_dict().items() if "running" in k}
     model(torch.rand(1, 1, 64, 64))
-    assert all(torch.equal(v, model.branch.encoder.state_dict()[k]) for k, v in before.items()) and model.blocks.training
+    assert (
+        all(torch.equal(v, model.branch.encoder.state_dict()[k]) for k, v in before.items()) and model.blocks.training
+    )
 
 
 def test_a_verdict_is_on_70_pixels():
@@ -360,7 +381,9 @@ def test_any_images_become_pairs_by_the_degradation_and_are_made_once(folder, bu
     monkeypatch.setattr(task.degradation, "degraded", None)  # a second call would fail
     np.testing.assert_array_equal(task.QualityData(settings.data, False, 1).low_image(row), data.low_image(row))
     monkeypatch.undo()
-    other = task.QualityData(build("data.degrade=true", "data.strength=0.5", path=folder / "high_quality").data, False, 0)
+    other = task.QualityData(
+        build("data.degrade=true", "data.strength=0.5", path=folder / "high_quality").data, False, 0
+    )
     assert not np.array_equal(other.low_image(row), data.low_image(row))
 
 
@@ -384,7 +407,10 @@ def test_data_that_cannot_serve_are_refused(folder, build, tmp_path):
     def lone(count):
         root = tmp_path / f"lone{count}"
         root.mkdir()
-        rows = ["path,target,split", *(f"{i}.png,h{i}.png,{s}" for i, s in enumerate(["train"] * count + ["val", "test"]))]
+        rows = [
+            "path,target,split",
+            *(f"{i}.png,h{i}.png,{s}" for i, s in enumerate(["train"] * count + ["val", "test"])),
+        ]
         for i in range(count + 2):
             for name in (f"{i}.png", f"h{i}.png"):
                 part = "low_quality" if name[0] != "h" else "high_quality"
@@ -392,12 +418,16 @@ def test_data_that_cannot_serve_are_refused(folder, build, tmp_path):
         (root / "manifest.csv").write_text("\n".join(rows) + "\n")
         return root
 
-    with pytest.raises(ValueError, match="domain of high-quality training images is empty: .* 1 training images in 1 groups"):
+    with pytest.raises(
+        ValueError, match="domain of high-quality training images is empty: .* 1 training images in 1 groups"
+    ):
         task.QualityData(build(path=lone(1)).data, False, 0)
     assert len(task.QualityData(build(path=tmp_path / "lone1").data, True, 0).low) == 1, "paired, one will do"
     with pytest.raises(ValueError, match="domain of low-quality training images is empty"):
         task.QualityData(build(path=lone(0)).data, False, 0)
-    with pytest.raises(ValueError, match=r"has no high-quality images: give low_quality/ with high_quality/.*data.degrade=true"):
+    with pytest.raises(
+        ValueError, match=r"has no high-quality images: give low_quality/ with high_quality/.*data.degrade=true"
+    ):
         task.QualityData(build(path=folder / "low_quality").data, False, 0)
     with pytest.raises(ValueError, match="data.only: .* has no images labelled 'liver'"):
         task.QualityData(build("data.only=[liver]").data, False, 0)
@@ -424,8 +454,14 @@ def test_crops_lie_inside_or_are_reflected_and_pairs_stay_aligned(shape):
 
 
 def test_a_run_learns_and_leaves_figures_images_pictures_and_a_model_that_does_the_same(build, folder, tmp_path):
-    settings = build("paired=true", "generator.residual=true", "training.steps=30", "training.learning_rate=0.002",
-                     "training.average=0.8", "seeds=[0,1]")  # fmt: skip
+    settings = build(
+        "paired=true",
+        "generator.residual=true",
+        "training.steps=30",
+        "training.learning_rate=0.002",
+        "training.average=0.8",
+        "seeds=[0,1]",
+    )
     said = []
     result = task.run_seeds(settings, said.append)
     assert result["psnr_gain"]["mean"] > 3 and result["ssim_gain"]["mean"] > 0, "brighter is easy"
@@ -433,11 +469,21 @@ def test_a_run_learns_and_leaves_figures_images_pictures_and_a_model_that_does_t
     assert any("beats the untouched input" in line for line in said)
     seed = tmp_path / "logs/t/seed-0"
     pictures = {"comparison.png", "curve.png", "grids/epoch-0001.png", "grids/epoch-0002.png"}
-    for name in pictures | {"metrics.json", "per_image.csv", "generator.pt", "duplicates.csv", "config.yaml", "run.json"}:
+    for name in pictures | {
+        "metrics.json",
+        "per_image.csv",
+        "generator.pt",
+        "duplicates.csv",
+        "config.yaml",
+        "run.json",
+    }:
         assert (seed / name).is_file(), name
     about = json.loads((tmp_path / "logs/t/metrics.json").read_text())
     assert about["task"] == "generation" and about["seeds"] == [0, 1] and about["protocol"]["kind"] == "paired"
-    assert about["protocol"]["selection"] == "validation SSIM on 6 pairs at 60 px" and "not measured" in about["protocol"]["kid"]
+    assert (
+        about["protocol"]["selection"] == "validation SSIM on 6 pairs at 60 px"
+        and "not measured" in about["protocol"]["kid"]
+    )
     log = [json.loads(line) for line in (seed / "metrics.jsonl").read_text().splitlines()]
     best = max((line for line in log if line["kind"] == "monitor"), key=lambda line: line["score"])
     assert about["metrics"]["val_ssim"]["per_seed"][0] == best["val_ssim"] > best["val_ssim_input"]
@@ -509,13 +555,17 @@ def test_a_frozen_encoder_stays_what_was_loaded_and_a_free_one_does_not(build, t
     assert not torch.equal(free, state[key])
     with pytest.raises(FileNotFoundError, match="nowhere.pt"):
         task.run_seeds(build("name=wrong", "encoder.weights=nowhere.pt"), quiet)
-    checkpoints.save(tmp_path / "half.pt", {"state_dict": dict(list(state.items())[:40]), "encoder": encoder.spec_dict()})
+    checkpoints.save(
+        tmp_path / "half.pt", {"state_dict": dict(list(state.items())[:40]), "encoder": encoder.spec_dict()}
+    )
     with pytest.raises(ValueError, match="missing"):
         task.run_seeds(build("name=wrong", f"encoder.weights={tmp_path / 'half.pt'}"), quiet)
 
 
 def test_a_discriminator_that_wins_and_what_is_not_finite_stop_with_a_diagnosis(build, tmp_path, monkeypatch):
-    with pytest.raises(FloatingPointError, match=r"discriminator of .*-quality images has won at step 1: .*Nothing had been saved"):
+    with pytest.raises(
+        FloatingPointError, match=r"discriminator of .*-quality images has won at step 1: .*Nothing had been saved"
+    ):
         task.run_seeds(build("training.won=100"), quiet)
     real = cyclegan.CycleGAN._update
 
@@ -523,7 +573,9 @@ def test_a_discriminator_that_wins_and_what_is_not_finite_stop_with_a_diagnosis(
         return real(self, low * float("nan") if at == 3 else low, high, generator, at)
 
     monkeypatch.setattr(cyclegan.CycleGAN, "_update", spoilt)
-    with pytest.raises(FloatingPointError, match=r"failed at step 4: .*cycle_low is nan.*holds the last good state \(epoch 1,"):
+    with pytest.raises(
+        FloatingPointError, match=r"failed at step 4: .*cycle_low is nan.*holds the last good state \(epoch 1,"
+    ):
         task.run_seeds(build("name=nan"), quiet)
     kept = checkpoints.read(tmp_path / "logs/nan/seed-0/checkpoints/last.pt")
     assert all(torch.isfinite(v).all() for v in kept["generators"].values()) and kept["epoch"] == 1
@@ -533,11 +585,19 @@ def test_a_table_of_two_encoders_has_paired_differences(build, folder, tmp_path)
     values = config.to_dict(build("data.labels=0.5"))
     base = {k: values[k] for k in ("seeds", "device", "data", "generator", "training")}
     file = tmp_path / "table.yaml"
-    file.write_text(yaml.safe_dump({
-        "name": "table", "task": "generation", "logs": str(tmp_path / "logs"), "scores": ["ssim", "ssim_gain"], "base": base,
-        "axes": {"initialisation": {"frozen": {"encoder": {"freeze": True}}, "trained": {}}},
-        "differences": [["trained", "frozen"]],
-    }))  # fmt: skip
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "table",
+                "task": "generation",
+                "logs": str(tmp_path / "logs"),
+                "scores": ["ssim", "ssim_gain"],
+                "base": base,
+                "axes": {"initialisation": {"frozen": {"encoder": {"freeze": True}}, "trained": {}}},
+                "differences": [["trained", "frozen"]],
+            }
+        )
+    )
     settings = config.load(tables.TableConfig, file)
     plan = tables.make_plan(settings)
     for cell in plan.cells:
@@ -556,11 +616,22 @@ def script(path, *arguments, cwd):
 
 
 def test_train_and_evaluate_from_another_folder(folder, tmp_path):
-    keys = ["name=s", "seeds=[0]", "data.size=60", "device=cpu", "generator={width: 4, blocks: 1, discriminator_width: 4}",
-            "training={epochs: 1, decay_epochs: 0, steps: 1, crop: 64}", "data.splits=[0.5,0.25,0.25]"]  # fmt: skip
+    keys = [
+        "name=s",
+        "seeds=[0]",
+        "data.size=60",
+        "device=cpu",
+        "generator={width: 4, blocks: 1, discriminator_width: 4}",
+        "training={epochs: 1, decay_epochs: 0, steps: 1, crop: 64}",
+        "data.splits=[0.5,0.25,0.25]",
+    ]
     done = script(TRAIN, f"data.path={folder}", *keys, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "| ssim_gain |" in done.stdout and "the untouched input" in done.stdout and (tmp_path / "logs/s/table.md").is_file()
+    assert (
+        "| ssim_gain |" in done.stdout
+        and "the untouched input" in done.stdout
+        and (tmp_path / "logs/s/table.md").is_file()
+    )
     manifest = [*csv.DictReader(open(next((tmp_path / "data").glob("*/manifest.csv")), newline=""))]
     lines = ["path,target,split", *(f"{row['path']},{row['target']},{row['split']}" for row in manifest)]
     (folder / "again.csv").write_text("\n".join(lines) + "\n")
@@ -574,11 +645,17 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     (tmp_path / "plain").mkdir()
     for i in range(3):
         (tmp_path / "plain" / f"{i}.png").write_bytes((folder / "low_quality" / f"{i:02d}.png").read_bytes())
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)).save(tmp_path / "plain/rgb.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)).save(
+        tmp_path / "plain/rgb.png"
+    )
     (tmp_path / "plain" / "bad.png").write_bytes(b"hello")
     done = script(EVALUATE, "logs/s/seed-0/generator.pt", "plain", "--out", "o2", "--tile", "64", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "4 images, 1 unreadable" in done.stdout and "No targets to compare with" in done.stdout and "bad.png" in done.stderr
+    assert (
+        "4 images, 1 unreadable" in done.stdout
+        and "No targets to compare with" in done.stdout
+        and "bad.png" in done.stderr
+    )
     assert not (tmp_path / "o2/metrics.json").exists()
     sizes = [Image.open(tmp_path / "o2/enhanced" / f"{name}.png").size for name in (0, 1, 2, "rgb")]
     assert sizes == [(60, 44)] * 3 + [(200, 300)]
@@ -600,7 +677,10 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "configs/generation/usenhance.yaml"], r"data.path: 'data/USenhance' does not exist.*\nUSenhance 2023"),
+        (
+            ["--config", "configs/generation/usenhance.yaml"],
+            r"data.path: 'data/USenhance' does not exist.*\nUSenhance 2023",
+        ),
         (["data.path=.", "genrator.width=4"], "did you mean 'generator'"),
         (["data.path=.", "finetune.epochs=4"], "unknown config key 'finetune'"),
         (["data.path=.", "training.crop=8"], "training.crop: 8 is below"),

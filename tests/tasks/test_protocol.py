@@ -15,7 +15,11 @@ def mean_dice(outcome, counts):
 
 def outcome_of(dice, groups=None, **more):
     paths = np.array([f"{i}.png" for i in range(len(dice))])
-    return {"paths": paths, "groups": paths if groups is None else np.array(groups), "dice": np.array(dice, float)} | more
+    return {
+        "paths": paths,
+        "groups": paths if groups is None else np.array(groups),
+        "dice": np.array(dice, float),
+    } | more
 
 
 def test_a_figure_per_image_has_its_mean_and_an_interval_as_wide_as_its_groups_are_few():
@@ -81,7 +85,9 @@ def test_seeds_are_run_once_refused_when_changed_and_summed_up_by_the_protocol_o
         run.RunFolder(folder, config, config.resume).close()
         ran.append((config.seed, folder.name))
         protocol.write_outcome(folder, outcome_of([0.5, 0.7]))
-        run.write_text(folder / "metrics.json", json.dumps({"protocol": {"duplicates": "none"}, "seeds": [config.seed]}))
+        run.write_text(
+            folder / "metrics.json", json.dumps({"protocol": {"duplicates": "none"}, "seeds": [config.seed]})
+        )
 
     folders = protocol.run_each_seed(settings, train, str)
     assert ran == [(3, "seed-3"), (5, "seed-5")]
@@ -110,7 +116,9 @@ def test_seeds_are_run_once_refused_when_changed_and_summed_up_by_the_protocol_o
 
 def test_a_table_shows_a_dozen_classes_and_leaves_a_thousand_to_the_file():
     few = {"dice": {"mean": 0.5, "low": 0.4, "high": 0.6}} | {f"recall {i}": {"mean": 0.1} for i in range(12)}
-    assert protocol.table(few, 1).count("| recall ") == 12 and "| dice | 0.500 | 0.400 to 0.600 |" in protocol.table(few, 1)
+    assert protocol.table(few, 1).count("| recall ") == 12 and "| dice | 0.500 | 0.400 to 0.600 |" in protocol.table(
+        few, 1
+    )
     assert "recall" not in protocol.table(few | {"recall 12": {"mean": 0.1}}, 1)
     assert protocol.cell({"mean": 0.1, "low": -0.02, "high": 0.2}, "+") == "+0.100 (-0.02 to +0.20)"
     assert protocol.cell(None) == "-"

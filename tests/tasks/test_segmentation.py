@@ -55,11 +55,20 @@ def folder(tmp_path_factory):
 def build(folder, tmp_path):
     def settings(*overrides: str, path=None) -> task.SegmentationConfig:
         values = {
-            "name": "t", "logs": str(tmp_path / "logs"), "seeds": [0], "device": "cpu", "decoder_width": 16,
+            "name": "t",
+            "logs": str(tmp_path / "logs"),
+            "seeds": [0],
+            "device": "cpu",
+            "decoder_width": 16,
             "atrous_rates": [1, 2, 3],
-            "data": {"path": str(path or folder), "size": 48, "cache": str(tmp_path / "cache"), "splits": [0.5, 0.25, 0.25]},
+            "data": {
+                "path": str(path or folder),
+                "size": 48,
+                "cache": str(tmp_path / "cache"),
+                "splits": [0.5, 0.25, 0.25],
+            },
             "finetune": {"epochs": 2, "min_steps": 4, "batch_size": 4, "patience": 0},
-        }  # fmt: skip
+        }
         for item in overrides:
             config._override(values, item)
         return config.from_dict(task.SegmentationConfig, values)
@@ -104,9 +113,11 @@ def brute_force(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
     distance = np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
     to, back = distance.min(1), distance.min(0)
     return {
-        "dice": 2 * (p & t).sum() / (p.sum() + t.sum()), "iou": (p & t).sum() / (p | t).sum(),
-        "hd95": max(np.percentile(to, 95), np.percentile(back, 95)), "asd": np.concatenate([to, back]).mean(),
-    }  # fmt: skip
+        "dice": 2 * (p & t).sum() / (p.sum() + t.sum()),
+        "iou": (p & t).sum() / (p | t).sum(),
+        "hd95": max(np.percentile(to, 95), np.percentile(back, 95)),
+        "asd": np.concatenate([to, back]).mean(),
+    }
 
 
 def test_figures_equal_an_independent_implementation_on_random_masks():
@@ -136,7 +147,9 @@ def test_figures_of_squares_by_hand():
     assert found["hd95"] == pytest.approx([4.0], abs=1e-6)
     assert found["right"] == 1200 - 80 and found["pixels"] == 1200 and found["truth_pixels"] == [100]
     nothing = np.zeros_like(truth)
-    both, missed, invented = (task.compare(*pair, 1) for pair in ((nothing, nothing), (nothing, truth), (truth, nothing)))
+    both, missed, invented = (
+        task.compare(*pair, 1) for pair in ((nothing, nothing), (nothing, truth), (truth, nothing))
+    )
     assert [both[m][0] for m in task.MEASURES] == [1, 1, 0, 0]
     for one in (missed, invented):
         assert [one[m][0] for m in task.MEASURES] == [0, 0, 50, 50], "the diagonal of 30 x 40"
@@ -144,14 +157,20 @@ def test_figures_of_squares_by_hand():
 
 
 def outcome(dice, truth_pixels, predicted_pixels, right, pixels, groups=None) -> protocol.Outcome:
-    dice, truth, predicted = (np.array(v, dtype=float).reshape(len(dice), -1) for v in (dice, truth_pixels, predicted_pixels))
+    dice, truth, predicted = (
+        np.array(v, dtype=float).reshape(len(dice), -1) for v in (dice, truth_pixels, predicted_pixels)
+    )
     count, classes = dice.shape
     same = {name: dice for name in task.MEASURES}
     return same | {
-        "paths": np.arange(count).astype(str), "groups": np.array(groups or [str(i) for i in range(count)]),
-        "classes": np.array([f"c{k}" for k in range(classes)]), "truth_pixels": truth.astype(int),
-        "predicted_pixels": predicted.astype(int), "right": np.array(right), "pixels": np.array(pixels),
-    }  # fmt: skip
+        "paths": np.arange(count).astype(str),
+        "groups": np.array(groups or [str(i) for i in range(count)]),
+        "classes": np.array([f"c{k}" for k in range(classes)]),
+        "truth_pixels": truth.astype(int),
+        "predicted_pixels": predicted.astype(int),
+        "right": np.array(right),
+        "pixels": np.array(pixels),
+    }
 
 
 def test_averages_keep_empty_masks_apart_and_the_pooled_figure_counts_background():
@@ -164,11 +183,15 @@ def test_averages_keep_empty_masks_apart_and_the_pooled_figure_counts_background
     result = task.evaluate([o, o | {"hd95": o["hd95"] * 100}])
     assert [result[n]["mean"] for n in ("both_empty", "only_truth_empty", "only_prediction_empty")] == [1, 1, 0]
     assert result["hd95"]["high"] > result["hd95"]["mean"] > 1, "a distance has no bound at 1"
-    assert result["dice"]["low"] < 0.6 < result["dice"]["high"] and result["dice"]["per_seed"] == pytest.approx([0.6, 0.6])
+    assert result["dice"]["low"] < 0.6 < result["dice"]["high"] and result["dice"]["per_seed"] == pytest.approx(
+        [0.6, 0.6]
+    )
 
 
 def test_classes_are_averaged_alike_however_often_they_occur():
-    o = outcome([[0.9, 1.0], [0.7, 1.0], [0.8, 0.2]], [[5, 0], [5, 0], [5, 5]], [[5, 0], [5, 0], [5, 5]], [9, 9, 9], [10] * 3)
+    o = outcome(
+        [[0.9, 1.0], [0.7, 1.0], [0.8, 0.2]], [[5, 0], [5, 0], [5, 5]], [[5, 0], [5, 0], [5, 5]], [9, 9, 9], [10] * 3
+    )
     scores = {k: float(v[0]) for k, v in task.outcome_scores(o, np.ones((1, 3))).items()}
     assert scores["dice_present"] == pytest.approx((0.8 + 0.2) / 2) and scores["dice_present c1"] == pytest.approx(0.2)
     assert scores["dice"] == pytest.approx((0.8 + 2.2 / 3) / 2)
@@ -207,7 +230,12 @@ def test_segment_takes_what_people_have(folder):
     paths = image_paths(folder / "images")[:3]
     arrays = [np.asarray(Image.open(path)) for path in paths]
     expected = list(task.segment(Threshold(), paths, 48))
-    for form in (arrays, [Image.open(path) for path in paths], [np.repeat(a[..., None], 3, 2) for a in arrays], np.stack(arrays)):
+    for form in (
+        arrays,
+        [Image.open(path) for path in paths],
+        [np.repeat(a[..., None], 3, 2) for a in arrays],
+        np.stack(arrays),
+    ):
         for a, b in zip(task.segment(Threshold(), form, 48), expected, strict=True):
             assert a.dtype == np.uint8 and task.compare(a, b, 1)["dice"][0] > 0.97
     assert sum(1 for _ in task.segment(Threshold(), folder / "images", 48)) == 40
@@ -244,7 +272,13 @@ def test_several_masks_one_pixel_an_empty_a_missing_and_an_unfit_mask(tmp_path):
     first, second = disc(48, 64, 8, rng), disc(48, 64, 8, rng)
     pixel, nothing = np.zeros((48, 64), bool), np.zeros((48, 64), bool)
     pixel[20, 30] = True
-    for name, mask in (("a", first), ("b", second), ("pixel", pixel), ("nothing", nothing), ("high", np.ones((64, 48), bool))):
+    for name, mask in (
+        ("a", first),
+        ("b", second),
+        ("pixel", pixel),
+        ("nothing", nothing),
+        ("high", np.ones((64, 48), bool)),
+    ):
         Image.fromarray(255 * mask.astype(np.uint8)).save(tmp_path / f"{name}_m.png")
     Image.fromarray(np.where(first | second, 60, 180).astype(np.uint8)).save(tmp_path / "i.png")
     Image.fromarray(np.full((48, 64), 180, np.uint8)).save(tmp_path / "plain.png")
@@ -305,10 +339,14 @@ def test_the_network_is_that_of_smp_with_our_encoder_loaded_as_the_readme_says(t
 @pytest.mark.parametrize("decoder", ["deeplabv3plus", "unet"])
 @pytest.mark.parametrize(
     "spec",
-    [EncoderSpec("resnet18", 1), EncoderSpec("vit_tiny", 1), EncoderSpec("vit_tiny", 3, patch=14, registers=4, layer_scale=True),
-     EncoderSpec("beit_base", 1, image=64, positions="relative", norm="mean")],
+    [
+        EncoderSpec("resnet18", 1),
+        EncoderSpec("vit_tiny", 1),
+        EncoderSpec("vit_tiny", 3, patch=14, registers=4, layer_scale=True),
+        EncoderSpec("beit_base", 1, image=64, positions="relative", norm="mean"),
+    ],
     ids=["resnet18", "vit", "dinov2", "beit"],
-)  # fmt: skip
+)
 def test_every_encoder_gets_a_decoder_that_fits_and_is_trained_through_it(spec, decoder):
     model = task.Segmenter(Encoder(spec), ["a", "b"], decoder, 16, [1, 2, 3])
     for size in ((64, 64), (70, 45)):
@@ -337,7 +375,9 @@ def test_the_loss_by_hand_and_what_counts_in_it():
     sure = 20 * torch.nn.functional.one_hot(target * (target != task.IGNORED), 3).movedim(-1, 1).float()
     assert task.overlap_loss(sure, target) < 1e-3 < task.overlap_loss(-sure, target)
     empty = torch.zeros(3, 8, 8, dtype=torch.long)
-    assert float(task.overlap_loss(torch.zeros(3, 2, 8, 8), empty)) == pytest.approx(np.log(2)), "no Dice of what is not there"
+    assert float(task.overlap_loss(torch.zeros(3, 2, 8, 8), empty)) == pytest.approx(np.log(2)), (
+        "no Dice of what is not there"
+    )
     assert float(task.overlap_loss(torch.zeros(1, 2, 8, 8), torch.full((1, 8, 8), task.IGNORED))) == 0
 
 
@@ -450,23 +490,43 @@ def test_real_lesions_in_several_files_are_one_truth_at_the_original_size(real_d
 
 
 @pytest.mark.parametrize("decoder", ["deeplabv3plus", "unet"])
-def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predicts_the_same(build, folder, decoder, tmp_path):
+def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predicts_the_same(
+    build, folder, decoder, tmp_path
+):
     seeds = [0, 1] if decoder == "unet" else [0]
-    settings = build(f"decoder={decoder}", f"seeds={seeds}", "finetune.epochs=4", "finetune.min_steps=32", "finetune.batch_size=8",
-                     "finetune.learning_rate=0.005", "finetune.encoder_rate=1.0", "finetune.average=0.8")  # fmt: skip
+    settings = build(
+        f"decoder={decoder}",
+        f"seeds={seeds}",
+        "finetune.epochs=4",
+        "finetune.min_steps=32",
+        "finetune.batch_size=8",
+        "finetune.learning_rate=0.005",
+        "finetune.encoder_rate=1.0",
+        "finetune.average=0.8",
+    )
     result = task.run_seeds(settings, quiet)
     assert result["dice_present"]["mean"] > 0.6, "dark discs are easy"
     assert result["dice_present"]["low"] <= result["dice_present"]["mean"] <= result["dice_present"]["high"]
     seed = tmp_path / "logs/t/seed-0"
     pictures = {"overlays.png", "dice.png", "curve.png"}
-    for name in pictures | {"metrics.json", "per_image.csv", "segmenter.pt", "duplicates.csv", "config.yaml", "run.json"}:
+    for name in pictures | {
+        "metrics.json",
+        "per_image.csv",
+        "segmenter.pt",
+        "duplicates.csv",
+        "config.yaml",
+        "run.json",
+    }:
         assert (seed / name).is_file(), name
     about = json.loads((tmp_path / "logs/t/metrics.json").read_text())
     assert about["task"] == "segmentation" and about["seeds"] == seeds and about["protocol"]["decoder"] == decoder
     log = [json.loads(line) for line in (seed / "metrics.jsonl").read_text().splitlines()]
     best = max((line for line in log if line["kind"] == "monitor"), key=lambda line: line["score"])
     assert about["metrics"]["val_dice_present"]["per_seed"][0] == best["val_dice_present"]
-    assert about["protocol"]["empty_masks"] == task.RULES["empty_masks"] and "original size" in about["protocol"]["resolution"]
+    assert (
+        about["protocol"]["empty_masks"] == task.RULES["empty_masks"]
+        and "original size" in about["protocol"]["resolution"]
+    )
     with open(seed / "per_image.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == about["protocol"]["test_images"]
@@ -519,7 +579,14 @@ def script(path, *arguments, cwd):
 
 
 def test_train_and_evaluate_from_another_folder(folder, tmp_path):
-    keys = ["name=s", "seeds=[0]", "data.size=48", "device=cpu", "decoder_width=16", "finetune={epochs: 1, min_steps: 2}"]
+    keys = [
+        "name=s",
+        "seeds=[0]",
+        "data.size=48",
+        "device=cpu",
+        "decoder_width=16",
+        "finetune={epochs: 1, min_steps: 2}",
+    ]
     done = script(TRAIN, f"data.path={folder}", *keys, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| dice_present |" in done.stdout and (tmp_path / "logs/s/table.md").is_file()
@@ -557,7 +624,10 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "configs/segmentation/busi.yaml"], r"data.path: 'data/BUSI' does not exist.*\nBUSI \(Al-Dhabyani"),
+        (
+            ["--config", "configs/segmentation/busi.yaml"],
+            r"data.path: 'data/BUSI' does not exist.*\nBUSI \(Al-Dhabyani",
+        ),
         (["data.path=nowhere"], "data.path: 'nowhere' does not exist"),
         (["data.path=.", "decodr=unet"], "did you mean 'decoder'"),
         (["data.path=.", "decoder=fpn"], "'fpn' is not one of deeplabv3plus, unet"),
@@ -575,7 +645,10 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
         task.load_segmenter(tmp_path / "e.pt")
 
 
-CONFIGS = [*sorted((ROOT / "configs" / "segmentation").glob("*.yaml")), ROOT / "configs" / "smoke" / "segmentation.yaml"]
+CONFIGS = [
+    *sorted((ROOT / "configs" / "segmentation").glob("*.yaml")),
+    ROOT / "configs" / "smoke" / "segmentation.yaml",
+]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

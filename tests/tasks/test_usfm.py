@@ -19,9 +19,17 @@ def usfm(tmp_path, monkeypatch):
     monkeypatch.setitem(encoders.BEITS, "beit_base", (48, 2, 4))
     torch.manual_seed(0)
     model = Beit(
-        img_size=64, patch_size=16, num_classes=3, embed_dim=48, depth=2, num_heads=4, init_values=0.1, use_abs_pos_emb=False,
-        use_rel_pos_bias=True, global_pool="avg",
-    )  # fmt: skip
+        img_size=64,
+        patch_size=16,
+        num_classes=3,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        init_values=0.1,
+        use_abs_pos_emb=False,
+        use_rel_pos_bias=True,
+        global_pool="avg",
+    )
     state = {k: v for k, v in model.state_dict().items() if "k_bias" not in k and "relative_position_index" not in k}
     assert {"blocks.0.gamma_1", "blocks.0.attn.q_bias", "blocks.0.attn.relative_position_bias_table"} <= state.keys()
     torch.save({"model": state | {"mask_token": torch.zeros(1, 1, 48)}, "epoch": 3}, tmp_path / "USFM_latest.pth")
@@ -45,17 +53,27 @@ def pictures(root, masks: bool):
 
 
 def settings_of(kind, root, tmp_path, usfm, **more):
-    return config.from_dict(kind, {
-        "name": "usfm", "logs": str(tmp_path / "logs"), "seeds": [0], "device": "cpu", "encoder": {"weights": str(usfm)},
-        "data": {"path": str(root), "size": 64, "cache": str(tmp_path / "cache"), "splits": [0.5, 0.25, 0.25]},
-        "finetune": {"epochs": 1, "min_steps": 2, "batch_size": 4, "patience": 0},
-    } | more)  # fmt: skip
+    return config.from_dict(
+        kind,
+        {
+            "name": "usfm",
+            "logs": str(tmp_path / "logs"),
+            "seeds": [0],
+            "device": "cpu",
+            "encoder": {"weights": str(usfm)},
+            "data": {"path": str(root), "size": 64, "cache": str(tmp_path / "cache"), "splits": [0.5, 0.25, 0.25]},
+            "finetune": {"epochs": 1, "min_steps": 2, "batch_size": 4, "patience": 0},
+        }
+        | more,
+    )
 
 
 @pytest.mark.parametrize("mode", ["finetune", "linear", "knn"])
 def test_it_classifies(tmp_path, usfm, mode):
     pictures(tmp_path / "data", masks=False)
-    settings = settings_of(classification.ClassificationConfig, tmp_path / "data", tmp_path, usfm, mode=mode, head={"hidden": 8})
+    settings = settings_of(
+        classification.ClassificationConfig, tmp_path / "data", tmp_path, usfm, mode=mode, head={"hidden": 8}
+    )
     result = classification.run_seeds(settings, lambda *_: None)
     assert 0 <= result["accuracy"]["mean"] <= 1
     state = checkpoints.read(next((tmp_path / "logs").rglob("classifier.pt")))

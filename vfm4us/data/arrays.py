@@ -49,7 +49,9 @@ def _content(data: bytes):
     except (MemoryError, RecursionError) as error:
         raise ValueError("is too large or too deep for a mask") from error
     except Exception as error:  # a damaged pickle raises almost anything
-        raise ValueError(f"no array can be read from it: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ValueError(
+            f"no array can be read from it: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
 
 
 def _painted(content: dict) -> np.ndarray:
@@ -133,9 +135,11 @@ ALLOWED = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs",
     (f"numpy.{core}.{module}", name): stand_in
     for core in ("core", "_core")
     for module, name, stand_in in (
-        ("multiarray", "_reconstruct", _reconstruct), ("multiarray", "scalar", _scalar), ("numeric", "_frombuffer", _numbers),
+        ("multiarray", "_reconstruct", _reconstruct),
+        ("multiarray", "scalar", _scalar),
+        ("numeric", "_frombuffer", _numbers),
     )
-}  # fmt: skip
+}
 
 
 class _Unpickler(pickle.Unpickler):

@@ -64,7 +64,9 @@ def image_array(image) -> np.ndarray:
         except ValueError as error:
             raise ValueError(f"{image}: {error}") from error
     if isinstance(image, Image.Image):
-        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in "1I;16F" else "RGB"))
+        return np.asarray(
+            image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in "1I;16F" else "RGB")
+        )
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
         array = np.moveaxis(array, 0, -1)

@@ -34,8 +34,12 @@ FETAL_CSV = "FETAL_PLANES_DB_data.csv"
 FETAL_PLANES = ("Fetal abdomen", "Fetal femur", "Fetal thorax", "Maternal cervix", "Other")
 BRAIN_PLANES = ("Trans-thalamic", "Trans-cerebellum", "Trans-ventricular")
 USENHANCE = {  # first and last id of each organ
-    "thyroid": (1, 416), "carotid": (417, 824), "liver": (825, 1037), "kidney": (1038, 1212), "breast": (1213, 1500),
-}  # fmt: skip
+    "thyroid": (1, 416),
+    "carotid": (417, 824),
+    "liver": (825, 1037),
+    "kidney": (1038, 1212),
+    "breast": (1213, 1500),
+}
 USENHANCE_BLOCK = 10  # consecutive ids that stay together
 UMTD_FAMILIES = {"FetalBrain": 3, "Liver": 13, "breast": 2, "thyroid": 8, "thyroid_node": 2}
 
@@ -91,9 +95,15 @@ def fetal_planes(folder: Path) -> list[Record] | None:
             raise ValueError(f"{table} line {number}: Train is {row['Train']!r}, expected 0 or 1")
         name = row["Image_name"]
         path = there.pop(name, f"Images/{name}.png")  # a missing image is listed in rejected.csv when it is packed
-        records.append(Record(
-            id=name, path=path, label=label, group=f"patient {row['Patient_num']}", split="train" if row["Train"] == "1" else "test"
-        ))  # fmt: skip
+        records.append(
+            Record(
+                id=name,
+                path=path,
+                label=label,
+                group=f"patient {row['Patient_num']}",
+                split="train" if row["Train"] == "1" else "test",
+            )
+        )
     repeated = [name for name, count in Counter(r.id for r in records).items() if count > 1]
     if repeated:
         raise ValueError(f"{table} lists {repeated[0]} twice: keep one of its lines")
@@ -139,7 +149,9 @@ def tn3k(folder: Path) -> list[Record] | None:
         fold = json.loads(table.read_text())
         split_of = {f"trainval/{number:04d}": split for split in ("train", "val") for number in fold[split]}
     except FileNotFoundError as error:
-        raise ValueError(f"{root} lacks {table.name}, which says what is validated on: unpack the whole download") from error
+        raise ValueError(
+            f"{root} lacks {table.name}, which says what is validated on: unpack the whole download"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{table} is not of the form {{"train": [numbers], "val": [numbers]}}') from error
     records = []
@@ -201,7 +213,9 @@ def nerve(folder: Path) -> list[Record] | None:
     records = []
     for stem in images:
         path = _prefix(folder, root) + stem
-        records.append(Record(id=path, path=f"{path}.tif", group=f"subject {stem.split('_')[0]}", mask=f"{path}_mask.tif"))
+        records.append(
+            Record(id=path, path=f"{path}.tif", group=f"subject {stem.split('_')[0]}", mask=f"{path}_mask.tif")
+        )
     return records
 
 
@@ -252,7 +266,11 @@ def usenhance(folder: Path) -> list[Record] | None:
     records = []
     for organ in organs:
         before, (first, last) = _prefix(folder, organ), USENHANCE[organ.name]
-        files = {Path(f).stem: f for f in manifest._image_files(organ / "low_quality") if re.fullmatch(r"\d{4}", Path(f).stem)}
+        files = {
+            Path(f).stem: f
+            for f in manifest._image_files(organ / "low_quality")
+            if re.fullmatch(r"\d{4}", Path(f).stem)
+        }
         if not files:
             return None  # somebody's own pairs of this organ
         if not (organ / "high_quality").is_dir():
@@ -267,11 +285,20 @@ def usenhance(folder: Path) -> list[Record] | None:
         for stem, file in sorted(files.items()):
             block = (int(stem) - first) // USENHANCE_BLOCK
             place = blocks.index(block)
-            path, target = f"{before}low_quality/{file}", targets.get(stem, file)  # a missing one is listed when it is packed
-            records.append(Record(
-                id=manifest._without_extension(path), path=path, target=f"{before}high_quality/{target}", label=organ.name,
-                group=f"{organ.name} block {block}", split="train" if place < training else "val" if place < tested else "test",
-            ))  # fmt: skip
+            path, target = (
+                f"{before}low_quality/{file}",
+                targets.get(stem, file),
+            )  # a missing one is listed when it is packed
+            records.append(
+                Record(
+                    id=manifest._without_extension(path),
+                    path=path,
+                    target=f"{before}high_quality/{target}",
+                    label=organ.name,
+                    group=f"{organ.name} block {block}",
+                    split="train" if place < training else "val" if place < tested else "test",
+                )
+            )
     return records or None
 
 
@@ -305,6 +332,15 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 LAYOUTS: dict[str, Callable[[Path], list[Record] | None]] = {
-    "busi": busi, "fetal_planes": fetal_planes, "radimagenet": radimagenet, "umtd": umtd, "tn3k": tn3k, "tg3k": tg3k,
-    "ddti": ddti, "nerve": nerve, "fetal_abdomen": fetal_abdomen, "c_trus": c_trus, "usenhance": usenhance,
-}  # fmt: skip
+    "busi": busi,
+    "fetal_planes": fetal_planes,
+    "radimagenet": radimagenet,
+    "umtd": umtd,
+    "tn3k": tn3k,
+    "tg3k": tg3k,
+    "ddti": ddti,
+    "nerve": nerve,
+    "fetal_abdomen": fetal_abdomen,
+    "c_trus": c_trus,
+    "usenhance": usenhance,
+}

@@ -12,10 +12,14 @@ from pathlib import Path
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SPLITS = ("train", "val", "test", "exclude")
 SPLIT_SYNONYMS = {
-    "training": "train", "tr": "train",
-    "valid": "val", "validation": "val", "dev": "val",
-    "testing": "test", "excluded": "exclude",
-}  # fmt: skip
+    "training": "train",
+    "tr": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+    "excluded": "exclude",
+}
 PATH_SEPARATOR = ";"  # between several masks of one image
 LESION_MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")  # BUSI: `x_mask.png`, `x_mask_1.png` belong to `x.png`
 

@@ -185,7 +185,9 @@ def stage_pools(stages, protect: list[str], where: Locations, seed: int) -> list
     for i, (stage, opened) in enumerate(zip(stages, datasets, strict=True)):
         pool = build_pool(stage.data, opened, seed=seed)
         if pool is None:
-            raise ValueError(f"stages.{i}.data: no image has the split asked for; see the split column of the manifests")
+            raise ValueError(
+                f"stages.{i}.data: no image has the split asked for; see the split column of the manifests"
+            )
         before = len(pool)
         pool, leaks, checked = remove_leaks(pool, list(protected.values()))
         result.append(StagePool(pool, build_held_out(stage.data, opened), leaks, before - len(pool), checked))

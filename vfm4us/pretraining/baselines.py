@@ -60,7 +60,10 @@ def adamw(network: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     vector = [p.ndim <= 1 or name.endswith(("cls_token", "pos_embed", "mask_token", "weight_g")) for name, p in trained]
     groups = [
-        {"params": [p for (_, p), v in zip(trained, vector, strict=True) if not v], "weight_decay": config.weight_decay},
+        {
+            "params": [p for (_, p), v in zip(trained, vector, strict=True) if not v],
+            "weight_decay": config.weight_decay,
+        },
         {"params": [p for (_, p), v in zip(trained, vector, strict=True) if v], "weight_decay": 0.0},
     ]
     for group in groups:
@@ -69,7 +72,11 @@ def adamw(network: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
 
 
 def embed_tokens(
-    encoder: Encoder, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None, kept: Tensor | None = None
+    encoder: Encoder,
+    x: Tensor,
+    hidden: Tensor | None = None,
+    mask_token: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """All tokens of a ViT after its last norm: x (N, 1, P, P) -> (N, 1 + L, width), the class token first.
 
@@ -143,7 +150,9 @@ class _Baseline:
     def set_weight_decay(self, progress: float) -> None:
         start, end = self.own.adamw.weight_decay, self.own.adamw.weight_decay_end
         if end >= 0:
-            self.optimizer.param_groups[0]["weight_decay"] = end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+            self.optimizer.param_groups[0]["weight_decay"] = end + (start - end) * 0.5 * (
+                1 + math.cos(math.pi * progress)
+            )
 
 
 # ---- MAE --------------------------------------------------------------------------------------------------------------
@@ -162,13 +171,19 @@ class MaskedAutoencoder(nn.Module):
 
         c, encoder = self.config, self.base_encoder
         body, side = encoder.body, encoder.spec.patch
-        decoder = nn.ModuleDict({
-            "embed": nn.Linear(encoder.width, c.decoder_width),
-            "blocks": MaskedVisionTransformerDecoderTIMM(
-                body.patch_embed.num_patches, c.decoder_width, c.decoder_depth, c.decoder_heads, body.num_prefix_tokens
-            ),
-            "predict": nn.Linear(c.decoder_width, side**2 * encoder.spec.in_channels),
-        })  # fmt: skip
+        decoder = nn.ModuleDict(
+            {
+                "embed": nn.Linear(encoder.width, c.decoder_width),
+                "blocks": MaskedVisionTransformerDecoderTIMM(
+                    body.patch_embed.num_patches,
+                    c.decoder_width,
+                    c.decoder_depth,
+                    c.decoder_heads,
+                    body.num_prefix_tokens,
+                ),
+                "predict": nn.Linear(c.decoder_width, side**2 * encoder.spec.in_channels),
+            }
+        )
         return decoder
 
     def forward(self, crops: Tensor, hidden: Tensor) -> Tensor:
@@ -176,10 +191,14 @@ class MaskedAutoencoder(nn.Module):
         places = hidden.to(torch.uint8).argsort(dim=1, stable=True)  # the visible first, in order
         kept = places[:, : int((~hidden[0]).sum())]
         tokens = self.decoder["embed"](embed_tokens(self.base_encoder, crops, kept=kept))
-        blank = self.decoder["blocks"].mask_token.to(tokens.dtype).expand(len(crops), hidden.shape[1] - kept.shape[1], -1)
+        blank = (
+            self.decoder["blocks"].mask_token.to(tokens.dtype).expand(len(crops), hidden.shape[1] - kept.shape[1], -1)
+        )
         every = torch.cat([tokens[:, prefix:], blank], dim=1)
         every = take_tokens(every, places.argsort(1))
-        decoded = self.decoder["blocks"].decode(self.decoder["blocks"].add_pos_embed(torch.cat([tokens[:, :prefix], every], dim=1)))
+        decoded = self.decoder["blocks"].decode(
+            self.decoder["blocks"].add_pos_embed(torch.cat([tokens[:, :prefix], every], dim=1))
+        )
         return self.decoder["predict"](decoded[:, prefix:])
 
 
@@ -236,7 +255,9 @@ class MAE(_Baseline):
         self.set_weight_decay(progress)
         crops, hidden = self.cut(images, valid, draw, rank, world_size)
         target = self.target(crops)[0]
-        mean_error = masked_error(target.mean(-1, keepdim=True), target, hidden)  # below 1, as some tokens are plain black
+        mean_error = masked_error(
+            target.mean(-1, keepdim=True), target, hidden
+        )  # below 1, as some tokens are plain black
         return masked_error(self.forward(crops, hidden), target, hidden), {"mean_error": mean_error}
 
     @torch.no_grad()
@@ -249,12 +270,16 @@ class MAE(_Baseline):
         drawn = self.network(crops, hidden).float() * deviation + mean
         drawn = drawn[..., : side**2] * encoder.spec.std + encoder.spec.mean
         true = split_into_tokens(crops, side)
-        return plots.picture_rows(path, {
-            "crop": crops[:, 0],
-            "seen": join_tokens(true.masked_fill(hidden[..., None], math.nan), side)[:, 0],
-            "drawn": join_tokens(drawn, side)[:, 0],
-            "drawn and seen": join_tokens(torch.where(hidden[..., None], drawn, true), side)[:, 0],
-        }, f"{title}: {100 * self.own.mask_ratio:.0f} % of the tokens hidden")  # fmt: skip
+        return plots.picture_rows(
+            path,
+            {
+                "crop": crops[:, 0],
+                "seen": join_tokens(true.masked_fill(hidden[..., None], math.nan), side)[:, 0],
+                "drawn": join_tokens(drawn, side)[:, 0],
+                "drawn and seen": join_tokens(torch.where(hidden[..., None], drawn, true), side)[:, 0],
+            },
+            f"{title}: {100 * self.own.mask_ratio:.0f} % of the tokens hidden",
+        )
 
 
 # ---- masks in space, a band in frequency -----------------------------------------------------------------------------
@@ -328,7 +353,9 @@ class SpatialFrequency(_Baseline):
         crops = crops.flatten(0, 1)
         hidden = hidden_tokens((*every, self.tokens), c.mask_ratio, draw)[:, own].flatten(0, 1).to(crops.device)
         place = torch.rand(every, generator=draw)[:, own].flatten().to(crops.device)
-        band = frequency_band(c.band_low + (c.band_high - c.band_width - c.band_low) * place, c.band_width, c.crops.size)
+        band = frequency_band(
+            c.band_low + (c.band_high - c.band_width - c.band_low) * place, c.band_width, c.crops.size
+        )
         return crops, stop_band(crops, band), hidden, band
 
     def loss(self, images, valid, draw, progress, rank, world_size):
@@ -348,12 +375,16 @@ class SpatialFrequency(_Baseline):
         crops, stopped, hidden = (x[: len(images)] for x in cut[:3])
         drawn = join_tokens(self.network(stopped, hidden).float() * spec.std + spec.mean, spec.patch)
         seen = split_into_tokens(stopped, spec.patch).masked_fill(hidden[..., None], math.nan)
-        return plots.picture_rows(path, {
-            "crop": crops[:, 0],
-            "band stopped": stopped[:, 0],
-            "seen": join_tokens(seen, spec.patch)[:, 0],
-            "drawn": drawn[:, 0],
-        }, f"{title}: a band of frequencies stopped, {100 * self.own.mask_ratio:.0f} % of the tokens hidden")  # fmt: skip
+        return plots.picture_rows(
+            path,
+            {
+                "crop": crops[:, 0],
+                "band stopped": stopped[:, 0],
+                "seen": join_tokens(seen, spec.patch)[:, 0],
+                "drawn": drawn[:, 0],
+            },
+            f"{title}: a band of frequencies stopped, {100 * self.own.mask_ratio:.0f} % of the tokens hidden",
+        )
 
 
 # ---- SimCLR -----------------------------------------------------------------------------------------------------------
@@ -392,7 +423,9 @@ class SimCLR(_Baseline):
         super().__init__(config)
         self.network = self.forward = ProjectedEncoder(encoder, config)
         self.sampler = PatchSampler(self.own.crops)
-        self.objective = NTXentLoss(self.own.temperature, gather_distributed=dist.is_available() and dist.is_initialized())
+        self.objective = NTXentLoss(
+            self.own.temperature, gather_distributed=dist.is_available() and dist.is_initialized()
+        )
         self.panels = (
             ("NT-Xent loss", {"loss": "loss"}, ("chance", math.log(2 * config.batch_size - 1))),
             ("mean cosine", {"same image": "same_image", "different images": "other_images"}, None),
@@ -437,7 +470,9 @@ class Distilled(nn.Module):
         for parameter in (*self.base_encoder.parameters(), *self.teacher_head.parameters()):
             parameter.requires_grad = False
         self.mask_token = nn.Parameter(0.02 * torch.randn(encoder.width))
-        momentum = 1.0 if c.centring == "sinkhorn" else c.center_momentum  # 1: the losses leave the batch's centre alone
+        momentum = (
+            1.0 if c.centring == "sinkhorn" else c.center_momentum
+        )  # 1: the losses leave the batch's centre alone
         self.dino = DINOLoss(c.prototypes, student_temp=c.student_temperature, center_momentum=momentum)
         self.ibot = IBOTPatchLoss(c.prototypes, student_temp=c.student_temperature, center_momentum=momentum)
 
@@ -516,9 +551,12 @@ class DINOv2(_Baseline):
         self.views = 2 + c.local_crops.count
         self.panels = (
             ("losses", {"DINO": "dino", "iBOT": "ibot", "KoLeo": "koleo"}, ("log K", math.log(c.prototypes))),
-            ("entropy of the teacher", {"of a crop": "teacher_entropy", "of the batch": "mean_entropy"},
-             ("log K", math.log(c.prototypes))),
-        )  # fmt: skip
+            (
+                "entropy of the teacher",
+                {"of a crop": "teacher_entropy", "of the batch": "mean_entropy"},
+                ("log K", math.log(c.prototypes)),
+            ),
+        )
 
     def new_optimizer(self) -> torch.optim.AdamW:
         self.network.student_head.last_layer.requires_grad_(True)  # it may be at rest
@@ -570,10 +608,18 @@ class DINOv2(_Baseline):
             targets = (teacher_class - network.dino.center[0]) / temperature
             p = targets.softmax(-1)
             dino = network.dino(list(teacher_class.chunk(2)), student_class, teacher_temp=temperature)
-            ibot = network.ibot(teacher_hidden, student_hidden, masks, temperature) if any_hidden else dino.new_zeros(())
+            ibot = (
+                network.ibot(teacher_hidden, student_hidden, masks, temperature) if any_hidden else dino.new_zeros(())
+            )
             koleo = sum(self.koleo(v) for v in vectors.float().chunk(2)) / 2
         total = c.dino_weight * dino + c.ibot_weight * ibot + c.koleo_weight * koleo
-        terms = {"dino": dino, "ibot": ibot, "koleo": koleo, "teacher_entropy": entropy(p), "mean_entropy": entropy(p.mean(0))}
+        terms = {
+            "dino": dino,
+            "ibot": ibot,
+            "koleo": koleo,
+            "teacher_entropy": entropy(p),
+            "mean_entropy": entropy(p.mean(0)),
+        }
         return total, {k: v.detach() for k, v in terms.items()}
 
     def after_step(self, progress: float) -> None:

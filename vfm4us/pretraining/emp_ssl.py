@@ -38,10 +38,14 @@ class Network(nn.Module):
 def build_projector(width: int, config: ProjectorConfig) -> nn.Sequential:
     hidden = config.hidden
     return nn.Sequential(
-        nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
-        nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Linear(width, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
         nn.Linear(hidden, config.out),
-    )  # fmt: skip
+    )
 
 
 def lars(network: nn.Module, config: OptimizerConfig) -> Lars:
@@ -166,9 +170,7 @@ class EmpSSL:
     def said(self, values: dict[str, float]) -> str:
         return f"patch similarity {values['similarity']:.3f}, coding rate {values['coding_rate']:.2f}"
 
-    def picture(
-        self, path: Path, images: Tensor, valid: Tensor, draw: torch.Generator, title: str
-    ) -> np.ndarray:
+    def picture(self, path: Path, images: Tensor, valid: Tensor, draw: torch.Generator, title: str) -> np.ndarray:
         """A contact sheet of images, cut, attacked and masked as in training."""
         config, device = self.config, next(self.network.parameters()).device
         patches = self.sampler(images.to(device), valid, draw)

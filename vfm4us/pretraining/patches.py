@@ -45,10 +45,30 @@ class PatchConfig(ViewConfig):
 
 # The uniform numbers drawn per patch; a name ending in _on decides whether the change of that name happens.
 _NAMES = (
-    "area", "aspect", "down", "right", "flip_on", "blur_on", "blur", "gain_on", "gain", "contrast_on", "contrast",
-    "gamma_on", "gamma", "slope_on", "slope", "shadow_on", "shadow_column", "shadow_width", "shadow_depth",
-    "speckle_on", "speckle", "speckle_row", "speckle_column",
-)  # fmt: skip
+    "area",
+    "aspect",
+    "down",
+    "right",
+    "flip_on",
+    "blur_on",
+    "blur",
+    "gain_on",
+    "gain",
+    "contrast_on",
+    "contrast",
+    "gamma_on",
+    "gamma",
+    "slope_on",
+    "slope",
+    "shadow_on",
+    "shadow_column",
+    "shadow_width",
+    "shadow_depth",
+    "speckle_on",
+    "speckle",
+    "speckle_row",
+    "speckle_column",
+)
 
 
 class PatchSampler:
@@ -67,9 +87,14 @@ class PatchSampler:
         self.config = config
 
     def __call__(
-        self, images: Tensor, valid: Tensor, generator: torch.Generator, rank: int = 0, world_size: int = 1,
+        self,
+        images: Tensor,
+        valid: Tensor,
+        generator: torch.Generator,
+        rank: int = 0,
+        world_size: int = 1,
         masks: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> Tensor | tuple[Tensor, Tensor]:
         numbers, bank = self.draw(len(images) * world_size, generator)
         own = slice(rank * len(images), (rank + 1) * len(images))
         numbers = dict(zip(_NAMES, numbers[:, :, own], strict=True))  # each (n, b)

@@ -68,8 +68,16 @@ class CropConfig(ViewConfig):
 
 
 # One crop of most of the image, hardly varied: the images are the target.
-WEAK = {"scale_low": 0.2, "scale_high": 1.0, "gain": 0.1, "contrast": 0.1, "gamma": 0.1, "blur": 0.0, "speckle": 0.0,
-        "depth_gain": 0.0}  # fmt: skip
+WEAK = {
+    "scale_low": 0.2,
+    "scale_high": 1.0,
+    "gain": 0.1,
+    "contrast": 0.1,
+    "gamma": 0.1,
+    "blur": 0.0,
+    "speckle": 0.0,
+    "depth_gain": 0.0,
+}
 STRONG = {"gain": 0.4, "contrast": 0.4, "gamma": 0.3, "blur": 0.5, "speckle": 0.2, "depth_gain": 0.3}
 
 
@@ -111,9 +119,13 @@ class DINOv2Config:
     teacher_temperature_start: float = option(0.04, "of the teacher's softmax at first", low=0.001)
     teacher_temperature: float = option(0.07, "of the teacher's softmax after its warm-up", low=0.001)
     teacher_warmup: float = option(0.3, "share of a stage's steps over which it rises", low=0.0, high=1.0)
-    teacher_momentum: float = option(0.994, "of the teacher's moving average, at first; 1 at the end", low=0.0, high=1.0)
+    teacher_momentum: float = option(
+        0.994, "of the teacher's moving average, at first; 1 at the end", low=0.0, high=1.0
+    )
     centring: str = option(
-        "mean", "of the teacher: by a moving average, or by Sinkhorn-Knopp within the batch", choices=("mean", "sinkhorn")
+        "mean",
+        "of the teacher: by a moving average, or by Sinkhorn-Knopp within the batch",
+        choices=("mean", "sinkhorn"),
     )
     center_momentum: float = option(0.9, "of the moving average, where that centres the teacher", low=0.0, high=1.0)
     frozen_prototypes: float = option(0.01, "share of a stage's steps in which the last layer rests", low=0.0, high=1.0)
@@ -188,7 +200,9 @@ class MonitorConfig:
 @dataclass
 class PretrainingConfig:
     name: str = option("pretraining", "of the run: its folder is logs/<name>")
-    method: str = option("emp_ssl", "how the encoder learns; the section of its name holds its keys", choices=[*METHODS])
+    method: str = option(
+        "emp_ssl", "how the encoder learns; the section of its name holds its keys", choices=[*METHODS]
+    )
     logs: str = option("logs", "where run folders lie", free=True)
     seed: int = option(0, "of everything random", low=0)
     device: str = option("auto", "auto, cpu, cuda", free=True)
@@ -204,9 +218,7 @@ class PretrainingConfig:
     stop_after: int = option(0, "leave after this many further epochs, to be continued; 0: never", low=0, free=True)
     resume: bool = option(True, "continue a run of this name; false: move it aside and start afresh", free=True)
     encoder: EncoderConfig = section(EncoderConfig, "the network that is kept")
-    projector: ProjectorConfig = section(
-        ProjectorConfig, "emp_ssl: three layers on top, dropped after pretraining"
-    )
+    projector: ProjectorConfig = section(ProjectorConfig, "emp_ssl: three layers on top, dropped after pretraining")
     objective: ObjectiveConfig = section(ObjectiveConfig, "emp_ssl: EMP-SSL")
     patches: PatchConfig = section(PatchConfig, "emp_ssl: what is cut from an image and how it is varied")
     adversary: AdversaryConfig = section(AdversaryConfig, "emp_ssl: worst-case pixel changes")
@@ -299,7 +311,9 @@ def _check_baseline(config: PretrainingConfig) -> None:
     if method == "dinov2" and own.mask_low > own.mask_high:
         raise ValueError(f"dinov2.mask_low {own.mask_low} is above dinov2.mask_high {own.mask_high}")
     if method == "dinov2" and own.mask_low * (tokens := (own.global_crops.size // config.encoder.patch) ** 2) < 1:
-        raise ValueError(f"dinov2.mask_low {own.mask_low} hides none of {tokens} tokens of a crop: raise it, or the crop's size")
+        raise ValueError(
+            f"dinov2.mask_low {own.mask_low} hides none of {tokens} tokens of a crop: raise it, or the crop's size"
+        )
 
 
 def crops_of(config: PretrainingConfig) -> dict[str, PatchConfig | CropConfig]:

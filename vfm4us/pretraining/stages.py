@@ -66,13 +66,17 @@ def build_encoder(config: PretrainingConfig) -> Encoder:
     if wanted.name not in RESNETS:
         masked = config.method in ("mae", "spatial_frequency")
         spec = dataclasses.replace(
-            spec, patch=wanted.patch, norm=wanted.norm or ("mean_of_norm" if masked else "token"),
+            spec,
+            patch=wanted.patch,
+            norm=wanted.norm or ("mean_of_norm" if masked else "token"),
             image=spec.image if config.method == "emp_ssl" else next(iter(crops_of(config).values())).size,
-        )  # fmt: skip
+        )
     encoder = Encoder(spec)
     if not wanted.weights:
         return encoder
-    source = loading.load_encoder(wanted.weights, wanted.in_channels, image_size=spec.image if config.method != "emp_ssl" else None)
+    source = loading.load_encoder(
+        wanted.weights, wanted.in_channels, image_size=spec.image if config.method != "emp_ssl" else None
+    )
     if (source.spec.name, source.spec.patch) != (spec.name, spec.patch):
         raise ValueError(
             f"encoder.weights {wanted.weights} holds a {source.spec.name}"
@@ -192,10 +196,14 @@ class Trainer:
         ]
         workers = self.config.num_workers
         return torch.utils.data.DataLoader(
-            pool, batch_sampler=lists, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_leave_signals,
+            pool,
+            batch_sampler=lists,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals,
             multiprocessing_context="fork" if workers else None,  # a spawned worker would copy every memory map
             pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
+        )
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -270,7 +278,9 @@ class Trainer:
         draw, progress = run.generator(config.seed, self.stage, self.step), self.step / steps
         if config.compile and self.flops and not self.compiled:  # the first step is counted, which needs it as it is
             method.forward, self.compiled = torch.compile(method.forward), True
-        counter = contextlib.nullcontext() if self.flops else FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        counter = (
+            contextlib.nullcontext() if self.flops else FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        )
         with counter:
             images = images.to(self.device, non_blocking=True)
             with run.autocast(self.device, config.precision):
@@ -378,11 +388,14 @@ class Trainer:
         per_stage = [s.epochs * self.steps_per_epoch(i) for i, s in enumerate(self.config.stages)]
         images, encoder = self.config.batch_size * sum(per_stage), self.network.base_encoder
         budget = {
-            "method": self.config.method, "encoder": encoder.spec.name,
+            "method": self.config.method,
+            "encoder": encoder.spec.name,
             "parameters": sum(p.numel() for p in encoder.parameters()),
-            "images": images, "views": images * self.method.views, "flops": self.flops * sum(per_stage),
+            "images": images,
+            "views": images * self.method.views,
+            "flops": self.flops * sum(per_stage),
             "seconds": round(self.seconds, 1),
-        }  # fmt: skip
+        }
         run.write_text(self.folder.folder / "budget.json", json.dumps(budget, indent=1) + "\n")
 
     def _global_step(self) -> int:
@@ -423,10 +436,16 @@ class Trainer:
                 "beside": {k: v.cpu() for k, v in self._beside().items() if not k.startswith("projector.")},
                 # a third of a kernel, summed three times, is not the same kernel in the last bit
                 "first_convolution": encoder.body.state_dict()[encoder.first_convolution].cpu(),
-                "stage": self.stage, "epoch": self.epoch, "step": self.step, "best": self.best,
-                "seconds": self.seconds, "flops": self.flops, "finished": self.finished, "values": self.values,
+                "stage": self.stage,
+                "epoch": self.epoch,
+                "step": self.step,
+                "best": self.best,
+                "seconds": self.seconds,
+                "flops": self.flops,
+                "finished": self.finished,
+                "values": self.values,
                 "data": [pool.fingerprint() for pool in self.training],
-            }  # fmt: skip
+            }
         checkpoints.save(self.folder.checkpoints / f"{name}.pt", state)
 
     def _restore(self) -> bool:
@@ -450,7 +469,9 @@ class Trainer:
         beside |= saved.get("beside", {})  # absent in runs of 0.1.0
         own = self._beside()
         if own.keys() != beside.keys():
-            raise ValueError(f"{path} lacks {sorted(own.keys() ^ beside.keys())[:3]} of the network: it is of another version")
+            raise ValueError(
+                f"{path} lacks {sorted(own.keys() ^ beside.keys())[:3]} of the network: it is of another version"
+            )
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(beside[key])

@@ -60,9 +60,16 @@ class ClassificationConfig(TaskConfig):
     finetune: FinetuneConfig = section(FinetuneConfig, "the training loop")
     head: HeadConfig = section(HeadConfig, "Linear, BN, ReLU, dropout, twice; then Linear")
     augment: AugmentConfig = section(
-        AugmentConfig, "of training images",
-        scale_low=0.5, scale_high=1.0, ratio=1.2, jitter=0.5, blur=0.1, speckle=0.0, depth_gain=0.1,
-    )  # fmt: skip
+        AugmentConfig,
+        "of training images",
+        scale_low=0.5,
+        scale_high=1.0,
+        ratio=1.2,
+        jitter=0.5,
+        blur=0.1,
+        speckle=0.0,
+        depth_gain=0.1,
+    )
 
 
 # ---- model ----------------------------------------------------------------------------------------------------------
@@ -136,13 +143,13 @@ class LabelledData:
     """A prepared dataset as a classification task: class codes per image, and the rows of each split."""
 
     def __init__(self, config: DataConfig, seed: int):
-        self.dataset = protocol.open_dataset(
-            config, "a folder of class folders, a CSV manifest, or a prepared dataset"
-        )
+        self.dataset = protocol.open_dataset(config, "a folder of class folders, a CSV manifest, or a prepared dataset")
         renamed = dict(pair(item) for item in config.merge)
         if unknown := renamed.keys() - set(self.dataset.labels):
-            raise ValueError(f"data.merge: {config.path} has no label {sorted(unknown)[0]!r}; it has: "
-                             + ", ".join(sorted(set(self.dataset.labels))))  # fmt: skip
+            raise ValueError(
+                f"data.merge: {config.path} has no label {sorted(unknown)[0]!r}; it has: "
+                + ", ".join(sorted(set(self.dataset.labels)))
+            )
         labels = np.array([renamed.get(label, label) for label in self.dataset.labels], dtype=str)
         labelled = labels != ""
         used = {s: self.dataset.indices(s)[labelled[self.dataset.indices(s)]] for s in ("train", "val", "test")}
@@ -226,21 +233,35 @@ def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
         uncalibrated = logits["test"].softmax(1).numpy()
         labels, paths = data.codes[data.test], [data.dataset.records[i].path for i in data.test]
         outcome = {
-            "paths": np.array(paths), "groups": np.asarray(data.dataset.groups)[data.test], "labels": labels,
-            "classes": np.array(data.classes), "probabilities": probabilities, "uncalibrated": uncalibrated,
-            "val_labels": data.codes[data.val], "val_probabilities": logits["val"].softmax(1).numpy(),
-        }  # fmt: skip
+            "paths": np.array(paths),
+            "groups": np.asarray(data.dataset.groups)[data.test],
+            "labels": labels,
+            "classes": np.array(data.classes),
+            "probabilities": probabilities,
+            "uncalibrated": uncalibrated,
+            "val_labels": data.codes[data.val],
+            "val_probabilities": logits["val"].softmax(1).numpy(),
+        }
         save_classifier(where / "classifier.pt", model, config, data.dataset.size)
-        write_predictions(where / "predictions.csv", paths, probabilities, data.classes, [data.classes[c] for c in labels])
+        write_predictions(
+            where / "predictions.csv", paths, probabilities, data.classes, [data.classes[c] for c in labels]
+        )
         protocol.write_outcome(where, outcome)
         if config.pictures:
             _pictures(where, model, data, probabilities, uncalibrated)
         result = evaluate([outcome]) | {"temperature": {"mean": float(model.temperature)}}
         protocol.write_metrics(
-            where, "classification", config, data.dataset, result, mode=config.mode,
-            selection="validation balanced accuracy", training_images=len(data.train), test_images=len(data.test),
+            where,
+            "classification",
+            config,
+            data.dataset,
+            result,
+            mode=config.mode,
+            selection="validation balanced accuracy",
+            training_images=len(data.train),
+            test_images=len(data.test),
             duplicates=duplicates,
-        )  # fmt: skip
+        )
     finally:
         folder.close()
 
@@ -505,11 +526,21 @@ def save_classifier(path: Path, model: Classifier, config: ClassificationConfig,
     """`module.base_encoder.*` as in every checkpoint, beside it the head, the classes and the `size` of training images, px."""
     tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in model.encoder.published_state().items()}
     tensors |= {f"module.head.{k}": v.detach().cpu() for k, v in model.head.state_dict().items()}
-    checkpoints.save(path, {
-        "state_dict": tensors, "encoder": model.encoder.spec_dict(), "task": "classification", "classes": model.classes,
-        "mode": config.mode, "head": to_dict(config.head) | {"k": getattr(model.head, "k", 0)}, "size": size,
-        "in_channels": model.encoder.spec.in_channels, "temperature": float(model.temperature), "config": to_dict(config),
-    })  # fmt: skip
+    checkpoints.save(
+        path,
+        {
+            "state_dict": tensors,
+            "encoder": model.encoder.spec_dict(),
+            "task": "classification",
+            "classes": model.classes,
+            "mode": config.mode,
+            "head": to_dict(config.head) | {"k": getattr(model.head, "k", 0)},
+            "size": size,
+            "in_channels": model.encoder.spec.in_channels,
+            "temperature": float(model.temperature),
+            "config": to_dict(config),
+        },
+    )
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, int]:

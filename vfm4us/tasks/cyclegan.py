@@ -37,7 +37,8 @@ class GeneratorConfig:
     width: int = option(64, "channels at full resolution; twice and four times as many below", low=4)
     blocks: int = option(9, "residual blocks at a quarter of the resolution; usually 9, or 6 for small images", low=1)
     residual: bool = option(
-        False, "both generators give their input plus tanh(network), at first the input itself; false: tanh(network), as published"
+        False,
+        "both generators give their input plus tanh(network), at first the input itself; false: tanh(network), as published",
     )
     discriminator_width: int = option(64, "channels of a discriminator's first layer", low=4)
 
@@ -58,11 +59,16 @@ class TrainingConfig:
     l1_weight: float = option(100.0, "of the difference to the paired image, where paired=true", low=0.0)
     pool: int = option(50, "earlier images among which a discriminator's half is drawn", low=0)
     average: float = option(
-        0.0, "decay of the exponential average of the generators' weights that is evaluated; 0: the weights", low=0.0, high=1.0
+        0.0,
+        "decay of the exponential average of the generators' weights that is evaluated; 0: the weights",
+        low=0.0,
+        high=1.0,
     )
     validation_images: int = option(64, "pairs by which an epoch is chosen, at most", low=1)
     won: float = option(
-        0.005, "stop where a discriminator's mean loss over some 50 steps is below this (0.25 is a draw); 0: never", low=0.0
+        0.005,
+        "stop where a discriminator's mean loss over some 50 steps is below this (0.25 is a draw); 0: never",
+        low=0.0,
     )
 
 
@@ -77,9 +83,14 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width), nn.ReLU(inplace=True),
-            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width),
-        )  # fmt: skip
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(width, width, 3),
+            nn.InstanceNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(width, width, 3),
+            nn.InstanceNorm2d(width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -95,10 +106,13 @@ class EncoderBranch(nn.Module):
     def __init__(self, encoder: Encoder, width: int):
         super().__init__()
         self.encoder, full = encoder, encoder.width
-        channels = [full // 8, full // 4, full // 2, full] if encoder.spec.name in RESNETS else [full]  # strides 4 to 32
+        channels = (
+            [full // 8, full // 4, full // 2, full] if encoder.spec.name in RESNETS else [full]
+        )  # strides 4 to 32
         self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
         self.smooth = nn.ModuleList(
-            normalised(nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), channels=width) for _ in range(max(2, len(channels) - 1))
+            normalised(nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), channels=width)
+            for _ in range(max(2, len(channels) - 1))
         )
 
     def train(self, mode: bool = True):
@@ -170,8 +184,11 @@ class Discriminator(nn.Sequential):
     def __init__(self, width: int):
         layers = [nn.Conv2d(1, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         for before, stride in ((1, 2), (2, 2), (4, 1)):
-            layers += [nn.Conv2d(before * width, 2 * before * width, 4, stride=stride, padding=1),
-                       nn.InstanceNorm2d(2 * before * width), nn.LeakyReLU(0.2, inplace=True)]  # fmt: skip
+            layers += [
+                nn.Conv2d(before * width, 2 * before * width, 4, stride=stride, padding=1),
+                nn.InstanceNorm2d(2 * before * width),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
         super().__init__(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
         for module in self:
             initialise(module)
@@ -206,7 +223,9 @@ class ImagePool:
         """As many of the earlier images as there are newest ones; these themselves where nothing is kept."""
         if not self.images:
             return newest.detach()
-        return torch.stack([self.images[int(torch.randint(len(self.images), (1,), generator=generator))] for _ in newest])
+        return torch.stack(
+            [self.images[int(torch.randint(len(self.images), (1,), generator=generator))] for _ in newest]
+        )
 
 
 def learning_rate(epoch: int, config: TrainingConfig) -> float:
@@ -221,13 +240,26 @@ class CycleGAN:
     """State of one run: both generators and their average, both discriminators, optimizers, pools, position, best epoch."""
 
     def __init__(
-        self, encoder: Encoder, generator: GeneratorConfig, config: TrainingConfig, folder: run.RunFolder, device: torch.device,
-        seed: int, frozen: bool = False, freeze_epochs: int = 0, precision: str = "auto", paired: bool = False,
-    ):  # fmt: skip
+        self,
+        encoder: Encoder,
+        generator: GeneratorConfig,
+        config: TrainingConfig,
+        folder: run.RunFolder,
+        device: torch.device,
+        seed: int,
+        frozen: bool = False,
+        freeze_epochs: int = 0,
+        precision: str = "auto",
+        paired: bool = False,
+    ):
         torch.manual_seed(seed)
-        self.generators = nn.ModuleDict({"enhancer": Generator(generator, encoder), "degrader": Generator(generator)}).to(device)
+        self.generators = nn.ModuleDict(
+            {"enhancer": Generator(generator, encoder), "degrader": Generator(generator)}
+        ).to(device)
         self.averaged = copy.deepcopy(self.generators).requires_grad_(False) if config.average else self.generators
-        self.discriminators = nn.ModuleDict({k: Discriminator(generator.discriminator_width) for k in ("low", "high")}).to(device)
+        self.discriminators = nn.ModuleDict(
+            {k: Discriminator(generator.discriminator_width) for k in ("low", "high")}
+        ).to(device)
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.frozen_epochs = math.inf if frozen else freeze_epochs
         self.precision, self.paired = precision, paired
@@ -269,8 +301,13 @@ class CycleGAN:
         self._restore()
         self.folder.open_log(self.epoch * per_epoch + self.step, epoch_ended=self.step == 0)
         saved = time.monotonic()
-        bar = tqdm(total=total * per_epoch, initial=self.epoch * per_epoch + self.step, unit="step", disable=self.finished,
-                   desc=self.folder.folder.name)  # fmt: skip
+        bar = tqdm(
+            total=total * per_epoch,
+            initial=self.epoch * per_epoch + self.step,
+            unit="step",
+            disable=self.finished,
+            desc=self.folder.folder.name,
+        )
         while not self.finished:
             rate = learning_rate(self.epoch, config)
             for optimizer in self.optimizers.values():
@@ -329,8 +366,12 @@ class CycleGAN:
                 parts["identity_low"] = F.l1_loss(degrader(low).float(), low)
             if self.paired:
                 parts["l1"] = F.l1_loss(fake_high.float(), high)
-        weights = {"adversarial": config.adversarial_weight, "cycle": config.cycle_weight,
-                   "identity": config.identity_weight * config.cycle_weight, "l1": config.l1_weight}  # fmt: skip
+        weights = {
+            "adversarial": config.adversarial_weight,
+            "cycle": config.cycle_weight,
+            "identity": config.identity_weight * config.cycle_weight,
+            "l1": config.l1_weight,
+        }
         loss = sum(weights[name.split("_")[0]] * value for name, value in parts.items())
         self._check({"generators": loss} | parts, at)
         self._step("generators", loss)
@@ -342,7 +383,9 @@ class CycleGAN:
                 for domain, real, fake in (("low", low, fake_low), ("high", high, fake_high)):
                     network, pool = self.discriminators[domain], self.pools[domain]
                     earlier = pool.draw(fake.float(), generator) if turn else pool.exchange(fake.float(), generator)
-                    parts[f"discriminator_{domain}"] = (verdict(network(real), 1.0) + verdict(network(earlier), 0.0)) / 2
+                    parts[f"discriminator_{domain}"] = (
+                        verdict(network(real), 1.0) + verdict(network(earlier), 0.0)
+                    ) / 2
             self._check(parts, at)
             self._step("discriminators", parts["discriminator_low"] + parts["discriminator_high"])
         values = {"loss": loss.item()} | {name: value.item() for name, value in parts.items()}
@@ -380,14 +423,25 @@ class CycleGAN:
     def _save(self) -> None:
         generators = self.generators.state_dict()
         if wrong := [name for name, tensor in generators.items() if not bool(torch.isfinite(tensor).all())]:
-            raise FloatingPointError(f"training failed: {wrong[0]} is not finite. {self._kept()} Lower training.learning_rate")
-        checkpoints.save(self.folder.checkpoints / "last.pt", {
-            "generators": generators, "averaged": self.averaged.state_dict() if self.config.average else {},
-            "discriminators": self.discriminators.state_dict(),
-            "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
-            "pools": {k: v.images for k, v in self.pools.items()}, "standing": self.standing,
-            "epoch": self.epoch, "step": self.step, "best": self.best, "best_state": self.best_state, "finished": self.finished,
-        })  # fmt: skip
+            raise FloatingPointError(
+                f"training failed: {wrong[0]} is not finite. {self._kept()} Lower training.learning_rate"
+            )
+        checkpoints.save(
+            self.folder.checkpoints / "last.pt",
+            {
+                "generators": generators,
+                "averaged": self.averaged.state_dict() if self.config.average else {},
+                "discriminators": self.discriminators.state_dict(),
+                "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
+                "pools": {k: v.images for k, v in self.pools.items()},
+                "standing": self.standing,
+                "epoch": self.epoch,
+                "step": self.step,
+                "best": self.best,
+                "best_state": self.best_state,
+                "finished": self.finished,
+            },
+        )
 
     def _restore(self) -> None:
         path = self.folder.checkpoints / "last.pt"

@@ -25,17 +25,19 @@ from vfm4us.encoders import RESNETS, VITS, Encoder, EncoderSpec
 from vfm4us.loading import LoadReport, load_encoder
 from vfm4us.run import cosine_with_warmup
 
-SAVE_EVERY = 60  # seconds of work that a power cut may cost; five copies of the weights are not written after every short epoch
+SAVE_EVERY = (
+    60  # seconds of work that a power cut may cost; five copies of the weights are not written after every short epoch
+)
 
 
 @dataclass
 class EncoderConfig:
-    name: str = option(
-        "resnet18", "network, where weights is none or imagenet", choices=[*RESNETS, *VITS]
-    )
+    name: str = option("resnet18", "network, where weights is none or imagenet", choices=[*RESNETS, *VITS])
     patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4)
     norm: str = option(
-        "token", "vector of a vit_*, where weights is none: the class token, or the mean", choices=["token", "mean_of_norm"]
+        "token",
+        "vector of a vit_*, where weights is none: the class token, or the mean",
+        choices=["token", "mean_of_norm"],
     )
     weights: str = option(
         "none",
@@ -51,7 +53,9 @@ class FinetuneConfig:
     min_steps: int = option(
         400, "at least so many steps in all: small training sets are gone through more often", low=1
     )
-    max_steps: int = option(0, "at most so many steps in all: an epoch is then part of a large training set; 0: any", low=0)
+    max_steps: int = option(
+        0, "at most so many steps in all: an epoch is then part of a large training set; 0: any", low=0
+    )
     batch_size: int = option(32, "images per step", low=2)
     learning_rate: float = option(1e-3, "peak, of the head", low=0.0)
     encoder_rate: float = option(1.0, "rate of the encoder's last layer, as a share of the head's", low=0.0)
@@ -168,9 +172,15 @@ class Finetuner:
     """State of one run: model, average, optimizer, position, best epoch."""
 
     def __init__(
-        self, model: nn.Module, config: FinetuneConfig, folder: run.RunFolder, device: torch.device, seed: int,
-        freeze_epochs: int = 0, precision: str = "auto",
-    ):  # fmt: skip
+        self,
+        model: nn.Module,
+        config: FinetuneConfig,
+        folder: run.RunFolder,
+        device: torch.device,
+        seed: int,
+        freeze_epochs: int = 0,
+        precision: str = "auto",
+    ):
         self.model = model.to(device, memory_format=torch.channels_last)
         run.choose_attention(model, device, precision)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.average else self.model
@@ -263,10 +273,15 @@ class Finetuner:
 
     def _save(self) -> None:
         state = {
-            "model": self.model.state_dict(), "averaged": self.averaged.state_dict() if self.config.average else {},
-            "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step, "best": self.best,
-            "best_state": self.best_state, "finished": self.finished,
-        }  # fmt: skip
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict() if self.config.average else {},
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "best_state": self.best_state,
+            "finished": self.finished,
+        }
         checkpoints.save(self.folder.checkpoints / "last.pt", state)
 
     def _restore(self) -> None:

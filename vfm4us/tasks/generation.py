@@ -52,9 +52,13 @@ RULES = {
 @dataclass
 class DataConfig(protocol.DataConfig):
     labels: float = option(1.0, "share of the training images that is used, at least one", low=0.0, high=1.0)
-    degrade: bool = option(False, "the images are of high quality: make the low-quality ones by vfm4us/data/degradation.py")
+    degrade: bool = option(
+        False, "the images are of high quality: make the low-quality ones by vfm4us/data/degradation.py"
+    )
     strength: float = option(1.0, "of that degradation; 1 is about what a cheap scanner shows", low=0.0, high=4.0)
-    high: str = option("", "high-quality images of their own, not paired with those of data.path: folder, manifest or dataset")
+    high: str = option(
+        "", "high-quality images of their own, not paired with those of data.path: folder, manifest or dataset"
+    )
     only: list[str] = option([], "labels (organs) that are used; empty: all")
 
 
@@ -67,10 +71,14 @@ class EncoderConfig(finetune.EncoderConfig):
 class GenerationConfig(TaskConfig):
     name: str = option("generation", "the runs lie in logs/<name>/seed-<n>")
     paired: bool = option(False, "low and high quality of the same image are trained on together, with an L1 term")
-    tile: int = option(512, "images larger than this at data.size are enhanced in overlapping tiles of this side, px", low=64)
+    tile: int = option(
+        512, "images larger than this at data.size are enhanced in overlapping tiles of this side, px", low=64
+    )
     overlap: int = option(64, "of neighbouring tiles, px", low=0)
     kid_encoder: str = option(
-        "", "checkpoint whose features KID is taken on, where torchvision's Inception weights are not in its cache", free=True
+        "",
+        "checkpoint whose features KID is taken on, where torchvision's Inception weights are not in its cache",
+        free=True,
     )
     data: DataConfig = section(DataConfig, "what is enhanced", size=256)
     encoder: EncoderConfig = section(EncoderConfig, "the branch of the enhancer, low to high quality")
@@ -91,11 +99,14 @@ class QualityData:
     def __init__(self, config: DataConfig, paired: bool, seed: int):
         self.config = config
         if config.degrade and config.high:
-            raise ValueError("data.degrade makes the low-quality images itself: leave data.high empty, or data.degrade=false")
+            raise ValueError(
+                "data.degrade makes the low-quality images itself: leave data.high empty, or data.degrade=false"
+            )
         if paired and config.high:
             raise ValueError("paired=true needs low and high quality of the same image; those of data.high are others")
         d = self.dataset = protocol.open_dataset(
-            config, "low_quality/ with high_quality/, a CSV manifest with a target column, or any images and data.degrade=true"
+            config,
+            "low_quality/ with high_quality/, a CSV manifest with a target column, or any images and data.degrade=true",
         )
         if unknown := sorted(set(config.only) - set(d.labels)):
             labels = ", ".join(sorted(set(d.labels)))
@@ -106,7 +117,9 @@ class QualityData:
         train, self.val, self.test = (rows[used[rows]] for rows in map(d.indices, ("train", "val", "test")))
         train = protocol.few_labels(train, np.zeros(len(d), int), config.labels, seed)
         if config.high:
-            other = protocol.open_dataset(protocol.DataConfig(config.high, config.size, config.splits, config.cache), "images")
+            other = protocol.open_dataset(
+                protocol.DataConfig(config.high, config.size, config.splits, config.cache), "images"
+            )
             self.low, self.high, self._high = train, other.indices("train"), other.images
             self.valid_high = other.valid
         elif not whole.any():
@@ -178,7 +191,9 @@ def degraded_images(dataset: PreparedDataset, root: Path, rows: np.ndarray, stre
         frames = np.zeros((len(dataset), dataset.size, dataset.size), np.uint8)
         for row in tqdm(rows, unit="image", desc="degrading"):
             image = read_grey(root / dataset.records[row].path)
-            frames[row] = image_batch([degradation.degraded(image, strength)], dataset.size, frame=True)[0][0, 0].numpy()
+            frames[row] = image_batch([degradation.degraded(image, strength)], dataset.size, frame=True)[0][
+                0, 0
+            ].numpy()
         temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
         np.save(temporary, frames)
         temporary.replace(path)
@@ -242,8 +257,10 @@ def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
     try:
         kind = "paired" if config.paired else "unpaired"
         tested = "pairs" if data.paired_test else "images without a target"
-        say(f"{where}: {kind}, {len(data.low)} low-quality and {len(data.high)} high-quality training images, "
-            f"{len(data.val)} val pairs, {len(data.test)} test {tested}")  # fmt: skip
+        say(
+            f"{where}: {kind}, {len(data.low)} low-quality and {len(data.high)} high-quality training images, "
+            f"{len(data.val)} val pairs, {len(data.test)} test {tested}"
+        )
         if data.without:
             say(f"{len(data.without)} test images without a target left out (e.g. {data.without[0]})")
         say(f"encoder: {report or 'random ' + config.encoder.name}{', frozen' if config.encoder.freeze else ''}")
@@ -268,22 +285,39 @@ def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
         result = evaluate([outcome])
         selection = (
             f"validation SSIM on {min(len(data.val), config.training.validation_images)} pairs at {data.dataset.size} px"
-            if len(data.val) else "last epoch, there are no validation pairs"
-        )  # fmt: skip
+            if len(data.val)
+            else "last epoch, there are no validation pairs"
+        )
         protocol.write_metrics(
-            where, "generation", config, data.dataset, result, **RULES, kind=kind, encoder_in="enhancer (low to high) only",
-            encoder_frozen=config.encoder.freeze, output="residual" if config.generator.residual else "plain",
-            pairs="given" if data.strength is None else f"degraded with strength {data.strength:g}", duplicates=duplicates,
-            training_images=len(data.low) if config.paired else len(data.low) + len(data.high), low_images=len(data.low),
-            high_images=len(data.high), test_images=len(data.test), selection=selection, chosen_epoch=chosen["epoch"],
-            kid=kid_rule(features, len(data.test), len(reference)), verdict=verdict(result),
-        )  # fmt: skip
+            where,
+            "generation",
+            config,
+            data.dataset,
+            result,
+            **RULES,
+            kind=kind,
+            encoder_in="enhancer (low to high) only",
+            encoder_frozen=config.encoder.freeze,
+            output="residual" if config.generator.residual else "plain",
+            pairs="given" if data.strength is None else f"degraded with strength {data.strength:g}",
+            duplicates=duplicates,
+            training_images=len(data.low) if config.paired else len(data.low) + len(data.high),
+            low_images=len(data.low),
+            high_images=len(data.high),
+            test_images=len(data.test),
+            selection=selection,
+            chosen_epoch=chosen["epoch"],
+            kid=kid_rule(features, len(data.test), len(reference)),
+            verdict=verdict(result),
+        )
         say(verdict(result))
     finally:
         folder.close()
 
 
-def _train(config: GenerationConfig, data: QualityData, encoder, folder: run.RunFolder, device) -> tuple[nn.ModuleDict, dict]:
+def _train(
+    config: GenerationConfig, data: QualityData, encoder, folder: run.RunFolder, device
+) -> tuple[nn.ModuleDict, dict]:
     """The generators of the epoch that did best on the validation pairs, and what they did there."""
     training, size = config.training, data.dataset.size
     steps = training.steps or max(1, round(len(data.low) / training.batch_size))
@@ -299,13 +333,17 @@ def _train(config: GenerationConfig, data: QualityData, encoder, folder: run.Run
         if config.paired:
             draws[1] = draws[0]
         return tuple(
-            torch.stack([crop(image(row), training.crop, (y, x), f < 0.5) for row, (y, x, f) in zip(rows, own, strict=True)])
+            torch.stack(
+                [crop(image(row), training.crop, (y, x), f < 0.5) for row, (y, x, f) in zip(rows, own, strict=True)]
+            )
             for image, rows, own in ((data.low_image, low, draws[0]), (data.high_image, high, draws[1]))
         )
 
     spread = np.linspace(0, len(data.val) - 1, min(len(data.val), training.validation_images)).round().astype(int)
     pairs = [(data.low_image(row), data.high_image(row)) for row in data.val[spread]] if len(data.val) else []
-    untouched = {f"val_{m}_input": float(np.mean([FIGURES[m](*p) for p in pairs])) for m in ("ssim", "psnr")} if pairs else {}
+    untouched = (
+        {f"val_{m}_input": float(np.mean([FIGURES[m](*p) for p in pairs])) for m in ("ssim", "psnr")} if pairs else {}
+    )
     shown = [
         torch.stack([crop(image(row), training.crop, (0.5, 0.5), False) for row in rows[:4]]).to(device)
         for image, rows in ((data.low_image, data.low), (data.high_image, data.high))
@@ -319,14 +357,24 @@ def _train(config: GenerationConfig, data: QualityData, encoder, folder: run.Run
         generators.train()
         if not pairs:
             return {"score": float(epoch)}
-        found = {f"val_{m}": float(np.mean([FIGURES[m](e, high) for e, (_, high) in zip(enhanced, pairs, strict=True)]))
-                 for m in ("ssim", "psnr")}  # fmt: skip
+        found = {
+            f"val_{m}": float(np.mean([FIGURES[m](e, high) for e, (_, high) in zip(enhanced, pairs, strict=True)]))
+            for m in ("ssim", "psnr")
+        }
         return {"score": found["val_ssim"]} | found | untouched
 
     loop = CycleGAN(
-        encoder, config.generator, training, folder, device, config.seed, config.encoder.freeze, config.encoder.freeze_epochs,
-        config.precision, config.paired,
-    )  # fmt: skip
+        encoder,
+        config.generator,
+        training,
+        folder,
+        device,
+        config.seed,
+        config.encoder.freeze,
+        config.encoder.freeze_epochs,
+        config.precision,
+        config.paired,
+    )
     model = loop.fit(batches, crops, validate)
     plots.cycle_curve(folder.folder / "curve.png", folder.metrics(), loop.best["epoch"] * steps)
     return model, loop.best
@@ -336,8 +384,14 @@ def draw_grid(path: Path, generators: nn.ModuleDict, low: Tensor, high: Tensor, 
     """Real, fake and reconstructed crops of both domains, a row each."""
     enhancer, degrader = generators["enhancer"], generators["degrader"]
     there, back = enhancer(low), degrader(high)
-    columns = {"low": low, "enhanced": there, "and back": degrader(there),
-               "high": high, "degraded": back, "and back ": enhancer(back)}  # fmt: skip
+    columns = {
+        "low": low,
+        "enhanced": there,
+        "and back": degrader(there),
+        "high": high,
+        "degraded": back,
+        "and back ": enhancer(back),
+    }
     plots.picture_grid(path, {name: to_uint8(x[:, 0]) for name, x in columns.items()}, title)
 
 
@@ -368,7 +422,11 @@ def enhance(model: nn.Module, image: np.ndarray, size: int, tile: int = 512, ove
     """
     device = next(model.parameters()).device
     height, width = packed_size(*image.shape, size)
-    resized = image if (height, width) == image.shape else np.asarray(Image.fromarray(image).resize((width, height), RESAMPLING))
+    resized = (
+        image
+        if (height, width) == image.shape
+        else np.asarray(Image.fromarray(image).resize((width, height), RESAMPLING))
+    )
     x = torch.tensor(resized, device=device)[None, None].float() / 127.5 - 1
     y = tiled(model, x, tile, overlap)
     if (height, width) == image.shape:
@@ -423,10 +481,12 @@ class Cases:
         """Arrays over images (N,), for test.npz."""
         records = self.records
         return {
-            "paths": np.array([r.path for r in records]), "groups": np.array([r.group or r.id for r in records]),
-            "targets": np.array([r.target for r in records]), "enhanced": np.array(self.enhanced),
+            "paths": np.array([r.path for r in records]),
+            "groups": np.array([r.group or r.id for r in records]),
+            "targets": np.array([r.target for r in records]),
+            "enhanced": np.array(self.enhanced),
             "sizes": np.array([(r.height, r.width) for r in records]),
-        } | {name: np.array([row[name] for row in self.rows]) for name in (self.rows[0] if self.rows else {})}  # fmt: skip
+        } | {name: np.array([row[name] for row in self.rows]) for name in (self.rows[0] if self.rows else {})}
 
     def kid(self, features: Features | None, reference: list[np.ndarray]) -> dict[str, np.ndarray]:
         """`kid` and `kid_input` against the reference images; nothing where there are too few of either."""
@@ -437,9 +497,16 @@ class Cases:
 
 
 def examine(
-    model: Generator, root: Path, records: list[Record], size: int, tile: int, overlap: int, out: Path,
-    strength: float | None = None, features: Features | None = None,
-) -> Cases:  # fmt: skip
+    model: Generator,
+    root: Path,
+    records: list[Record],
+    size: int,
+    tile: int,
+    overlap: int,
+    out: Path,
+    strength: float | None = None,
+    features: Features | None = None,
+) -> Cases:
     """Enhance the images of `records` from their files, write each below out/enhanced, compare where there are targets.
 
     With a strength the files are of high quality, and their degraded versions are enhanced. `features` are taken for KID.
@@ -499,7 +566,9 @@ def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
 def verdict(result: dict[str, dict]) -> str:
     """One sentence: whether the enhanced images are nearer to their targets than the untouched ones."""
     if "ssim_gain" not in result:
-        return "No targets to compare with: whether the enhanced images are better than the untouched input is not known."
+        return (
+            "No targets to compare with: whether the enhanced images are better than the untouched input is not known."
+        )
     parts, lost = [], []
     for name, unit in (("ssim", ""), ("psnr", " dB")):
         gain = result[f"{name}_gain"]
@@ -508,7 +577,11 @@ def verdict(result: dict[str, dict]) -> str:
         parts.append(f"{name.upper()} {ours} against {untouched} untouched, {gain['mean']:+.3f}{interval}")
         if gain.get("low", gain["mean"]) <= 0:
             lost.append(name.upper())
-    said = "beats the untouched input in both" if not lost else f"does NOT beat the untouched input in {' nor in '.join(lost)}"
+    said = (
+        "beats the untouched input in both"
+        if not lost
+        else f"does NOT beat the untouched input in {' nor in '.join(lost)}"
+    )
     if "ssim_blurred" in result:
         blurred = f"{result['ssim_blurred']['mean']:.3f} and {result['psnr_blurred']['mean']:.3f} dB"
         return f"{'; '.join(parts)}: the enhancer {said}. A Gaussian blur of {BLUR:g} px reads {blurred}."
@@ -522,8 +595,16 @@ def write_cases(out: Path, outcome: protocol.Outcome) -> None:
         writer = csv.writer(stream)
         writer.writerow(["path", "group", *names, "height", "width", "target", "enhanced"])
         for i, path in enumerate(outcome["paths"]):
-            writer.writerow([path, outcome["groups"][i], *(f"{outcome[n][i]:.6f}" for n in names), *outcome["sizes"][i].tolist(),
-                             outcome["targets"][i], outcome["enhanced"][i]])  # fmt: skip
+            writer.writerow(
+                [
+                    path,
+                    outcome["groups"][i],
+                    *(f"{outcome[n][i]:.6f}" for n in names),
+                    *outcome["sizes"][i].tolist(),
+                    outcome["targets"][i],
+                    outcome["enhanced"][i],
+                ]
+            )
 
 
 def pictures(out: Path, root: Path, outcome: protocol.Outcome, strength: float | None = None) -> None:
@@ -555,13 +636,24 @@ def save_generators(path: Path, model: nn.ModuleDict, config: GenerationConfig, 
     """`module.base_encoder.*` as in every checkpoint, the rest of the enhancer as `module.head.*`, and `module.degrader.*`."""
     enhancer, inside = model["enhancer"], "branch.encoder."
     tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in enhancer.branch.encoder.published_state().items()}
-    tensors |= {f"module.head.{k}": v.detach().cpu() for k, v in enhancer.state_dict().items() if not k.startswith(inside)}
+    tensors |= {
+        f"module.head.{k}": v.detach().cpu() for k, v in enhancer.state_dict().items() if not k.startswith(inside)
+    }
     tensors |= {f"module.degrader.{k}": v.detach().cpu() for k, v in model["degrader"].state_dict().items()}
-    checkpoints.save(path, {
-        "state_dict": tensors, "encoder": enhancer.branch.encoder.spec_dict(), "task": "generation", "size": size,
-        "generator": to_dict(config.generator), "in_channels": enhancer.branch.encoder.spec.in_channels,
-        "tile": config.tile, "overlap": config.overlap, "config": to_dict(config),
-    })  # fmt: skip
+    checkpoints.save(
+        path,
+        {
+            "state_dict": tensors,
+            "encoder": enhancer.branch.encoder.spec_dict(),
+            "task": "generation",
+            "size": size,
+            "generator": to_dict(config.generator),
+            "in_channels": enhancer.branch.encoder.spec.in_channels,
+            "tile": config.tile,
+            "overlap": config.overlap,
+            "config": to_dict(config),
+        },
+    )
 
 
 @dataclass
@@ -586,9 +678,13 @@ def load_enhancer(path: str | Path) -> Enhancer:
         path = next((p for p in inside if p.is_file()), inside[0])
     state = checkpoints.read(path)
     if state.get("task") != "generation":
-        raise ValueError(f"{path} is no enhancer (Downstream/Generation/train.py writes generator.pt into its run folder)")
+        raise ValueError(
+            f"{path} is no enhancer (Downstream/Generation/train.py writes generator.pt into its run folder)"
+        )
     encoder = load_encoder(state, state["in_channels"])
     model = Generator(GeneratorConfig(**state["generator"]), encoder)
-    tensors = {k.removeprefix("module.head."): v for k, v in state["state_dict"].items() if k.startswith("module.head.")}
+    tensors = {
+        k.removeprefix("module.head."): v for k, v in state["state_dict"].items() if k.startswith("module.head.")
+    }
     model.load_state_dict(tensors | {f"branch.encoder.{k}": v for k, v in encoder.state_dict().items()})
     return Enhancer(model.eval(), state["size"], state["tile"], state["overlap"])

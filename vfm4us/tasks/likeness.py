@@ -23,9 +23,11 @@ def ssim(image: np.ndarray, target: np.ndarray) -> float:
     """Structural similarity (Wang 2004) of two uint8 images (H, W), Gaussian window of sigma 1.5; both sides at least 11 px."""
     from skimage.metrics import structural_similarity
 
-    return float(structural_similarity(
-        image, target, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
-    ))  # fmt: skip
+    return float(
+        structural_similarity(
+            image, target, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+        )
+    )
 
 
 def psnr(image: np.ndarray, target: np.ndarray) -> float:
@@ -105,10 +107,17 @@ class Features:
             encoder = load_encoder(kid_encoder)
 
             def of(images: list[np.ndarray]) -> np.ndarray:
-                return np.concatenate([encoder.embed(image_batch(images[i : i + 16], 224, frame=True)[0]).numpy()
-                                       for i in range(0, len(images), 16)])  # fmt: skip
+                return np.concatenate(
+                    [
+                        encoder.embed(image_batch(images[i : i + 16], 224, frame=True)[0]).numpy()
+                        for i in range(0, len(images), 16)
+                    ]
+                )
 
-            return cls(f"ultrasound encoder {kid_encoder} ({encoder.spec.name}), {encoder.width} features; no FID-Inception", of)
+            return cls(
+                f"ultrasound encoder {kid_encoder} ({encoder.spec.name}), {encoder.width} features; no FID-Inception",
+                of,
+            )
         return None
 
 
@@ -118,4 +127,6 @@ def kid_rule(features: Features | None, images: int, reference: int) -> str:
         return "not measured: torchvision's Inception weights are not in its cache, and no kid_encoder was given"
     if min(images, reference) < LEAST_FOR_KID:
         return f"not measured: {images} images and {reference} reference images; it takes {LEAST_FOR_KID} of each"
-    return f"unbiased, polynomial kernel; {images} images against {reference} of high quality; features: {features.name}"
+    return (
+        f"unbiased, polynomial kernel; {images} images against {reference} of high quality; features: {features.name}"
+    )

@@ -56,8 +56,11 @@ class TaskConfig:
     seed: int = option(0, "of one run; set from seeds", free=True)
     resume: bool = option(True, "false: move an earlier run of this name aside", free=True)
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>", free=True)
-    precision: str = option("auto", "of the network in training: auto is bfloat16 on a GPU, float32 on a CPU",
-                            choices=["auto", "float32", "bfloat16"])  # fmt: skip
+    precision: str = option(
+        "auto",
+        "of the network in training: auto is bfloat16 on a GPU, float32 on a CPU",
+        choices=["auto", "float32", "bfloat16"],
+    )
     pictures: bool = option(True, "false: figures alone, for tables of hundreds of runs", free=True)
     keep_model: bool = option(True, "false: without the trained model of each seed, 50 to 100 MB", free=True)
     data: DataConfig = section(DataConfig, "what is trained and tested on")
@@ -99,7 +102,9 @@ def file_name(name: str, taken: set[str]) -> str:
 def refuse_output_within(root: Path, out: Path) -> None:
     """ValueError where the folder `out` of an evaluation lies in its data, whose next reading would find what is written."""
     if root.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(f"--out {out} lies in the data {root}, where the next reading would find it: give another folder")
+        raise ValueError(
+            f"--out {out} lies in the data {root}, where the next reading would find it: give another folder"
+        )
 
 
 def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -119,7 +124,9 @@ def report_duplicates(dataset: PreparedDataset, config: DataConfig, folder: Path
     used = np.flatnonzero(dataset.splits != "exclude")
     # the perceptual clusters themselves, whatever groups the source came with
     clusters = splitting.duplicate_clusters(
-        [dataset.sha256[i] for i in used], dataset.phash[used], thumbnail_of=lambda i: dataset.thumbnail_of(int(used[i]))
+        [dataset.sha256[i] for i in used],
+        dataset.phash[used],
+        thumbnail_of=lambda i: dataset.thumbnail_of(int(used[i])),
     )
     names, counts = np.unique(clusters, return_counts=True)
     several, divided = names[counts > 1], 0
@@ -169,7 +176,9 @@ def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], Non
             say(f"{folder} is finished")
         else:
             run_seed(one, folder)
-            (folder / "checkpoints" / "last.pt").unlink(missing_ok=True)  # optimizer and all: only a stopped run needs it
+            (folder / "checkpoints" / "last.pt").unlink(
+                missing_ok=True
+            )  # optimizer and all: only a stopped run needs it
             for model in () if config.keep_model else folder.glob("*.pt"):
                 model.unlink()
         folders.append(folder)
@@ -193,7 +202,11 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def figures(
-    score: Score, outcomes: list[Outcome], unbounded: tuple[str, ...] = (), repeats: int = 2000, signed: tuple[str, ...] = ()
+    score: Score,
+    outcomes: list[Outcome],
+    unbounded: tuple[str, ...] = (),
+    repeats: int = 2000,
+    signed: tuple[str, ...] = (),
 ) -> dict[str, dict]:
     """Every score as {mean, low, high, per_seed}: 95 % intervals over seeds and over resampled test groups.
 
@@ -239,8 +252,10 @@ def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0
     """Each score of each seed {name: (seeds,)}; and in each resample its mean over them, or over `ours` minus over the rest."""
     paths, groups = outcomes[0]["paths"], outcomes[0]["groups"]
     if any(not np.array_equal(o["paths"], paths) or not np.array_equal(o["groups"], groups) for o in outcomes):
-        raise ValueError("the seeds or runs were tested on different images, so they cannot be compared: did the data change? "
-                         "resume=false repeats a run")  # fmt: skip
+        raise ValueError(
+            "the seeds or runs were tested on different images, so they cannot be compared: did the data change? "
+            "resume=false repeats a run"
+        )
     once, counts = np.ones((1, len(paths))), probing.bootstrap_counts(groups, repeats)
     single = [score(o, once) for o in outcomes]
     several = [score(o, counts) for o in outcomes]
@@ -258,15 +273,26 @@ def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
-def write_metrics(folder: Path, task: str, config: TaskConfig, dataset: PreparedDataset, result: dict, **protocol) -> None:
+def write_metrics(
+    folder: Path, task: str, config: TaskConfig, dataset: PreparedDataset, result: dict, **protocol
+) -> None:
     """metrics.json of one seed: the figures with the protocol they were measured by, to which the task adds its own lines."""
     common = {
-        "split_unit": "group (patient or near-duplicate cluster)", "input_size": dataset.size,
-        "initialisation": config.encoder.weights, "labels": config.data.labels, "interval": INTERVAL,
+        "split_unit": "group (patient or near-duplicate cluster)",
+        "input_size": dataset.size,
+        "initialisation": config.encoder.weights,
+        "labels": config.data.labels,
+        "interval": INTERVAL,
         "device": run.device_name(),
-    }  # fmt: skip
-    whole = {"task": task, "dataset": config.data.path, "split": "test", "protocol": common | protocol,
-             "seeds": [config.seed], "metrics": result}  # fmt: skip
+    }
+    whole = {
+        "task": task,
+        "dataset": config.data.path,
+        "split": "test",
+        "protocol": common | protocol,
+        "seeds": [config.seed],
+        "metrics": result,
+    }
     run.write_text(folder / "metrics.json", json.dumps(whole, indent=1))
 
 

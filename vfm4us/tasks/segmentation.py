@@ -49,7 +49,9 @@ RULES = {
 
 @dataclass
 class DataConfig(protocol.DataConfig):
-    classes: list[str] = option([], "names of the masks' classes 1, 2, ...; empty: numbered as the training masks have them")
+    classes: list[str] = option(
+        [], "names of the masks' classes 1, 2, ...; empty: numbered as the training masks have them"
+    )
     join: bool = option(False, "all classes of the masks as one")
 
 
@@ -66,9 +68,16 @@ class SegmentationConfig(TaskConfig):
     data: DataConfig = section(DataConfig, "what is segmented")
     finetune: FinetuneConfig = section(FinetuneConfig, "the training loop", learning_rate=3e-3)
     augment: ViewConfig = section(
-        ViewConfig, "of training images, and of their masks where it moves pixels",
-        scale_low=0.5, scale_high=1.0, ratio=1.2, jitter=0.5, blur=0.1, speckle=0.0, depth_gain=0.1,
-    )  # fmt: skip
+        ViewConfig,
+        "of training images, and of their masks where it moves pixels",
+        scale_low=0.5,
+        scale_high=1.0,
+        ratio=1.2,
+        jitter=0.5,
+        blur=0.1,
+        speckle=0.0,
+        depth_gain=0.1,
+    )
 
 
 # ---- model ----------------------------------------------------------------------------------------------------------
@@ -123,7 +132,9 @@ class Decoder(nn.Module):
             self.decoder = UnetDecoder(channels, widths, n_blocks=depth)
             self.segmentation_head = SegmentationHead(widths[-1], outputs)
         else:
-            self.decoder = DeepLabV3PlusDecoder(channels, depth, width, rates, 16, aspp_separable=True, aspp_dropout=0.5)
+            self.decoder = DeepLabV3PlusDecoder(
+                channels, depth, width, rates, 16, aspp_separable=True, aspp_dropout=0.5
+            )
             self.segmentation_head = SegmentationHead(width, outputs, kernel_size=1, upsampling=4)
         initialization.initialize_decoder(self.decoder)
         initialization.initialize_head(self.segmentation_head)
@@ -193,18 +204,25 @@ class MaskedData:
 
     def __init__(self, config: DataConfig, seed: int):
         self.dataset = protocol.open_dataset(
-            config, "a folder with images/ and masks/, a CSV manifest with a mask column, a published or a prepared dataset"
+            config,
+            "a folder with images/ and masks/, a CSV manifest with a mask column, a published or a prepared dataset",
         )
         d, self.join = self.dataset, config.join
         if d.masks is None:
-            raise ValueError(f"{config.path} has no masks: give images/ with masks/ of the same names, or a CSV manifest with "
-                             "the columns path and mask")  # fmt: skip
+            raise ValueError(
+                f"{config.path} has no masks: give images/ with masks/ of the same names, or a CSV manifest with "
+                "the columns path and mask"
+            )
         masked = np.array([bool(record.mask) for record in d.records])
-        self.without = [record.path for record, m in zip(d.records, masked, strict=True) if not m and record.split != "exclude"]
+        self.without = [
+            record.path for record, m in zip(d.records, masked, strict=True) if not m and record.split != "exclude"
+        ]
         used = {split: d.indices(split)[masked[d.indices(split)]] for split in ("train", "val", "test")}
         for split, rows in used.items():
             if not len(rows):
-                raise ValueError(f"{config.path} has no {split} images with masks: give it more groups, or a split column")
+                raise ValueError(
+                    f"{config.path} has no {split} images with masks: give it more groups, or a split column"
+                )
         present = self._presence(np.concatenate(list(used.values())))
         self.classes = self._names(config, present[used["train"]].any(0), present.any(0))
         self.present = present[:, 1 : 1 + len(self.classes)]  # (N, K), in the packed masks
@@ -239,8 +257,12 @@ class MaskedData:
                 "fewer classes in data.classes, renumber the masks, or data.join=true"
             )
         if (most := int(np.flatnonzero(found).max())) > count:
-            raise ValueError(f"{config.path}: masks hold class {most}, but data.classes names {count}: name it, or data.join=true")
-        return list(config.classes) or (["foreground"] if count == 1 else [f"class {number}" for number in range(1, count + 1)])
+            raise ValueError(
+                f"{config.path}: masks hold class {most}, but data.classes names {count}: name it, or data.join=true"
+            )
+        return list(config.classes) or (
+            ["foreground"] if count == 1 else [f"class {number}" for number in range(1, count + 1)]
+        )
 
     def images(self, rows: np.ndarray) -> Tensor:
         """(N, S, S) uint8."""
@@ -273,7 +295,9 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
     encoder, report = make_encoder(config.encoder, config.seed)
     folder = run.RunFolder(where, config, config.resume)
     try:
-        counts = ", ".join(f"{len(rows)} {name}" for name, rows in (("train", data.train), ("val", data.val), ("test", data.test)))
+        counts = ", ".join(
+            f"{len(rows)} {name}" for name, rows in (("train", data.train), ("val", data.val), ("test", data.test))
+        )
         without = f", {len(data.without)} without a mask left out (e.g. {data.without[0]})" if data.without else ""
         say(f"{where}: {', '.join(data.classes)}; {counts}{without}")
         say(f"encoder: {report or 'random ' + config.encoder.name}")
@@ -296,15 +320,27 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
         if config.pictures:
             pictures(where, data.root, outcome, data.dataset.size, model.join)
         protocol.write_metrics(
-            where, "segmentation", config, data.dataset, evaluate([outcome]), **RULES, decoder=config.decoder,
-            classes=data.classes, flips=config.flips, duplicates=duplicates, training_images=len(data.train),
-            test_images=len(data.test), selection=f"validation Dice where a class is there, at {data.dataset.size} px",
-        )  # fmt: skip
+            where,
+            "segmentation",
+            config,
+            data.dataset,
+            evaluate([outcome]),
+            **RULES,
+            decoder=config.decoder,
+            classes=data.classes,
+            flips=config.flips,
+            duplicates=duplicates,
+            training_images=len(data.train),
+            test_images=len(data.test),
+            selection=f"validation Dice where a class is there, at {data.dataset.size} px",
+        )
     finally:
         folder.close()
 
 
-def _train(config: SegmentationConfig, data: MaskedData, model: Segmenter, folder: run.RunFolder, device) -> tuple[Segmenter, dict]:
+def _train(
+    config: SegmentationConfig, data: MaskedData, model: Segmenter, folder: run.RunFolder, device
+) -> tuple[Segmenter, dict]:
     """The model of the epoch that did best in validation, and what it did there."""
     size = data.dataset.size
     sampler = PatchSampler(PatchConfig(count=1, size=size, **to_dict(config.augment)))
@@ -323,12 +359,16 @@ def _train(config: SegmentationConfig, data: MaskedData, model: Segmenter, folde
                 logits = predict(network, data.images(part).to(device), config.flips)
             overlap.append(packed_dice(logits.argmax(1), target, len(data.classes)).cpu())
             losses.append(float(overlap_loss(logits, target, config.dice_weight)) * len(part))
-        return validation_score(torch.cat(overlap), torch.from_numpy(data.present[data.val]), sum(losses) / len(data.val))
+        return validation_score(
+            torch.cat(overlap), torch.from_numpy(data.present[data.val]), sum(losses) / len(data.val)
+        )
 
     tuner = Finetuner(
         model, config.finetune, folder, device, config.seed, config.encoder.freeze_epochs, config.precision
     )
-    model = tuner.fit(lambda epoch: batches_of([data.train], [1.0], config.finetune, config.seed, epoch), loss, validate)
+    model = tuner.fit(
+        lambda epoch: batches_of([data.train], [1.0], config.finetune, config.seed, epoch), loss, validate
+    )
     lines = folder.metrics()
     best = max((line for line in lines if line["kind"] == "monitor"), key=lambda line: line["score"])
     plots.finetuning_curve(folder.folder / "curve.png", lines, "val_dice_present", best["step"])
@@ -343,7 +383,12 @@ def validation_score(dice: Tensor, present: Tensor, loss: float) -> dict[str, fl
     everywhere = float(dice.mean())
     each = (dice * present).sum(0) / present.sum(0).clamp(min=1)
     where = float(each[present.any(0)].mean()) if present.any() else everywhere
-    return {"score": where - 1e-3 * min(loss, 10.0), "val_dice_present": where, "val_dice": everywhere, "val_loss": loss}
+    return {
+        "score": where - 1e-3 * min(loss, 10.0),
+        "val_dice_present": where,
+        "val_dice": everywhere,
+        "val_loss": loss,
+    }
 
 
 @torch.no_grad()
@@ -433,10 +478,13 @@ class Cases:
         """Arrays over images (N,) and classes (N, K), for test.npz."""
         records = self.records
         return {
-            "paths": np.array([r.path for r in records]), "groups": np.array([r.group or r.id for r in records]),
-            "truth": np.array([r.mask for r in records]), "predicted": np.array(self.predicted), "classes": np.array(classes),
+            "paths": np.array([r.path for r in records]),
+            "groups": np.array([r.group or r.id for r in records]),
+            "truth": np.array([r.mask for r in records]),
+            "predicted": np.array(self.predicted),
+            "classes": np.array(classes),
             "sizes": np.array([(r.height, r.width) for r in records]),
-        } | {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]}  # fmt: skip
+        } | {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]}
 
 
 def examine(
@@ -462,8 +510,10 @@ def examine(
                 continue
             truth = (truth > 0).astype(np.uint8) if model.join else truth
             if truth.max() > classes:
-                raise ValueError(f"{root / record.mask_paths[0]} holds class {truth.max()}; the model knows {classes} "
-                                 f"({', '.join(model.classes)}): name it in data.classes, or join all classes")  # fmt: skip
+                raise ValueError(
+                    f"{root / record.mask_paths[0]} holds class {truth.max()}; the model knows {classes} "
+                    f"({', '.join(model.classes)}): name it in data.classes, or join all classes"
+                )
             cases.records.append(record)
             cases.rows.append(compare(predicted, truth, classes))
             cases.predicted.append(name)
@@ -534,14 +584,37 @@ def write_cases(out: Path, outcome: protocol.Outcome) -> None:
     names = outcome["classes"].tolist()
     with open(out / "per_image.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["path", "group", "class", *MEASURES, "height", "width", "truth_pixels", "predicted_pixels",
-                         "truth_empty", "prediction_empty", "predicted"])  # fmt: skip
+        writer.writerow(
+            [
+                "path",
+                "group",
+                "class",
+                *MEASURES,
+                "height",
+                "width",
+                "truth_pixels",
+                "predicted_pixels",
+                "truth_empty",
+                "prediction_empty",
+                "predicted",
+            ]
+        )
         for i, path in enumerate(outcome["paths"]):
             for k, name in enumerate(names):
                 pixels = [int(outcome[side][i, k]) for side in ("truth_pixels", "predicted_pixels")]
                 measured = [f"{outcome[measure][i, k]:.6f}" for measure in MEASURES]
-                writer.writerow([path, outcome["groups"][i], name, *measured, *outcome["sizes"][i].tolist(), *pixels,
-                                 *(int(count == 0) for count in pixels), outcome["predicted"][i]])  # fmt: skip
+                writer.writerow(
+                    [
+                        path,
+                        outcome["groups"][i],
+                        name,
+                        *measured,
+                        *outcome["sizes"][i].tolist(),
+                        *pixels,
+                        *(int(count == 0) for count in pixels),
+                        outcome["predicted"][i],
+                    ]
+                )
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -550,9 +623,13 @@ def write_cases(out: Path, outcome: protocol.Outcome) -> None:
 def pictures(out: Path, root: Path, outcome: protocol.Outcome, size: int, join: bool = False) -> None:
     """overlays.png: the best, middle and worst three; dice.png: Dice as a histogram and against the structure's size."""
     there, names, area = outcome["truth_pixels"] > 0, outcome["classes"].tolist(), outcome["sizes"].prod(1)
-    plots.dice_by_size(out / "dice.png", {
-        name: (outcome["dice"][there[:, k], k], (outcome["truth_pixels"][:, k] / area)[there[:, k]]) for k, name in enumerate(names)
-    })  # fmt: skip
+    plots.dice_by_size(
+        out / "dice.png",
+        {
+            name: (outcome["dice"][there[:, k], k], (outcome["truth_pixels"][:, k] / area)[there[:, k]])
+            for k, name in enumerate(names)
+        },
+    )
     overlap = np.where(there, outcome["dice"], 0).sum(1) / there.sum(1).clip(1)  # of an image's own classes
     order = sorted(np.flatnonzero(there.any(1)).tolist(), key=lambda i: -overlap[i])
     middle = len(order) // 2 - 1
@@ -579,11 +656,20 @@ def save_segmenter(path: Path, model: Segmenter, config: SegmentationConfig, siz
     """`module.base_encoder.*` as in every checkpoint, beside it the decoder, the classes and the `size` of training images, px."""
     tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in model.encoder.published_state().items()}
     tensors |= {f"module.head.{k}": v.detach().cpu().contiguous() for k, v in model.head.state_dict().items()}
-    checkpoints.save(path, {
-        "state_dict": tensors, "encoder": model.encoder.spec_dict(), "task": "segmentation", "classes": model.classes,
-        "decoder": {"kind": config.decoder, "width": config.decoder_width, "rates": config.atrous_rates}, "size": size,
-        "in_channels": model.encoder.spec.in_channels, "join": config.data.join, "config": to_dict(config),
-    })  # fmt: skip
+    checkpoints.save(
+        path,
+        {
+            "state_dict": tensors,
+            "encoder": model.encoder.spec_dict(),
+            "task": "segmentation",
+            "classes": model.classes,
+            "decoder": {"kind": config.decoder, "width": config.decoder_width, "rates": config.atrous_rates},
+            "size": size,
+            "in_channels": model.encoder.spec.in_channels,
+            "join": config.data.join,
+            "config": to_dict(config),
+        },
+    )
 
 
 def load_segmenter(path: str | Path) -> tuple[Segmenter, int]:
@@ -594,10 +680,14 @@ def load_segmenter(path: str | Path) -> tuple[Segmenter, int]:
         path = next((p for p in inside if p.is_file()), inside[0])
     state = checkpoints.read(path)
     if state.get("task") != "segmentation":
-        raise ValueError(f"{path} is no segmenter (Downstream/Segmentation/train.py writes segmenter.pt into its run folder)")
+        raise ValueError(
+            f"{path} is no segmenter (Downstream/Segmentation/train.py writes segmenter.pt into its run folder)"
+        )
     decoder = state["decoder"]
     encoder = load_encoder(state, state["in_channels"])
     model = Segmenter(encoder, state["classes"], decoder["kind"], decoder["width"], decoder["rates"], state["join"])
-    tensors = {k.removeprefix("module.head."): v for k, v in state["state_dict"].items() if k.startswith("module.head.")}
+    tensors = {
+        k.removeprefix("module.head."): v for k, v in state["state_dict"].items() if k.startswith("module.head.")
+    }
     model.head.load_state_dict(tensors)
     return model.eval(), state["size"]
