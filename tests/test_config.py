@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -25,6 +26,12 @@ class Outer:
     on: bool = option(False, "a switch")
     inner: Inner = section(Inner, "nested")
     items: list[Inner] = field(default_factory=list)
+
+
+@dataclass
+class Part:
+    MOVED: ClassVar = {"length": "size"}
+    size: int = option(1, "a size")
 
 
 def test_the_file_then_the_command_line(tmp_path):
@@ -157,3 +164,60 @@ def test_help_lists_every_key_with_its_meaning():
         "[none | random | adversarial]",
     ):
         assert key in text
+
+
+@dataclass
+class Moved:
+    MOVED: ClassVar = {"rates": "inner", "many": "count"}
+    count: int = option(3, "a count", low=1)
+    inner: Inner = section(Inner, "nested")
+    parts: list[Part] = option([], "a list of sections with moved keys")
+
+
+def test_a_file_builds_on_another(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "under.yaml").write_text("count: 5\ninner: {rate: 2, kind: bee}\nitems: [{rate: 1}, {rate: 2}]\n")
+    (tmp_path / "middle.yaml").write_text("base: under.yaml\ncount: 6\ninner: {rate: 3}\n")
+    (tmp_path / "sub/top.yaml").write_text("base: ../middle.yaml\n'on': true\nitems: {1: {kind: bee}}\n")
+    read = config.load(Outer, tmp_path / "sub/top.yaml", ["items.0.rate=4"])
+    assert read == Outer(6, True, Inner(3.0, "bee"), [Inner(4.0, "a"), Inner(2.0, "bee")])
+    (tmp_path / "list.yaml").write_text("base: under.yaml\nitems: [{rate: 9}]\ninner: null\n")
+    read = config.load(Outer, tmp_path / "list.yaml")
+    assert read == Outer(5, False, Inner(), [Inner(9.0)]), "a list is replaced, null is the default"
+    (tmp_path / "from_configs.yaml").write_text("base: pretraining/us510k.yaml\nname: other\n")
+    assert config.load(PretrainingConfig, tmp_path / "from_configs.yaml").stages[0].data[0].path == "US-510K/coarse"
+
+
+def test_a_base_that_is_missing_or_leads_back_names_both_files(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"a\.yaml: its base b\.yaml does not exist"):
+        config.load(Outer, tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match=r"b\.yaml: its base a\.yaml leads back to itself .*a\.yaml -> .*b\.yaml -> "):
+        config.load(Outer, tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("items: [{}]\n")
+    (tmp_path / "a.yaml").write_text("base: b.yaml\nitems: {2: {rate: 1}}\n")
+    with pytest.raises(ValueError, match="item 2 of a list is changed, and the base's list has 1"):
+        config.load(Outer, tmp_path / "a.yaml")
+    table = config.load(TableConfig, overrides=["base={a: 1}"])
+    assert table.base == {"a": 1}, "keys, where base is a mapping"
+
+
+def test_moved_keys_work_by_their_old_names(tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text("many: 7\nrates: {rate: 2}\nparts: [{length: 4}]\n")
+    expected = Moved(7, Inner(2.0, "bee"), [Part(5)])
+    assert config.load(Moved, tmp_path / "old.yaml", ["rates.kind=bee", "parts.0.length=5"]) == expected
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/old.yaml: rates is now inner, many is now count: the old name still works" in said
+    assert "parts.0.length is now parts.0.size" in said
+    (tmp_path / "new.yaml").write_text("base: old.yaml\ncount: 8\n")
+    assert config.load(Moved, tmp_path / "new.yaml").count == 8
+    old = {"many": 7, "rates": {"rate": 2.0, "kind": "bee"}, "parts": [{"length": 5}]}
+    assert config.renamed(Moved, old) == config.to_dict(expected)
+    assert config.changed_keys(old, expected) == []
+    assert config.changed_keys(old | {"many": 6}, expected) == ["count: 6 -> 7"]
+    with pytest.raises(ValueError, match="many is now count, and both are given, as 7 and 8: leave the old one out"):
+        config.from_dict(Moved, {"many": 7, "count": 8})
+    capsys.readouterr()
+    config.load(Moved, tmp_path / "old.yaml")
+    assert capsys.readouterr().out == "", "said once"

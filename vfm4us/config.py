@@ -2,6 +2,13 @@
 
 The dataclass is the documentation: `option(default, "meaning, unit")` declares a key, its type, its default and its range.
 An unknown key, a wrong type or a value out of range is a ValueError that names the key and the remedy.
+
+A YAML file may build on another: `base: FILE` at its top, named from its own folder, else from configs/, else from the
+repository. Sections are joined key by key, and the file goes before its base. A list replaces the list of the base;
+`stages: {0: {epochs: 3}}` changes single items of it instead. `key: null` takes a key of the base back to its default.
+
+A config class may say which of its keys have moved: `MOVED: ClassVar = {"old.key": "new.key"}`, keys or whole sections, as seen
+from that class. The old name still works in files, on the command line and in run folders; one line says what it is now.
 """
 
 import argparse
@@ -59,15 +66,62 @@ def from_command_line(cls, doc: str | None, built_in: Path, said: str, unless: s
 
 def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = ()):
     """Build `cls` from its defaults, `file` (YAML, see `find`) and `overrides` such as `stages.0.epochs=3`."""
-    values = {} if file is None else read(file)
+    values = {} if file is None else read(file, cls)
     for item in overrides:
-        _override(values, item)
+        key, sign, text = item.partition("=")
+        _override(values, _renamed_key(cls, key) + sign + text)
     return from_dict(cls, values)
 
 
-def read(file: str | Path) -> dict:
-    """The keys and values of a YAML file (see `find`), not yet checked."""
-    file = find(file)
+def read(file: str | Path, cls=None) -> dict:
+    """The keys and values of a YAML file (see `find`) laid over those of its base, not yet checked.
+
+    With `cls`, each file's moved keys are renamed first, so that a file may use the new name of what its base calls by the old.
+    """
+    chain, values = [find(file)], []
+    while True:
+        values.append(_read_one(chain[-1]))
+        base = values[-1].get("base")
+        if not isinstance(base, str):  # a mapping is a key of that name
+            break
+        del values[-1]["base"]
+        chain.append(_find_base(base, chain))
+    result: dict = {}
+    for name, keys in zip(reversed(chain), reversed(values), strict=True):
+        result = _laid_over(result, keys if cls is None else _renamed(cls, keys, f"{name}: "))
+    return result
+
+
+def _find_base(base: str, chain: list[Path]) -> Path:
+    """The file that the last of `chain` calls its base. Raises where there is none, or where it is in `chain` already."""
+    places = [chain[-1].parent / base, REPOSITORY / "configs" / base, REPOSITORY / base]
+    file = next((p for p in places if p.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"config file {chain[-1]}: its base {base} does not exist; looked for {', '.join(map(str, places))}"
+        )
+    if file.resolve() in [f.resolve() for f in chain]:
+        raise ValueError(
+            f"config file {chain[-1]}: its base {base} leads back to itself ({' -> '.join(map(str, [*chain, file]))})"
+        )
+    return file
+
+
+def _laid_over(under, over):
+    """`over`, completed by what `under` says: mappings key by key, items of a list by their number, all else replaced."""
+    if isinstance(under, dict) and isinstance(over, dict):
+        return under | {k: _laid_over(under[k], v) if k in under else v for k, v in over.items()}
+    if isinstance(under, list) and isinstance(over, dict) and over and all(str(k).isdigit() for k in over):
+        result = list(under)
+        for place, value in over.items():
+            if int(place) >= len(under):
+                raise ValueError(f"item {place} of a list is changed, and the base's list has {len(under)}: {over!r}")
+            result[int(place)] = _laid_over(under[int(place)], value)
+        return result
+    return over
+
+
+def _read_one(file: Path) -> dict:
     if not file.is_file():
         known = [p.relative_to(REPOSITORY).as_posix() for p in sorted(REPOSITORY.glob("configs/**/*.yaml"))]
         near = difflib.get_close_matches(file.as_posix(), known, n=1) or known
@@ -89,10 +143,14 @@ def find(file: str | Path) -> Path:
 
 
 def from_dict(cls, values: dict, where: str = "", defaults=None):
-    """Build dataclass `cls` from nested plain `values`, checking every key, type and range.
+    """Build dataclass `cls` from nested plain `values`, checking every key, type and range; moved keys by their old names too.
 
     What `values` leave out is taken from `defaults`, an instance, where there is one.
     """
+    return _built(cls, _renamed(cls, values, f"{where}: " if where else ""), where, defaults)
+
+
+def _built(cls, values: dict, where: str = "", defaults=None):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
@@ -121,8 +179,10 @@ def to_dict(config) -> dict:
 def changed_keys(old: dict, new, prefix: str = "", defaults=None) -> list[str]:
     """`key: old -> new` for each key of dataclass `new` that differs from plain `old`, leaving out the free ones.
 
-    A key that `old` does not have, because its run is older than the key, had the default.
+    A key that `old` does not have, because its run is older than the key, had the default; a moved one is known by its old name.
     """
+    if not prefix:
+        old = _renamed(type(new), old, "the earlier run: ")
     rows, defaults = [], defaults or type(new)()
     for field in dataclasses.fields(new):
         name, value, free = prefix + field.name, getattr(new, field.name), field.metadata.get("free", False)
@@ -157,6 +217,94 @@ def describe(cls, prefix: str = "", defaults=None) -> str:
             doc += f" [{' | '.join(map(str, choices))}]" if choices else ""
             lines.append(f"    {prefix + field.name + ' = ' + default:<44} {doc}")
     return "\n".join(lines)
+
+
+def renamed(cls, values: dict) -> dict:
+    """`values` with every moved key of `cls` and of its sections under its new name; says which, once per program."""
+    return _renamed(cls, values)
+
+
+def _renamed(cls, values, where: str = "", prefix: str = ""):
+    if not isinstance(values, dict):
+        return values
+    values, said = dict(values), []
+    for old, new in getattr(cls, "MOVED", {}).items():
+        if (value := _taken(values, old.split("."))) is not _ABSENT:
+            _put(values, new.split("."), value, f"{where}{prefix}{old} is now {prefix}{new}")
+            said.append(f"{prefix}{old} is now {prefix}{new}")
+    if said and (line := f"{where}{', '.join(said)}: the old name still works") not in _said:
+        _said.add(line)
+        print(line, flush=True)
+    for key, inner in _sections(cls).items():
+        if isinstance(values.get(key), dict):
+            values[key] = _renamed(inner, values[key], where, f"{prefix}{key}.")
+        elif isinstance(values.get(key), list):
+            values[key] = [_renamed(inner, v, where, f"{prefix}{key}.{i}.") for i, v in enumerate(values[key])]
+    return values
+
+
+_ABSENT, _said = object(), set()
+
+
+def _sections(cls) -> dict[str, type]:
+    """The keys of a config class that hold a config class, or a list of one."""
+    result = {}
+    for key, hint in typing.get_type_hints(cls).items():
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
+        if dataclasses.is_dataclass(inner):
+            result[key] = inner
+    return result
+
+
+def _renamed_key(cls, key: str) -> str:
+    """`key` of the command line, or what it is called now."""
+    for old, new in getattr(cls, "MOVED", {}).items():
+        if key == old or key.startswith(f"{old}."):
+            if (line := f"{old} is now {new}: the old name still works") not in _said:
+                _said.add(line)
+                print(line, flush=True)
+            return _renamed_key(cls, new + key[len(old) :])
+    first, dot, rest = key.partition(".")
+    number, second, after = rest.partition(".")
+    inner = _sections(cls).get(first)
+    if inner is None or not rest:
+        return key
+    if number.isdigit():
+        return f"{first}.{number}{second}{_renamed_key(inner, after)}" if after else key
+    return f"{first}.{_renamed_key(inner, rest)}"
+
+
+def _taken(values: dict, parts: list[str]):
+    """What `values` hold under `parts`, taken out of them, or _ABSENT; a section that is left empty goes too."""
+    first, *rest = parts
+    if first not in values:
+        return _ABSENT
+    if not rest:
+        return values.pop(first)
+    if not isinstance(values[first], dict):
+        return _ABSENT
+    values[first] = dict(values[first])
+    found = _taken(values[first], rest)
+    if found is not _ABSENT and not values[first]:
+        del values[first]
+    return found
+
+
+def _put(values: dict, parts: list[str], value, moved: str) -> None:
+    """Write `value` under `parts`; sections are joined. ValueError, beginning with `moved`, where another value is there."""
+    first, *rest = parts
+    there = values.get(first, _ABSENT)
+    if rest:
+        values[first] = dict(there) if isinstance(there, dict) else {}
+        _put(values[first], rest, value, moved)
+    elif isinstance(there, dict) and isinstance(value, dict):
+        values[first] = dict(there)
+        for key, inner in value.items():
+            _put(values[first], [key], inner, moved)
+    elif there is _ABSENT or there == value:
+        values[first] = value
+    else:
+        raise ValueError(f"{moved}, and both are given, as {value!r} and {there!r}: leave the old one out")
 
 
 def _override(values: dict, item: str) -> None:
@@ -199,7 +347,7 @@ def _index(part: str, items: list, item: str) -> int:
 def _convert(value, hint, name: str, defaults=None):
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, {} if value is None else value, name, defaults)
+        return _built(hint, {} if value is None else value, name, defaults)
     if origin is list:
         if not isinstance(value, list):
             raise ValueError(f"{name}: expected a list, got {value!r}")

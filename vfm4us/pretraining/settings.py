@@ -165,7 +165,7 @@ class DataConfig:
         [0.95, 0.05, 0.0], "shares of train, val, test where a source has no splits of its own"
     )
     protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
-    hint: str = option("", "what to tell a user whose data are missing: where to get them")
+    hint: str = option("", "what to tell a user whose data are missing: where to get them", free=True)
 
     def locations(self) -> Locations:
         """Where the sources of the stages lie."""
