@@ -28,9 +28,11 @@ import numpy as np
 import torch
 
 import vfm4us
-from vfm4us import config, plots, probing, run
+from vfm4us import config, plots, run
 from vfm4us.data.store import PreparedDataset, open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.evaluation import representation, statistics
+from vfm4us.evaluation.classification import weighted_balanced_accuracy
 from vfm4us.pretraining.settings import PretrainingConfig, check_comparable, single_stage
 from vfm4us.pretraining.stages import pretrain
 
@@ -69,14 +71,14 @@ def probe_arm(encoder: Encoder, tasks: dict[str, PreparedDataset], precision: st
     """`<task>/rows` -> places of the held-out images (M,); `<task>/<embedding>/<probe>` -> whether each is right (M,)."""
     result, encoder = {}, encoder.to(run.choose_device("auto"))
     for task, dataset in tasks.items():
-        squares = probing.CentralSquares(dataset)
+        squares = representation.CentralSquares(dataset)
         shapeless = all(height == width for _, _, height, width in dataset.valid)
         for embedding, patches in EMBEDDINGS.items():
             if embedding == "square" and shapeless:  # the same pixels once more
-                result |= {f"{task}/square/{m}": result[f"{task}/whole/{m}"] for m in probing.METHODS}
+                result |= {f"{task}/square/{m}": result[f"{task}/whole/{m}"] for m in representation.METHODS}
                 continue
             seen = squares if embedding == "square" else dataset
-            found = probing.probe(encoder, seen, ("val", "test"), patches, precision=precision)
+            found = representation.probe(encoder, seen, ("val", "test"), patches, precision=precision)
             result[f"{task}/rows"] = found.rows
             result |= {f"{task}/{embedding}/{m}": p == found.labels for m, p in found.predicted.items()}
     return result
@@ -162,14 +164,14 @@ def report(
 ) -> None:
     """results.csv, metrics.json, table.md and comparison.png of all arms and seeds."""
     out, arms = arguments.out, arguments.arms
-    kinds = [f"{e}/{m}" for e in EMBEDDINGS for m in probing.METHODS]
+    kinds = [f"{e}/{m}" for e in EMBEDDINGS for m in representation.METHODS]
     scopes = {"test": ("test",)} | ({"cross-fitted": ("train", "val", "test")} if arguments.folds else {})
-    metrics, sizes, score = {}, {}, probing.weighted_balanced_accuracy
+    metrics, sizes, score = {}, {}, weighted_balanced_accuracy
     for scope, splits in scopes.items():
         per_seed, resamples = {}, {}
         for task, dataset in tasks.items():
-            rows = probing.rows_of(dataset, splits)
-            labels, counts = np.asarray(dataset.labels)[rows], probing.bootstrap_counts(dataset.groups[rows])
+            rows = representation.rows_of(dataset, splits)
+            labels, counts = np.asarray(dataset.labels)[rows], statistics.bootstrap_counts(dataset.groups[rows])
             sizes[scope, task] = len(rows)
             for arm in arms:
                 place = [np.flatnonzero(np.isin(a[f"{task}/rows"], rows)) for a in answers[arm]]
@@ -182,7 +184,7 @@ def report(
                         [score(labels[s], r[s], np.ones((1, s.sum())))[0] for r, s in zip(right, seen, strict=True)]
                     )
                     resamples[task, kind, arm] = score(labels, np.nanmean(right, axis=0), counts)
-                    limits = probing.interval(per_seed[task, kind, arm], resamples[task, kind, arm])
+                    limits = statistics.interval(per_seed[task, kind, arm], resamples[task, kind, arm])
                     name = f"{scope}/{task}/{kind}/{arm}"
                     metrics[name] = dict(zip(NAMES, limits, strict=True)) | {
                         "per_seed": per_seed[task, kind, arm].tolist()
@@ -194,11 +196,11 @@ def report(
                         np.mean([of[t, kind, a] - of[t, kind, b] for t in chosen], axis=0)
                         for of in (per_seed, resamples)
                     )
-                    limits = probing.interval(apart, moved)
+                    limits = statistics.interval(apart, moved)
                     metrics[f"{scope}/{group}/{kind}/{a} - {b}"] = dict(zip(NAMES, limits, strict=True)) | {
                         "per_seed": apart.tolist()
                     }
-    shape = {t: probing.shape_baseline(d) for t, d in tasks.items()}
+    shape = {t: representation.shape_baseline(d) for t, d in tasks.items()}
     metrics |= {f"test/{t}/size and shape alone": {"mean": v} for t, v in shape.items()}
     text = "\n\n".join(markdown(metrics, scope, kinds, arms, {t: sizes[scope, t] for t in tasks}) for scope in scopes)
     text += (

@@ -20,7 +20,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from vfm4us import config, run
 from vfm4us.config import option
-from vfm4us.tasks import classification, protocol
+from vfm4us.evaluation import statistics
+from vfm4us.tasks import base, classification
 from vfm4us.tasks.finetune import make_encoder
 
 
@@ -51,11 +52,11 @@ def main() -> None:
         np.savez(Path(settings.logs) / settings.name / "cross_validation.npz", **outcomes[0])
     if arguments.against:
         with np.load(arguments.against) as theirs:
-            apart = protocol.differences(classification.outcome_scores, [(outcomes, [dict(theirs)])])
-        print("difference: " + ", ".join(f"{k} {protocol.cell(v, '+')}" for k, v in apart.items()))
+            apart = statistics.differences(classification.outcome_scores, [(outcomes, [dict(theirs)])])
+        print("difference: " + ", ".join(f"{k} {base.cell(v, '+')}" for k, v in apart.items()))
 
 
-def cross_validate(settings: CrossValidationConfig) -> list[protocol.Outcome]:
+def cross_validate(settings: CrossValidationConfig) -> list[statistics.Outcome]:
     """What was said of the held-out images: all folds in one outcome, or with `few` one for each of three."""
     data = classification.LabelledData(settings.data, 0)
     rows = np.sort(np.concatenate([data.train, data.val]))
@@ -86,7 +87,7 @@ def cross_validate(settings: CrossValidationConfig) -> list[protocol.Outcome]:
     return outcomes or [outcome_of(data, rows, groups, logits)]
 
 
-def outcome_of(data: classification.LabelledData, rows: np.ndarray, groups: np.ndarray, logits) -> protocol.Outcome:
+def outcome_of(data: classification.LabelledData, rows: np.ndarray, groups: np.ndarray, logits) -> statistics.Outcome:
     paths = np.array([data.dataset.records[i].path for i in rows])
     return {"paths": paths, "groups": groups, "labels": data.codes[rows], "probabilities": logits.softmax(1).numpy()}
 

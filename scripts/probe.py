@@ -20,9 +20,11 @@ import numpy as np
 import torch
 
 import vfm4us
-from vfm4us import config, probing, run
+from vfm4us import config, run
 from vfm4us.data.store import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.evaluation import representation, statistics
+from vfm4us.evaluation.classification import balanced_accuracy, weighted_balanced_accuracy
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.stages import build_method
 
@@ -42,14 +44,16 @@ def load(name: str) -> Encoder:
 def cross_validated(arguments, tasks: dict) -> None:
     """One row per encoder and number of patches."""
     wide = max(30, *map(len, arguments.encoders)) + 2
-    columns = [f"{t} {m}" for t in tasks for m in probing.METHODS] + ["mean " + m for m in probing.METHODS]
+    columns = [f"{t} {m}" for t in tasks for m in representation.METHODS] + [
+        "mean " + m for m in representation.METHODS
+    ]
     print(f"{'encoder':<{wide}}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
     for name in arguments.encoders:
         for patches in arguments.patches:
             how = {"limit": arguments.limit, "repeats": arguments.repeats, "precision": arguments.precision}
-            found = [probing.cross_validate(load(name), d, patches, **how) for d in tasks.values()]
-            values = [f[m] for f in found for m in probing.METHODS]
-            values += [np.mean([f[m] for f in found]) for m in probing.METHODS]
+            found = [representation.cross_validate(load(name), d, patches, **how) for d in tasks.values()]
+            values = [f[m] for f in found for m in representation.METHODS]
+            values += [np.mean([f[m] for f in found]) for m in representation.METHODS]
             print(f"{name:<{wide}}{patches:>8}" + "".join(f"{v:>20.3f}" for v in values), flush=True)
 
 
@@ -64,16 +68,18 @@ def held_out(arguments, tasks: dict) -> None:
         encoder = load(name)
         for patches in arguments.patches:
             for task, dataset in tasks.items():
-                found = probing.probe(encoder, dataset, arguments.held_out, patches, precision=arguments.precision)
-                counts = probing.bootstrap_counts(dataset.groups[found.rows])
+                found = representation.probe(
+                    encoder, dataset, arguments.held_out, patches, precision=arguments.precision
+                )
+                counts = statistics.bootstrap_counts(dataset.groups[found.rows])
                 for method, predicted in found.predicted.items():
                     right = predicted == found.labels
-                    value = np.array([probing.balanced_accuracy(found.labels, predicted)])
-                    moved = probing.weighted_balanced_accuracy(found.labels, right, counts)
+                    value = np.array([balanced_accuracy(found.labels, predicted)])
+                    moved = weighted_balanced_accuracy(found.labels, right, counts)
                     base, base_moved = first.setdefault((patches, task, method), (value, moved))
-                    said = "{:.3f} ({:.2f} to {:.2f})".format(*probing.interval(value, moved))
+                    said = "{:.3f} ({:.2f} to {:.2f})".format(*statistics.interval(value, moved))
                     if number:
-                        apart = probing.interval(value - base, moved - base_moved)
+                        apart = statistics.interval(value - base, moved - base_moved)
                         said = f"{said:<24}" + "{:+.3f} ({:+.2f} to {:+.2f})".format(*apart)
                     print(f"{name:<{wide}}{patches:>8}  {task:<14}{method:<8}{said}", flush=True)
 
@@ -103,7 +109,7 @@ def main() -> None:
         )
     tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
     if arguments.square:
-        tasks = {t: probing.CentralSquares(d) for t, d in tasks.items()}
+        tasks = {t: representation.CentralSquares(d) for t, d in tasks.items()}
     (held_out if arguments.held_out else cross_validated)(arguments, tasks)
 
 

@@ -23,7 +23,11 @@ import sys
 import time
 from pathlib import Path
 
-from vfm4us import config, results, run, tables
+from vfm4us import config, run
+from vfm4us.tables import report
+from vfm4us.tables.leakage import check_leakage
+from vfm4us.tables.plan import TableConfig, absences, make_plan
+from vfm4us.tables.run import run_workers, work
 
 BUILT_IN = Path("configs/smoke/tables.yaml")
 
@@ -32,28 +36,28 @@ def main() -> int:
     said = (
         f"No --config: a table of built-in synthetic ultrasound ({BUILT_IN}), which shows the form and proves nothing."
     )
-    settings, built_in = config.from_command_line(tables.TableConfig, __doc__, BUILT_IN, said)
+    settings, built_in = config.from_command_line(TableConfig, __doc__, BUILT_IN, said)
     if built_in:
         from vfm4us.data.phantoms import write_quickstart_phantoms
 
         write_quickstart_phantoms()
-    plan, out = tables.make_plan(settings), Path(settings.logs) / settings.name
+    plan, out = make_plan(settings), Path(settings.logs) / settings.name
     if settings.worker:
         invocation, device, parent = settings.worker.split()
-        tables.work(plan, invocation, device, int(parent))
+        work(plan, invocation, device, int(parent))
         return 0
-    leakage = tables.check_leakage(plan) if settings.tasks else {}
+    leakage = check_leakage(plan) if settings.tasks else {}
     invocation = f"{socket.gethostname()}-{os.getpid()}-{time.time():.0f}"
     if settings.workers > 1:
         command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
-        tables.run_workers(command, settings.workers, plan, out, invocation)
+        run_workers(command, settings.workers, plan, out, invocation)
     elif settings.workers:
-        tables.work(plan, invocation, after=lambda: settings.tasks or results.write(settings, plan))
-    text = results.write(settings, plan, leakage)
+        work(plan, invocation, after=lambda: settings.tasks or report.write(settings, plan))
+    text = report.write(settings, plan, leakage)
     print(f"\n{text}")
     failed = [job for job in plan.jobs if job.failed(invocation)]
     waiting = [cell.name for cell in plan.wanted if not (cell.finished or cell.absent or cell in failed)]
-    for reason in tables.absences(plan.cells):
+    for reason in absences(plan.cells):
         print(reason)
     for job in failed:
         print(f"FAILED: {job.name}: {job.error.read_text().splitlines()[-1]} (see {job.error})")

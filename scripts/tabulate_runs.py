@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from vfm4us import run
-from vfm4us.tasks import protocol
+from vfm4us.evaluation import statistics
+from vfm4us.tasks import base
 
 
 def main() -> None:
@@ -32,25 +33,25 @@ def main() -> None:
 
 
 def row_of(folder: Path, wanted: list[str]) -> list[str]:
-    found = protocol.read_metrics(folder)
+    found = base.read_metrics(folder)
     about, metrics = found["protocol"], found["metrics"]
     if unknown := [name for name in wanted if name not in metrics]:
         raise ValueError(f"{folder} has no figure {unknown[0]!r}; it has: {', '.join(metrics)}")
     start = "random" if about["initialisation"] == "none" else Path(about["initialisation"]).parent.name
     labels = f"{100 * about['labels']:g} % ({about['training_images']})"
-    cells = [protocol.cell(metrics[name]) for name in wanted]
+    cells = [base.cell(metrics[name]) for name in wanted]
     return [folder.name, about.get("mode", ""), labels, start, str(len(found["seeds"])), *cells]
 
 
 def difference(a: Path, b: Path, wanted: list[str]) -> list[str]:
     """The row a - b, from what both runs' seeds did on the same test images."""
-    ours, theirs = ({"folder": folder} | protocol.read_metrics(folder) for folder in (a, b))
+    ours, theirs = ({"folder": folder} | base.read_metrics(folder) for folder in (a, b))
     if ours["task"] != theirs["task"]:
         raise ValueError(f"{a} is a run of {ours['task']}, {b} of {theirs['task']}: they have no difference")
     score = importlib.import_module(f"vfm4us.tasks.{ours['task']}").outcome_scores
-    outcomes = [[protocol.read_outcome(x["folder"] / f"seed-{seed}") for seed in x["seeds"]] for x in (ours, theirs)]
-    found = protocol.differences(score, [outcomes])
-    return [f"{a.name} - {b.name}", "", "", "", "", *(protocol.cell(found.get(name), "+") for name in wanted)]
+    outcomes = [[base.read_outcome(x["folder"] / f"seed-{seed}") for seed in x["seeds"]] for x in (ours, theirs)]
+    found = statistics.differences(score, [outcomes])
+    return [f"{a.name} - {b.name}", "", "", "", "", *(base.cell(found.get(name), "+") for name in wanted)]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from vfm4us import config
 from vfm4us.config import option, section
 from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.tables import TableConfig
+from vfm4us.tables.plan import TableConfig
 
 
 @dataclass

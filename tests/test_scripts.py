@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, TINY
-from vfm4us import config, tables
+from vfm4us import config
 from vfm4us.data.store import open_or_prepare
 from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.tables.plan import TableConfig, list_cells, list_pretrainings
 from vfm4us.tasks.classification import ClassificationConfig
 from vfm4us.tasks.generation import GenerationConfig
 from vfm4us.tasks.segmentation import SegmentationConfig
@@ -167,8 +168,8 @@ def test_probe_compares_encoders_by_folds_or_on_a_split(textures, tmp_path):
 )
 def test_every_table_has_cells_whose_keys_are_known(path):
     assert path.read_text().startswith("# python scripts/reproduce_tables.py")
-    settings = config.load(tables.TableConfig, path, ["data=DIR", "encoder=ENCODER"])
-    cells = tables.list_cells(settings, tables.list_pretrainings(settings))
+    settings = config.load(TableConfig, path, ["data=DIR", "encoder=ENCODER"])
+    cells = list_cells(settings, list_pretrainings(settings))
     assert len({cell.folder for cell in cells}) == len(cells) > 1
     for cell in cells:
         if finetune := getattr(cell.config, "finetune", None):
@@ -186,7 +187,7 @@ def test_the_readme_names_files_and_keys_that_exist():
             "classification": ClassificationConfig,
             "segmentation": SegmentationConfig,
             "generation": GenerationConfig,
-            "tables": tables.TableConfig,
+            "tables": TableConfig,
         }
         kind = kinds.get(file.split("/")[1], PretrainingConfig)
         config.load(kind, ROOT / file, keys)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from vfm4us import run
 from vfm4us.data.manifest import source_root
 from vfm4us.data.store import read_grey
-from vfm4us.tasks import classification, protocol
+from vfm4us.tasks import base, classification
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 def evaluate(arguments) -> None:
     model, size = classification.load_classifier(arguments.checkpoint)
     model = model.to(run.choose_device(arguments.device))
-    records = protocol.source_records(arguments.data, arguments.split)
+    records = base.source_records(arguments.data, arguments.split)
     root, rows, kept, bad = source_root(arguments.data), [], [], []
     for start in tqdm(range(0, len(records), 32), unit="batch", desc="classify"):
         good = []
@@ -95,7 +95,7 @@ def evaluate(arguments) -> None:
         "metrics": result,
     }
     run.write_text(arguments.out / "metrics.json", json.dumps(about, indent=1))
-    print(f"\n{protocol.table(result, 1)}\n\nwritten to {arguments.out / 'metrics.json'}")
+    print(f"\n{base.table(result, 1)}\n\nwritten to {arguments.out / 'metrics.json'}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from vfm4us import run
 from vfm4us.data.images import image_paths
 from vfm4us.data.manifest import source_root
 from vfm4us.data.store import read_grey
-from vfm4us.tasks import generation, likeness, protocol
+from vfm4us.evaluation import likeness
+from vfm4us.tasks import base, generation
 
 
 def main() -> None:
@@ -51,9 +52,9 @@ def evaluate(arguments) -> None:
         enhancer.tile, enhancer.overlap = arguments.tile, min(enhancer.overlap, arguments.tile // 2)
     if arguments.degrade is not None and not arguments.degrade > 0:
         raise ValueError(f"--degrade {arguments.degrade}: give a strength above 0, e.g. 1.0")
-    records = protocol.source_records(arguments.data, arguments.split)
+    records = base.source_records(arguments.data, arguments.split)
     root, out = source_root(arguments.data), arguments.out
-    protocol.refuse_output_within(root, out)
+    base.refuse_output_within(root, out)
     reference, features = [], None
     if arguments.reference is not None:
         reference = [read_grey(path) for path in image_paths(arguments.reference)]
@@ -102,7 +103,7 @@ def evaluate(arguments) -> None:
         run.write_text(out / "metrics.json", json.dumps(about, indent=1))
         if "ssim" in outcome:
             generation.write_cases(out, outcome)
-        print(f"\n{protocol.table(result, 1)}\n\nKID: {kid}")
+        print(f"\n{base.table(result, 1)}\n\nKID: {kid}")
     print(said)
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from vfm4us import config, run
-from vfm4us.tasks import protocol
+from vfm4us.tasks import base
 from vfm4us.tasks.generation import GenerationConfig, run_seeds, verdict
 
 BUILT_IN = Path("configs/smoke/generation.yaml")
@@ -28,7 +28,7 @@ def main() -> None:
         write_quickstart_phantoms()
     result = run_seeds(settings)
     print(
-        f"\n{protocol.table(result, len(settings.seeds))}\n\n{verdict(result)}\nwritten to {Path(settings.logs) / settings.name}"
+        f"\n{base.table(result, len(settings.seeds))}\n\n{verdict(result)}\nwritten to {Path(settings.logs) / settings.name}"
     )
 
 

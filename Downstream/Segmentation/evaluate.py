@@ -19,7 +19,7 @@ from PIL import Image
 from vfm4us import plots, run
 from vfm4us.data.manifest import source_root
 from vfm4us.data.store import read_grey, read_masks
-from vfm4us.tasks import protocol, segmentation
+from vfm4us.tasks import base, segmentation
 
 
 def main() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
 def evaluate(arguments) -> None:
     model, size = segmentation.load_segmenter(arguments.checkpoint)
     model = model.to(run.choose_device(arguments.device))
-    records = protocol.source_records(arguments.data, arguments.split)
+    records = base.source_records(arguments.data, arguments.split)
     root, out = source_root(arguments.data), arguments.out
-    protocol.refuse_output_within(root, out)
+    base.refuse_output_within(root, out)
     cases = segmentation.examine(model, root, records, size, out, arguments.flips)
     for path, reason in cases.unreadable:
         print(f"cannot be read: {path}: {reason}", file=sys.stderr)
@@ -84,7 +84,7 @@ def evaluate(arguments) -> None:
         "metrics": result,
     }
     run.write_text(out / "metrics.json", json.dumps(about, indent=1))
-    print(f"\n{protocol.table(result, 1)}\n\npooled_with_background: {segmentation.RULES['pooled_with_background']}")
+    print(f"\n{base.table(result, 1)}\n\npooled_with_background: {segmentation.RULES['pooled_with_background']}")
     print(f"written to {out / 'metrics.json'}")
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from vfm4us import config, run
-from vfm4us.tasks import protocol
+from vfm4us.tasks import base
 from vfm4us.tasks.segmentation import SegmentationConfig, run_seeds
 
 BUILT_IN = Path("configs/smoke/segmentation.yaml")
@@ -27,7 +27,7 @@ def main() -> None:
 
         write_quickstart_phantoms()
     result = run_seeds(settings)
-    print(f"\n{protocol.table(result, len(settings.seeds))}\n\nwritten to {Path(settings.logs) / settings.name}")
+    print(f"\n{base.table(result, len(settings.seeds))}\n\nwritten to {Path(settings.logs) / settings.name}")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import vfm4us
 from tests.conftest import ROOT, module_of
 from vfm4us import checkpoints, config, run
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.tasks import base, finetune
 from vfm4us.tasks import classification as task
-from vfm4us.tasks import finetune, protocol
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Classification" / name for name in ("train.py", "evaluate.py"))
 
@@ -80,7 +80,7 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
     result = task.run_seeds(settings, quiet)
     assert result["balanced_accuracy"]["mean"] > 0.75, "stripes are easy"
     assert result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"]
-    both = [protocol.read_outcome(tmp_path / "logs" / "t" / f"seed-{seed}") for seed in (0, 1)]
+    both = [base.read_outcome(tmp_path / "logs" / "t" / f"seed-{seed}") for seed in (0, 1)]
     together = task.scores(both[0]["labels"], (both[0]["probabilities"] + both[1]["probabilities"]) / 2)
     for name in task.SCORES:
         assert len(result[name]["per_seed"]) == 2 and result[f"ensemble {name}"]["mean"] == pytest.approx(
@@ -282,10 +282,10 @@ def test_balanced_batches_show_every_class_alike_and_every_image_before_it_repea
 @pytest.mark.parametrize("share", [1.0, 0.1, 0.001])
 def test_few_labels_keep_the_shares_of_classes_and_at_least_one_image(share):
     codes = np.repeat([0, 1, 2], [500, 40, 3])
-    kept = protocol.few_labels(np.arange(543), codes, share, seed=1)
+    kept = base.few_labels(np.arange(543), codes, share, seed=1)
     expected = {1.0: [500, 40, 3], 0.1: [50, 4, 1], 0.001: [1, 1, 1]}[share]
     assert np.bincount(codes[kept]).tolist() == expected
-    assert np.array_equal(kept, protocol.few_labels(np.arange(543), codes, share, seed=1))
+    assert np.array_equal(kept, base.few_labels(np.arange(543), codes, share, seed=1))
 
 
 def test_scores_equal_those_of_a_small_table_by_hand():
@@ -445,11 +445,11 @@ def test_duplicates_within_and_with_the_pretraining_set_are_listed(build, folder
     (own / "across" / "copy.png").write_bytes((own / "across" / "across (0).png").read_bytes())
     stripes(pool, {"x": 12})  # the same first class, drawn from the same seed
     data = task.LabelledData(build(path=own).data, 0)
-    text = protocol.report_duplicates(data.dataset, build(path=own).data, tmp_path)
+    text = base.report_duplicates(data.dataset, build(path=own).data, tmp_path)
     assert text.startswith("1 clusters of near-duplicates with 2 images; 0 of them lie in two splits")
     settings = build(path=own)
     settings.data.splits, settings.data.pretraining = [0.3, 0.1, 0.6], [str(pool)]
-    text = protocol.report_duplicates(task.LabelledData(settings.data, 0).dataset, settings.data, tmp_path)
+    text = base.report_duplicates(task.LabelledData(settings.data, 0).dataset, settings.data, tmp_path)
     assert "test images occur in the pretraining data" in text and "; 0 test images" not in text
     assert "pretraining" in (tmp_path / "duplicates.csv").read_text()
 

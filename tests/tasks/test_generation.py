@@ -21,7 +21,8 @@ from vfm4us import checkpoints, config, results, run, tables
 from vfm4us.data.degradation import degraded
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.tasks import cyclegan, likeness
+from vfm4us.evaluation import likeness
+from vfm4us.tasks import cyclegan
 from vfm4us.tasks import generation as task
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Generation" / name for name in ("train.py", "evaluate.py"))

@@ -19,7 +19,8 @@ from vfm4us.data.images import image_paths
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.data.store import read_mask, read_masks
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.tasks import protocol
+from vfm4us.evaluation import statistics
+from vfm4us.tasks import base
 from vfm4us.tasks import segmentation as task
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Segmentation" / name for name in ("train.py", "evaluate.py"))
@@ -156,7 +157,7 @@ def test_figures_of_squares_by_hand():
     assert task.compare(truth, truth, 1)["hd95"] == [0]
 
 
-def outcome(dice, truth_pixels, predicted_pixels, right, pixels, groups=None) -> protocol.Outcome:
+def outcome(dice, truth_pixels, predicted_pixels, right, pixels, groups=None) -> statistics.Outcome:
     dice, truth, predicted = (
         np.array(v, dtype=float).reshape(len(dice), -1) for v in (dice, truth_pixels, predicted_pixels)
     )
@@ -301,7 +302,7 @@ def test_predicted_masks_are_read_back_as_they_were_and_never_leave_their_folder
         task.write_mask(tmp_path / "m.png", mask)
         np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask)
     taken: set[str] = set()
-    names = [protocol.file_name(name, taken) for name in ("../../a", "/a", "A", "b/../c", "..", "b/c")]
+    names = [base.file_name(name, taken) for name in ("../../a", "/a", "A", "b/../c", "..", "b/c")]
     assert names == ["a", "a#2", "A#3", "b/c", "image", "b/c#2"]
 
 

@@ -1,1 +1,1 @@
-"""Self-supervised pretraining: patches, objective, adversary, masking, the coarse-to-fine loop and its monitor."""
+"""Self-supervised pretraining: patches, objective, adversary, masking, the coarse-to-fine loop."""

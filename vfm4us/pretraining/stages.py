@@ -26,7 +26,7 @@ from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
 from vfm4us.encoders import RESNETS, Encoder, EncoderSpec
-from vfm4us.pretraining import monitor
+from vfm4us.evaluation import representation
 from vfm4us.pretraining.baselines import BASELINES, Method
 from vfm4us.pretraining.emp_ssl import EmpSSL
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
@@ -354,7 +354,7 @@ class Trainer:
             for pool, items in zip((training, held_out), chosen, strict=True):
                 images, valid = pool.batch(items)
                 sides.append(encoder.embed(images, patches=patches, valid=valid))
-            found = monitor.measure(sides[0], labels[0], sides[1], labels[1] if predictable else [])
+            found = representation.measure(sides[0], labels[0], sides[1], labels[1] if predictable else [])
             result |= {name + suffix: value for name, value in found.items()}
             if not patches:
                 embeddings = sides[1]
@@ -364,7 +364,7 @@ class Trainer:
         self._say(f"  {after}: held-out {name} images: {numbers}")
         values = self.values
         told = (self.method.said(values), self.method.advice) if values else ()
-        if told and (warning := monitor.collapse_warning(embeddings, *told)):
+        if told and (warning := representation.collapse_warning(embeddings, *told)):
             self._say(f"  WARNING: {warning}")
             self.folder.log("warning", self._global_step(), {"text": warning})
         return result

@@ -19,15 +19,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from vfm4us import checkpoints, plots, probing, run
+from vfm4us import checkpoints, plots, run
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.images import image_batch
 from vfm4us.encoders import Encoder
+from vfm4us.evaluation import statistics
+from vfm4us.evaluation.classification import balanced_accuracy
 from vfm4us.loading import load_encoder
 from vfm4us.pretraining.patches import PatchConfig, PatchSampler, ViewConfig
-from vfm4us.tasks import protocol
+from vfm4us.tasks import base
+from vfm4us.tasks.base import TaskConfig
 from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of, make_encoder
-from vfm4us.tasks.protocol import TaskConfig
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # C of the logistic regression
@@ -35,7 +37,7 @@ NEIGHBOURS = (1, 5, 10, 20, 50)
 
 
 @dataclass
-class DataConfig(protocol.DataConfig):
+class DataConfig(base.DataConfig):
     merge: list[str] = option([], "labels to join, each as 'old > new'")
 
 
@@ -143,7 +145,7 @@ class LabelledData:
     """A prepared dataset as a classification task: class codes per image, and the rows of each split."""
 
     def __init__(self, config: DataConfig, seed: int):
-        self.dataset = protocol.open_dataset(config, "a folder of class folders, a CSV manifest, or a prepared dataset")
+        self.dataset = base.open_dataset(config, "a folder of class folders, a CSV manifest, or a prepared dataset")
         renamed = dict(pair(item) for item in config.merge)
         if unknown := renamed.keys() - set(self.dataset.labels):
             raise ValueError(
@@ -173,7 +175,7 @@ class LabelledData:
                 raise ValueError(
                     f"{config.path} has no labelled {split} images: give it more groups, or a split column"
                 )
-        self.train = protocol.few_labels(used["train"], self.codes, config.labels, seed)
+        self.train = base.few_labels(used["train"], self.codes, config.labels, seed)
         self.val, self.test = used["val"], used["test"]
         if len(self.train) < 2:
             raise ValueError("data.labels leaves fewer than two training images")
@@ -195,13 +197,13 @@ def pair(item: str) -> tuple[str, str]:
 
 def run_seeds(config: ClassificationConfig, say=print) -> dict[str, dict]:
     """Every seed's run, then metrics.json and table.md of all of them and of their ensemble in logs/<name>."""
-    folders = protocol.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
-    outcomes = [protocol.read_outcome(folder) for folder in folders]
+    folders = base.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
+    outcomes = [base.read_outcome(folder) for folder in folders]
     result = evaluate(outcomes)
     if len(outcomes) > 1:
         together = outcomes[0] | {"probabilities": np.mean([o["probabilities"] for o in outcomes], axis=0)}
         result |= {f"ensemble {k}": v for k, v in evaluate([together]).items() if k in (*SCORES, "ece")}
-    protocol.write_summary(folders, config.seeds, result)
+    base.write_summary(folders, config.seeds, result)
     return result
 
 
@@ -220,7 +222,7 @@ def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
             + (f", {data.unlabelled} without label left out" if data.unlabelled else "")
         )
         say(f"encoder: {report or 'random ' + config.encoder.name}")
-        duplicates = protocol.report_duplicates(data.dataset, config.data, where)
+        duplicates = base.report_duplicates(data.dataset, config.data, where)
         say(duplicates)
         torch.manual_seed(config.seed)
         if config.mode == "finetune":
@@ -246,11 +248,11 @@ def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
         write_predictions(
             where / "predictions.csv", paths, probabilities, data.classes, [data.classes[c] for c in labels]
         )
-        protocol.write_outcome(where, outcome)
+        base.write_outcome(where, outcome)
         if config.pictures:
             _pictures(where, model, data, probabilities, uncalibrated)
         result = evaluate([outcome]) | {"temperature": {"mean": float(model.temperature)}}
-        protocol.write_metrics(
+        base.write_metrics(
             where,
             "classification",
             config,
@@ -297,7 +299,7 @@ def finetune_classifier(
         with run.autocast(device, config.precision):
             logits, truth = predict(network, data, data.val), data.codes[data.val]
         entropy = float(F.cross_entropy(logits, torch.from_numpy(truth)))
-        accuracy = probing.balanced_accuracy(truth, logits.argmax(1).numpy())
+        accuracy = balanced_accuracy(truth, logits.argmax(1).numpy())
         # ties of a small validation split are broken by the cross-entropy
         return {
             "score": accuracy - 1e-3 * min(entropy, 10.0),
@@ -322,7 +324,7 @@ def _frozen(config: ClassificationConfig, data: LabelledData, encoder: Encoder) 
             head = NeighbourHead(train, torch.from_numpy(codes), len(data.classes), setting)
         with torch.no_grad():
             logits = head(val)
-        score = probing.balanced_accuracy(truth, logits.argmax(1).numpy())
+        score = balanced_accuracy(truth, logits.argmax(1).numpy())
         score -= 1e-3 * min(10.0, float(F.cross_entropy(logits, torch.from_numpy(truth))))
         if best is None or score > best[0]:
             best = score, head
@@ -417,18 +419,18 @@ def fit_temperature(labels: np.ndarray, logits: Tensor) -> float:
     return float(np.exp(found.x)) if 2 * len(target) * (entropy(0.0) - found.fun) > 3.84 else 1.0
 
 
-def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
+def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
     """`scores` of what one seed's model said of the test images."""
     return scores(outcome["labels"], outcome["probabilities"], counts)
 
 
-def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
+def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
     """Every figure of several seeds on the same images, the scores with 95 % intervals over seeds and groups.
 
     Those named val_ are of the validation images: for choosing between settings, since the test split is not for that; the
     epoch or strength was chosen on the same images, so they flatter.
     """
-    result = protocol.figures(outcome_scores, outcomes)
+    result = statistics.figures(outcome_scores, outcomes)
     labels, classes = outcomes[0]["labels"], outcomes[0]["classes"].tolist()
 
     def each(values) -> dict:

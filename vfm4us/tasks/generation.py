@@ -31,11 +31,12 @@ from vfm4us.data.manifest import Record, source_root
 from vfm4us.data.pools import epoch_order
 from vfm4us.data.splits import assign
 from vfm4us.data.store import RESAMPLING, PreparedDataset, is_prepared, packed_size, read_grey
+from vfm4us.evaluation import statistics
+from vfm4us.evaluation.likeness import FIGURES, LEAST_FOR_KID, WINDOW, Features, kid, kid_rule
 from vfm4us.loading import load_encoder
-from vfm4us.tasks import finetune, protocol
+from vfm4us.tasks import base, finetune
+from vfm4us.tasks.base import TaskConfig
 from vfm4us.tasks.cyclegan import CycleGAN, Generator, GeneratorConfig, TrainingConfig
-from vfm4us.tasks.likeness import FIGURES, LEAST_FOR_KID, WINDOW, Features, kid, kid_rule
-from vfm4us.tasks.protocol import TaskConfig
 
 MEASURES = tuple(FIGURES)
 BLUR = 1.0  # px, of the original image: what is taken without any learning
@@ -50,7 +51,7 @@ RULES = {
 
 
 @dataclass
-class DataConfig(protocol.DataConfig):
+class DataConfig(base.DataConfig):
     labels: float = option(1.0, "share of the training images that is used, at least one", low=0.0, high=1.0)
     degrade: bool = option(
         False, "the images are of high quality: make the low-quality ones by vfm4us/data/degradation.py"
@@ -104,7 +105,7 @@ class QualityData:
             )
         if paired and config.high:
             raise ValueError("paired=true needs low and high quality of the same image; those of data.high are others")
-        d = self.dataset = protocol.open_dataset(
+        d = self.dataset = base.open_dataset(
             config,
             "low_quality/ with high_quality/, a CSV manifest with a target column, or any images and data.degrade=true",
         )
@@ -115,11 +116,9 @@ class QualityData:
         used = np.isin(d.labels, config.only) if config.only else np.ones(len(d), bool)
         whole = np.array([config.degrade or bool(record.target) for record in d.records])  # the other version is there
         train, self.val, self.test = (rows[used[rows]] for rows in map(d.indices, ("train", "val", "test")))
-        train = protocol.few_labels(train, np.zeros(len(d), int), config.labels, seed)
+        train = base.few_labels(train, np.zeros(len(d), int), config.labels, seed)
         if config.high:
-            other = protocol.open_dataset(
-                protocol.DataConfig(config.high, config.size, config.splits, config.cache), "images"
-            )
+            other = base.open_dataset(base.DataConfig(config.high, config.size, config.splits, config.cache), "images")
             self.low, self.high, self._high = train, other.indices("train"), other.images
             self.valid_high = other.valid
         elif not whole.any():
@@ -237,9 +236,9 @@ def crop(image: np.ndarray, size: int, place: tuple[float, float], flip: bool) -
 
 def run_seeds(config: GenerationConfig, say=print) -> dict[str, dict]:
     """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
-    folders = protocol.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
-    result = evaluate([protocol.read_outcome(folder) for folder in folders])
-    protocol.write_summary(folders, config.seeds, result)
+    folders = base.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
+    result = evaluate([base.read_outcome(folder) for folder in folders])
+    base.write_summary(folders, config.seeds, result)
     return result
 
 
@@ -264,7 +263,7 @@ def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
         if data.without:
             say(f"{len(data.without)} test images without a target left out (e.g. {data.without[0]})")
         say(f"encoder: {report or 'random ' + config.encoder.name}{', frozen' if config.encoder.freeze else ''}")
-        duplicates = protocol.report_duplicates(data.dataset, config.data, where)
+        duplicates = base.report_duplicates(data.dataset, config.data, where)
         say(duplicates)
         model, chosen = _train(config, data, encoder, folder, device)
         save_generators(where / "generator.pt", model, config, data.dataset.size)
@@ -279,7 +278,7 @@ def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
         outcome = cases.outcome() | {k: np.array(chosen[k]) for k in chosen if k.startswith("val_")}
         reference = [data.high_image(row) for row in data.high]
         outcome |= cases.kid(features, reference)
-        protocol.write_outcome(where, outcome)
+        base.write_outcome(where, outcome)
         write_cases(where, outcome)
         pictures(where, data.root, outcome, data.strength)
         result = evaluate([outcome])
@@ -288,7 +287,7 @@ def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
             if len(data.val)
             else "last epoch, there are no validation pairs"
         )
-        protocol.write_metrics(
+        base.write_metrics(
             where,
             "generation",
             config,
@@ -477,7 +476,7 @@ class Cases:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"kid": [], "kid_input": []})
 
-    def outcome(self) -> protocol.Outcome:
+    def outcome(self) -> statistics.Outcome:
         """Arrays over images (N,), for test.npz."""
         records = self.records
         return {
@@ -520,7 +519,7 @@ def examine(
             cases.unreadable.append((record.path, str(error)))
             continue
         record.height, record.width = low.shape
-        name = f"enhanced/{protocol.file_name(record.id, taken)}.png"
+        name = f"enhanced/{base.file_name(record.id, taken)}.png"
         made = enhance(model, low, size, tile, overlap)
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(made).save(out / name)
@@ -538,7 +537,7 @@ def examine(
     return cases
 
 
-def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
+def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Every figure (R,) of what one seed's model did, in each row of counts (R, N), how often an image occurs."""
     result = {}
     for name in (m for m in MEASURES if m in outcome):
@@ -549,13 +548,15 @@ def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, n
     return result
 
 
-def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
+def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
     """Every figure of several seeds on the same images, with 95 % intervals.
 
     Those named val_ are of the validation images at the packed size, by which the epoch was chosen: for choosing settings.
     """
     signed = tuple(f"{m}_gain" for m in MEASURES) + ("lncc", "lncc_input", "lncc_blurred")
-    result = protocol.figures(outcome_scores, outcomes, unbounded=("psnr", "psnr_input", "psnr_blurred"), signed=signed)
+    result = statistics.figures(
+        outcome_scores, outcomes, unbounded=("psnr", "psnr_input", "psnr_blurred"), signed=signed
+    )
     for name in ("kid", "kid_input", "val_ssim", "val_ssim_input", "val_psnr", "val_psnr_input"):
         if all(name in o for o in outcomes):
             values = [float(o[name]) for o in outcomes]
@@ -588,7 +589,7 @@ def verdict(result: dict[str, dict]) -> str:
     return f"{'; '.join(parts)}: the enhancer {said}."
 
 
-def write_cases(out: Path, outcome: protocol.Outcome) -> None:
+def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     """per_image.csv: a row per image."""
     names = [n for m in MEASURES for n in (m, f"{m}_input", f"{m}_blurred") if n in outcome]
     with open(out / "per_image.csv", "w", newline="") as stream:
@@ -607,7 +608,7 @@ def write_cases(out: Path, outcome: protocol.Outcome) -> None:
             )
 
 
-def pictures(out: Path, root: Path, outcome: protocol.Outcome, strength: float | None = None) -> None:
+def pictures(out: Path, root: Path, outcome: statistics.Outcome, strength: float | None = None) -> None:
     """comparison.png: input, enhanced, target and what is left of the difference; best, median and worst by SSIM.
 
     Where there are no targets: the first three, before and after.

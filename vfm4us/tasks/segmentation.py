@@ -26,11 +26,12 @@ from vfm4us.data.images import image_array, image_batch, image_paths
 from vfm4us.data.manifest import Record, source_root
 from vfm4us.data.store import CLASS_LIMIT, is_prepared, read_grey, read_masks
 from vfm4us.encoders import RESNETS, Encoder
+from vfm4us.evaluation import statistics
 from vfm4us.loading import load_encoder
 from vfm4us.pretraining.patches import PatchConfig, PatchSampler, ViewConfig
-from vfm4us.tasks import protocol
+from vfm4us.tasks import base
+from vfm4us.tasks.base import TaskConfig
 from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of, make_encoder
-from vfm4us.tasks.protocol import TaskConfig
 
 IGNORED = 255  # in a target: padding, which counts nowhere
 MEASURES = ("dice", "iou", "hd95", "asd")
@@ -48,7 +49,7 @@ RULES = {
 
 
 @dataclass
-class DataConfig(protocol.DataConfig):
+class DataConfig(base.DataConfig):
     classes: list[str] = option(
         [], "names of the masks' classes 1, 2, ...; empty: numbered as the training masks have them"
     )
@@ -203,7 +204,7 @@ class MaskedData:
     """A prepared dataset as a segmentation task: packed masks, the rows of each split, and where the files lie."""
 
     def __init__(self, config: DataConfig, seed: int):
-        self.dataset = protocol.open_dataset(
+        self.dataset = base.open_dataset(
             config,
             "a folder with images/ and masks/, a CSV manifest with a mask column, a published or a prepared dataset",
         )
@@ -227,7 +228,7 @@ class MaskedData:
         self.classes = self._names(config, present[used["train"]].any(0), present.any(0))
         self.present = present[:, 1 : 1 + len(self.classes)]  # (N, K), in the packed masks
         patterns = np.unique(self.present, axis=0, return_inverse=True)[1].reshape(-1)
-        self.train = protocol.few_labels(used["train"], patterns, config.labels, seed)
+        self.train = base.few_labels(used["train"], patterns, config.labels, seed)
         self.val, self.test = used["val"], used["test"]
         source = Path(d.description["source"] if is_prepared(config.path) else config.path)
         self.root = source_root(source)
@@ -282,9 +283,9 @@ class MaskedData:
 
 def run_seeds(config: SegmentationConfig, say=print) -> dict[str, dict]:
     """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
-    folders = protocol.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
-    result = evaluate([protocol.read_outcome(folder) for folder in folders])
-    protocol.write_summary(folders, config.seeds, result)
+    folders = base.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
+    result = evaluate([base.read_outcome(folder) for folder in folders])
+    base.write_summary(folders, config.seeds, result)
     return result
 
 
@@ -301,7 +302,7 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
         without = f", {len(data.without)} without a mask left out (e.g. {data.without[0]})" if data.without else ""
         say(f"{where}: {', '.join(data.classes)}; {counts}{without}")
         say(f"encoder: {report or 'random ' + config.encoder.name}")
-        duplicates = protocol.report_duplicates(data.dataset, config.data, where)
+        duplicates = base.report_duplicates(data.dataset, config.data, where)
         say(duplicates)
         torch.manual_seed(config.seed)
         model = Segmenter(
@@ -316,10 +317,10 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
             raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
         outcome = cases.outcome(model.classes) | {k: np.array(chosen[k]) for k in ("val_dice_present", "val_dice")}
         write_cases(where, outcome)
-        protocol.write_outcome(where, outcome)
+        base.write_outcome(where, outcome)
         if config.pictures:
             pictures(where, data.root, outcome, data.dataset.size, model.join)
-        protocol.write_metrics(
+        base.write_metrics(
             where,
             "segmentation",
             config,
@@ -474,7 +475,7 @@ class Cases:
     without: list[tuple[Record, str]] = field(default_factory=list)  # images without a mask, and what was predicted
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
-    def outcome(self, classes: list[str]) -> protocol.Outcome:
+    def outcome(self, classes: list[str]) -> statistics.Outcome:
         """Arrays over images (N,) and classes (N, K), for test.npz."""
         records = self.records
         return {
@@ -503,7 +504,7 @@ def examine(
         masks = segment(model, [image for _, image, _ in good], size, flips)
         for (record, image, truth), predicted in zip(good, masks, strict=True):
             record.height, record.width = image.shape
-            name = f"predicted/{protocol.file_name(record.id, taken)}.png"
+            name = f"predicted/{base.file_name(record.id, taken)}.png"
             write_mask(out / name, predicted)
             if truth is None:
                 cases.without.append((record, name))
@@ -531,7 +532,7 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
+def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Every figure (R,) of what one seed's model did, in each row of counts (R, N), how often an image occurs."""
     weight, there = counts.astype(np.float64), outcome["truth_pixels"] > 0  # (R, N), (N, K)
     names, result = outcome["classes"].tolist(), {}
@@ -556,7 +557,7 @@ def outcome_scores(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, n
     return result
 
 
-def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
+def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
     """Every figure of several seeds on the same images, with 95 % intervals, and how often masks were empty.
 
     Those named val_ are of the validation images at the packed size: for choosing between settings, since the test split is not
@@ -564,7 +565,7 @@ def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
     """
     names = outcome_scores(outcomes[0], np.ones((1, len(outcomes[0]["paths"]))))
     distances = tuple(name for name in names if name.startswith(("hd95", "asd")))
-    result = protocol.figures(outcome_scores, outcomes, unbounded=distances)
+    result = statistics.figures(outcome_scores, outcomes, unbounded=distances)
     empty = [(o["truth_pixels"] == 0, o["predicted_pixels"] == 0) for o in outcomes]
     for name, cases in (
         ("both_empty", [int((t & p).sum()) for t, p in empty]),
@@ -579,7 +580,7 @@ def evaluate(outcomes: list[protocol.Outcome]) -> dict[str, dict]:
     return result
 
 
-def write_cases(out: Path, outcome: protocol.Outcome) -> None:
+def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     """per_image.csv: a row per image and class."""
     names = outcome["classes"].tolist()
     with open(out / "per_image.csv", "w", newline="") as stream:
@@ -620,7 +621,7 @@ def write_cases(out: Path, outcome: protocol.Outcome) -> None:
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def pictures(out: Path, root: Path, outcome: protocol.Outcome, size: int, join: bool = False) -> None:
+def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join: bool = False) -> None:
     """overlays.png: the best, middle and worst three; dice.png: Dice as a histogram and against the structure's size."""
     there, names, area = outcome["truth_pixels"] > 0, outcome["classes"].tolist(), outcome["sizes"].prod(1)
     plots.dice_by_size(

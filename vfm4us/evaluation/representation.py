@@ -1,20 +1,91 @@
-"""What an encoder is worth without training it: k-NN and linear probe on held-out images, with intervals."""
+"""What an encoder is worth without training it: weighted k-NN, linear probe and effective rank of its vectors."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from vfm4us import run
 from vfm4us.data import splits as splitting
 from vfm4us.data.store import PreparedDataset
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.monitor import balanced_accuracy, linear_probe, weighted_knn
+from vfm4us.evaluation.classification import balanced_accuracy
 
 METHODS = ("knn", "linear")
+
+
+# ---- of vectors --------------------------------------------------------------------------------------------------------
+
+
+def weighted_knn(
+    reference: Tensor, reference_labels, queries: Tensor, k: int = 20, temperature: float = 0.07
+) -> np.ndarray:
+    """Predicted label of each query: votes of its k nearest references by cosine, weighted by exp(cos / T).
+
+    reference (N, d), reference_labels (N,), queries (M, d); returns (M,). Wu et al. 2018, arXiv 1805.01978, section 3.4.
+    """
+    classes, codes = np.unique(np.asarray(reference_labels), return_inverse=True)
+    k = min(k, len(reference))
+    similarity = F.normalize(queries.float(), dim=1) @ F.normalize(reference.float(), dim=1).T
+    nearest = similarity.topk(k, dim=1)
+    weight = (nearest.values / temperature).exp()
+    votes = torch.zeros(len(queries), len(classes))
+    votes.scatter_add_(1, torch.as_tensor(codes)[nearest.indices], weight)
+    return classes[votes.argmax(1).numpy()]
+
+
+def linear_probe(train: Tensor, train_labels, test: Tensor, strength: float = 0.01) -> np.ndarray:
+    """Predicted labels (M,) of `test` (M, d) by logistic regression (C = `strength`, balanced) on standardised `train`."""
+    scaler = StandardScaler().fit(train.numpy())
+    model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
+    model.fit(scaler.transform(train.numpy()), np.asarray(train_labels))
+    return model.predict(scaler.transform(test.numpy()))
+
+
+def effective_rank(z: Tensor) -> float:
+    """RankMe: exp of the entropy of the singular values of z (N, d), normalised to sum 1; 1 ... min(N, d).
+
+    Garrido et al. 2023, arXiv 2210.02885, equation 1. A collapsed embedding reads 1.
+    """
+    values = torch.linalg.svdvals(z.double())
+    p = values / values.sum().clamp(min=1e-12) + 1e-7
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def collapse_warning(embeddings: Tensor, said: str, advice: str) -> str:
+    """A warning in plain words when the network gives nearly the same vector for every image, else an empty string.
+
+    embeddings: (N, d) of N different held-out images. said: the training objective's terms, in words. advice: a remedy.
+    """
+    rank = effective_rank(embeddings - embeddings.mean(0))
+    # RankMe sees the shape of the cloud; its size beside the vectors' length tells whether there is a cloud at all.
+    spread = float(embeddings.std(0).norm() / embeddings.norm(dim=1).mean().clamp(min=1e-12))
+    if spread > 0.02 and rank > 2:
+        return ""
+    return (
+        f"the embedding is collapsing: images differ by {100 * spread:.2f} % of their vectors' length, in {rank:.1f} "
+        f"directions ({said}). {advice}"
+    )
+
+
+def measure(reference: Tensor, reference_labels, held_out: Tensor, held_out_labels) -> dict[str, float]:
+    """Effective rank of the held-out embeddings, and the k-NN balanced accuracy where there are labels to compare.
+
+    k-NN needs two classes on each side and is left out otherwise.
+    """
+    result = {"effective_rank": effective_rank(held_out)}
+    if len(set(reference_labels)) > 1 and len(set(held_out_labels)) > 1:
+        predicted = weighted_knn(reference, reference_labels, held_out)
+        result["knn"] = balanced_accuracy(held_out_labels, predicted)
+    return result
+
+
+# ---- of an encoder on a dataset ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -122,55 +193,3 @@ def cross_validate(
         for method, p in predicted.items():
             scores[method].append(balanced_accuracy(labels, p))
     return {method: float(np.mean(values)) for method, values in scores.items()}
-
-
-def bootstrap_counts(groups: np.ndarray, repeats: int = 2000, seed: int = 0) -> np.ndarray:
-    """How often each image occurs in each resample of whole groups: (repeats, M) integers."""
-    names, codes = np.unique(groups, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=repeats)
-    return counts[:, codes]
-
-
-def weighted_balanced_accuracy(labels: np.ndarray, correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean recall over classes under each row of image weights: labels, correct (M,), counts (R, M) -> (R,)."""
-    recalls = []
-    for label in np.unique(labels):
-        weight = counts[:, labels == label]
-        with np.errstate(invalid="ignore"):  # a resample may miss a class: its recall is left out of that mean
-            recalls.append(weight @ correct[labels == label] / weight.sum(1))
-    return np.nanmean(recalls, axis=0)
-
-
-def interval(
-    per_seed: np.ndarray, resamples: np.ndarray, against=(), level: float = 0.95
-) -> tuple[float, float, float]:
-    """Mean and confidence limits of a figure that varies over pretraining seeds and over the choice of test images.
-
-    per_seed (n,): the figure of each seed. resamples (R,): the mean over seeds in each bootstrap resample of test groups.
-    against (m,): the figures of another arm's own seeds, whose mean is subtracted; `resamples` then holds differences, which
-    are paired in the images. Variances add up, s^2 / n + s'^2 / m + var(resamples); Student's t with Welch-Satterthwaite
-    degrees of freedom, since three seeds say little about their own spread. One seed counts as if seeds did not vary.
-    """
-    mean, error, freedom = _standard_error(per_seed, resamples, against)
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * error
-    return mean, mean - half, mean + half
-
-
-def p_value(per_seed: np.ndarray, resamples: np.ndarray, against=()) -> float:
-    """Two-sided, of a mean of 0: below 0.05 where the 95 % `interval` of the same arguments leaves 0 out."""
-    mean, error, freedom = _standard_error(per_seed, resamples, against)
-    if not error:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, freedom))
-
-
-def _standard_error(per_seed: np.ndarray, resamples: np.ndarray, against) -> tuple[float, float, float]:
-    """Mean, its standard error and degrees of freedom, see `interval`."""
-    arms = [np.asarray(x, dtype=float) for x in (per_seed, against) if len(x)]
-    spread = [float(np.var(x, ddof=1)) / len(x) if len(x) > 1 else 0.0 for x in arms]
-    total = sum(spread) + float(np.var(resamples, ddof=1))
-    known = sum(v**2 / (len(x) - 1) for v, x in zip(spread, arms, strict=True) if v > 0)
-    freedom = total**2 / known if known > 0 else np.inf
-    mean = float(arms[0].mean() - (arms[1].mean() if len(arms) > 1 else 0.0))
-    return mean, total**0.5, freedom

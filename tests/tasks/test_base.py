@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vfm4us import run
-from vfm4us.tasks import protocol
+from vfm4us.evaluation import statistics
+from vfm4us.tasks import base
 
 
 def mean_dice(outcome, counts):
@@ -25,14 +26,14 @@ def outcome_of(dice, groups=None, **more):
 def test_a_figure_per_image_has_its_mean_and_an_interval_as_wide_as_its_groups_are_few():
     rng = np.random.default_rng(0)
     dice = rng.uniform(0.4, 1, 120)
-    [single] = protocol.figures(mean_dice, [outcome_of(dice)]).values()
+    [single] = statistics.figures(mean_dice, [outcome_of(dice)]).values()
     assert single["mean"] == pytest.approx(dice.mean()) and single["per_seed"] == [pytest.approx(dice.mean())]
     half = 1.96 * dice.std() / 120**0.5
     assert (single["high"] - single["low"]) / 2 == pytest.approx(half, rel=0.08)
     patients = np.repeat(np.arange(12), 10)
     same = np.repeat(rng.uniform(0.4, 1, 12), 10)  # ten like images of a patient say no more than one
-    [grouped] = protocol.figures(mean_dice, [outcome_of(same, patients)]).values()
-    [apart] = protocol.figures(mean_dice, [outcome_of(same)]).values()
+    [grouped] = statistics.figures(mean_dice, [outcome_of(same, patients)]).values()
+    [apart] = statistics.figures(mean_dice, [outcome_of(same)]).values()
     assert grouped["high"] - grouped["low"] > 2.5 * (apart["high"] - apart["low"])
 
 
@@ -42,7 +43,7 @@ def test_shares_stay_within_0_and_1_and_what_is_unbounded_does_not():
     def score(outcome, counts):
         return mean_dice(outcome, counts) | {"hd95": 40 * mean_dice(outcome, counts)["dice"]}
 
-    found = protocol.figures(score, [wide], unbounded=("hd95",))
+    found = statistics.figures(score, [wide], unbounded=("hd95",))
     assert found["dice"]["high"] == 1.0 and found["hd95"]["high"] > 40 and found["hd95"]["low"] >= 0
 
 
@@ -52,7 +53,7 @@ def test_a_figure_that_is_not_defined_is_left_out_and_a_resample_that_misses_a_c
         with np.errstate(invalid="ignore", divide="ignore"):
             return mean_dice(outcome, counts) | {"rare": rare / rare, "never": np.full(len(counts), np.nan)}
 
-    found = protocol.figures(score, [outcome_of(np.linspace(0, 1, 20))])
+    found = statistics.figures(score, [outcome_of(np.linspace(0, 1, 20))])
     assert set(found) == {"dice", "rare"} and found["rare"] == {"mean": 1.0, "per_seed": [1.0], "low": 1.0, "high": 1.0}
 
 
@@ -60,65 +61,63 @@ def test_differences_are_paired_in_the_images_and_averaged_over_datasets():
     rng = np.random.default_rng(0)
     hard = rng.uniform(0, 0.8, 100)
     ours, theirs = [outcome_of(hard + 0.1)], [outcome_of(hard)]
-    [found] = protocol.differences(mean_dice, [(ours, theirs)]).values()
+    [found] = statistics.differences(mean_dice, [(ours, theirs)]).values()
     assert found["mean"] == pytest.approx(0.1) and found["high"] - found["low"] < 1e-6, "every image gains the same"
-    [none] = protocol.differences(mean_dice, [(ours, ours)]).values()
+    [none] = statistics.differences(mean_dice, [(ours, ours)]).values()
     assert none == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
     other = [outcome_of(rng.uniform(0, 1, 40))]
-    [both] = protocol.differences(mean_dice, [(ours, theirs), (other, other)]).values()
+    [both] = statistics.differences(mean_dice, [(ours, theirs), (other, other)]).values()
     assert both["mean"] == pytest.approx(0.05)
     noisy = [outcome_of(np.clip(hard + rng.normal(0.1, 0.1, 100), 0, 1)) for _ in range(3)]
-    [spread] = protocol.differences(mean_dice, [(noisy, theirs)]).values()
+    [spread] = statistics.differences(mean_dice, [(noisy, theirs)]).values()
     assert spread["low"] < spread["mean"] < spread["high"] and spread["low"] > 0 and 0 < spread["p"] < 0.05
     close = [outcome_of(np.clip(hard + rng.normal(0.005, 0.1, 100), 0, 1)) for _ in range(3)]
-    [hardly] = protocol.differences(mean_dice, [(close, theirs)]).values()
+    [hardly] = statistics.differences(mean_dice, [(close, theirs)]).values()
     assert (hardly["p"] > 0.05) == (hardly["low"] < 0 < hardly["high"]), "the test and the interval agree"
     with pytest.raises(ValueError, match="tested on different images"):
-        protocol.differences(mean_dice, [(ours, other)])
+        statistics.differences(mean_dice, [(ours, other)])
 
 
 def test_seeds_are_run_once_refused_when_changed_and_summed_up_by_the_protocol_of_the_first(tmp_path):
-    settings = protocol.TaskConfig(name="t", logs=str(tmp_path), seeds=[3, 5])
+    settings = base.TaskConfig(name="t", logs=str(tmp_path), seeds=[3, 5])
     ran = []
 
     def train(config, folder):
         run.RunFolder(folder, config, config.resume).close()
         ran.append((config.seed, folder.name))
-        protocol.write_outcome(folder, outcome_of([0.5, 0.7]))
+        base.write_outcome(folder, outcome_of([0.5, 0.7]))
         run.write_text(
             folder / "metrics.json", json.dumps({"protocol": {"duplicates": "none"}, "seeds": [config.seed]})
         )
 
-    folders = protocol.run_each_seed(settings, train, str)
+    folders = base.run_each_seed(settings, train, str)
     assert ran == [(3, "seed-3"), (5, "seed-5")]
     said = []
-    assert protocol.run_each_seed(settings, train, said.append) == folders
+    assert base.run_each_seed(settings, train, said.append) == folders
     assert len(ran) == 2 and len(said) == 2 and all("is finished" in line for line in said)
-    result = protocol.figures(mean_dice, [protocol.read_outcome(folder) for folder in folders])
-    protocol.write_summary(folders, settings.seeds, result)
-    whole = protocol.read_metrics(tmp_path / "t")
+    result = statistics.figures(mean_dice, [base.read_outcome(folder) for folder in folders])
+    base.write_summary(folders, settings.seeds, result)
+    whole = base.read_metrics(tmp_path / "t")
     assert whole["protocol"] == {"duplicates": "none"} and whole["seeds"] == [3, 5]
     assert whole["metrics"]["dice"]["per_seed"] == [pytest.approx(0.6)] * 2
     assert "| dice | 0.600 |" in (tmp_path / "t" / "table.md").read_text()
     settings.precision = "bfloat16"
     with pytest.raises(ValueError, match="precision: 'auto' -> 'bfloat16'"):
-        protocol.run_each_seed(settings, train, str)
+        base.run_each_seed(settings, train, str)
     settings.resume = False
-    protocol.run_each_seed(settings, train, str)
+    base.run_each_seed(settings, train, str)
     assert len(ran) == 4
     for seeds, message in (([], "seeds is empty"), ([1, 1], "names a seed twice")):
         settings.seeds = seeds
         with pytest.raises(ValueError, match=message):
-            protocol.run_each_seed(settings, train, str)
+            base.run_each_seed(settings, train, str)
     with pytest.raises(FileNotFoundError, match="one seed of a finished run"):
-        protocol.read_outcome(tmp_path)
+        base.read_outcome(tmp_path)
 
 
 def test_a_table_shows_a_dozen_classes_and_leaves_a_thousand_to_the_file():
     few = {"dice": {"mean": 0.5, "low": 0.4, "high": 0.6}} | {f"recall {i}": {"mean": 0.1} for i in range(12)}
-    assert protocol.table(few, 1).count("| recall ") == 12 and "| dice | 0.500 | 0.400 to 0.600 |" in protocol.table(
-        few, 1
-    )
-    assert "recall" not in protocol.table(few | {"recall 12": {"mean": 0.1}}, 1)
-    assert protocol.cell({"mean": 0.1, "low": -0.02, "high": 0.2}, "+") == "+0.100 (-0.02 to +0.20)"
-    assert protocol.cell(None) == "-"
+    assert base.table(few, 1).count("| recall ") == 12 and "| dice | 0.500 | 0.400 to 0.600 |" in base.table(few, 1)
+    assert "recall" not in base.table(few | {"recall 12": {"mean": 0.1}}, 1)
+    assert base.cell({"mean": 0.1, "low": -0.02, "high": 0.2}, "+") == "+0.100 (-0.02 to +0.20)"
+    assert base.cell(None) == "-"

@@ -4,10 +4,7 @@
     result = figures(score, [read_outcome(folder) for folder in folders])
     write_summary(folders, config.seeds, result)
 
-An outcome is what one seed's model did on the test images: arrays, kept in test.npz. `paths` and `groups` (N,) are in every one;
-the rest is the task's own, say the probabilities of a classifier, or the Dice of each image. The task says what follows from
-it: `score(outcome, counts)` -> {name: (R,)} with counts (R, N), how often each image occurs in each of R resamples. For a
-figure per image that is `counts @ dice / counts.sum(1)`.
+An outcome (see evaluation/statistics.py) is what one seed's model did on the test images; it is kept in test.npz.
 """
 
 import copy
@@ -20,17 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vfm4us import probing, run
+from vfm4us import run
 from vfm4us.config import option, section
 from vfm4us.data import splits as splitting
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.data.store import PreparedDataset, open_or_prepare
+from vfm4us.evaluation.statistics import INTERVAL, Outcome
 from vfm4us.tasks.finetune import EncoderConfig, refuse_missing_weights
-
-Outcome = dict[str, np.ndarray]
-Score = Callable[[Outcome, np.ndarray], dict[str, np.ndarray]]
-
-INTERVAL = "95 %, Student's t over seeds plus bootstrap over test groups"
 
 
 @dataclass
@@ -196,78 +189,6 @@ def read_outcome(folder: Path) -> Outcome:
         raise FileNotFoundError(f"{path} does not exist: is {folder} the folder of one seed of a finished run?")
     with np.load(path) as found:
         return dict(found)
-
-
-# ---- figures --------------------------------------------------------------------------------------------------------
-
-
-def figures(
-    score: Score,
-    outcomes: list[Outcome],
-    unbounded: tuple[str, ...] = (),
-    repeats: int = 2000,
-    signed: tuple[str, ...] = (),
-) -> dict[str, dict]:
-    """Every score as {mean, low, high, per_seed}: 95 % intervals over seeds and over resampled test groups.
-
-    Scores lie in [0, 1] but for those named in `unbounded`, which lie above 0, and in `signed`, which may be anything. One that
-    is not finite is left out, e.g. an AUROC of one class.
-    """
-    seeds, resamples = _resample(score, outcomes, repeats)
-    result = {}
-    for name, values in seeds.items():
-        if not np.isfinite(values).all():
-            continue
-        result[name] = {"mean": float(values.mean()), "per_seed": values.tolist()}
-        if len(resamples[name]) > 1:
-            _, low, high = probing.interval(values, resamples[name])
-            if name not in signed:
-                low, high = max(0.0, low), high if name in unbounded else min(1.0, high)
-            result[name] |= {"low": low, "high": high}
-    return result
-
-
-def differences(score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], repeats: int = 2000) -> dict[str, dict]:
-    """Ours minus theirs for each pair of (ours, theirs), each score as {mean, low, high, p}; several pairs: the mean over them.
-
-    Both sides of a pair are resampled alike, so they must have the same test images; several pairs are several datasets.
-    """
-    found = []
-    for ours, theirs in pairs:
-        seeds, resamples = _resample(score, [*ours, *theirs], repeats, len(ours))
-        found.append({name: (v[: len(ours)], v[len(ours) :], resamples[name]) for name, v in seeds.items()})
-    result = {}
-    for name in found[0]:
-        ours, theirs, resamples = zip(*(f[name] for f in found if name in f), strict=True)
-        few = min(len(r) for r in resamples)
-        sides = [np.mean([v[: min(map(len, side))] for v in side], axis=0) for side in (ours, theirs)]
-        if len(resamples) == len(pairs) and few > 1 and np.isfinite(sides[0]).all() and np.isfinite(sides[1]).all():
-            about = sides[0], np.mean([r[:few] for r in resamples], axis=0), sides[1]
-            result[name] = dict(zip(("mean", "low", "high"), probing.interval(*about), strict=True))
-            result[name]["p"] = probing.p_value(*about)
-    return result
-
-
-def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0) -> tuple[dict, dict]:
-    """Each score of each seed {name: (seeds,)}; and in each resample its mean over them, or over `ours` minus over the rest."""
-    paths, groups = outcomes[0]["paths"], outcomes[0]["groups"]
-    if any(not np.array_equal(o["paths"], paths) or not np.array_equal(o["groups"], groups) for o in outcomes):
-        raise ValueError(
-            "the seeds or runs were tested on different images, so they cannot be compared: did the data change? "
-            "resume=false repeats a run"
-        )
-    once, counts = np.ones((1, len(paths))), probing.bootstrap_counts(groups, repeats)
-    single = [score(o, once) for o in outcomes]
-    several = [score(o, counts) for o in outcomes]
-    seeds = {name: np.array([float(s[name][0]) for s in single]) for name in single[0]}
-    resamples = {}
-    for name in seeds:
-        values = np.array([s[name] for s in several])
-        resamples[name] = values[:ours].mean(0) - values[ours:].mean(0) if ours else values.mean(0)
-    # a resample without any image of a class cannot say anything of that class, nor of an average over classes
-    kept = [np.isfinite(values) for name, values in resamples.items() if np.isfinite(seeds[name]).all()]
-    whole = np.all(kept, axis=0) if kept else np.zeros(repeats, bool)
-    return seeds, {name: values[whole] for name, values in resamples.items()}
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

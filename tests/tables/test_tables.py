@@ -15,7 +15,11 @@ import torch
 import yaml
 
 from tests.conftest import ROOT, TINY
-from vfm4us import config, results, run, tables
+from vfm4us import config, run
+from vfm4us.tables import report
+from vfm4us.tables.leakage import check_leakage
+from vfm4us.tables.plan import STAGES, TASKS, Pretraining, TableConfig, make_plan, merge
+from vfm4us.tables.run import work
 from vfm4us.tasks.finetune import EncoderConfig, make_encoder
 
 SCRIPT = ROOT / "scripts" / "reproduce_tables.py"
@@ -46,15 +50,15 @@ def write_table(textures, tmp_path, monkeypatch):
                 }
             },
         }
-        tables.merge(keys, more)
+        merge(keys, more)
         (tmp_path / "t.yaml").write_text(yaml.safe_dump(keys, sort_keys=False))
         return tmp_path / "t.yaml"
 
     return write
 
 
-def load(file: Path, *overrides: str) -> tables.TableConfig:
-    return config.load(tables.TableConfig, file, overrides)
+def load(file: Path, *overrides: str) -> TableConfig:
+    return config.load(TableConfig, file, overrides)
 
 
 def command(*arguments: str, folder: Path, start=subprocess.run, **more):
@@ -78,9 +82,7 @@ def test_one_process_and_two_that_were_stopped_write_the_same_and_keep_what_is_f
     steps = {
         p.parent.name: json.loads(p.read_text().splitlines()[-1])["step"] for p in out.glob("encoders/*/metrics.jsonl")
     }
-    assert steps == dict.fromkeys([f"vfm4us-{s}-0" for s in tables.STAGES], 4), (
-        "each stage alone as many images as both"
-    )
+    assert steps == dict.fromkeys([f"vfm4us-{s}-0" for s in STAGES], 4), "each stage alone as many images as both"
     text = (out / "tables.md").read_text()
     assert (
         "| dataset | method | top-1, not pretrained here | top-1, coarse | top-1, fine | top-1, coarse-to-fine |"
@@ -93,7 +95,7 @@ def test_one_process_and_two_that_were_stopped_write_the_same_and_keep_what_is_f
         and "Pretraining seed 0 for all runs" in text
     )
     rows = list(csv.DictReader((out / "results.csv").open()))
-    assert {(r["method"], r["stage"]) for r in rows} == {("random", ""), *(("VFM4US", s) for s in tables.STAGES)}
+    assert {(r["method"], r["stage"]) for r in rows} == {("random", ""), *(("VFM4US", s) for s in STAGES)}
     mean = [
         float(r["value"])
         for r in rows
@@ -158,49 +160,49 @@ def test_a_cell_that_fails_and_one_without_data_are_named_and_the_others_run(
 
 
 def test_a_test_image_in_a_pretraining_pool_is_an_error_that_names_it(write_table, textures):
-    plan = tables.make_plan(load(write_table(), f"data={textures}"))
-    assert "none of the test images" in tables.check_leakage(plan)["classification"]
+    plan = make_plan(load(write_table(), f"data={textures}"))
+    assert "none of the test images" in check_leakage(plan)["classification"]
     seen = {"stages": {0: {"data": {0: {"split": "all"}}}}}
-    leaky = tables.make_plan(load(write_table(pretraining=seen), f"data={textures}"))
+    leaky = make_plan(load(write_table(pretraining=seen), f"data={textures}"))
     with pytest.raises(
         ValueError, match=r"vfm4us-coarse-0 is pretrained on (\S+) of one\S*, which equals \1, a test image"
     ):
-        tables.check_leakage(leaky)
+        check_leakage(leaky)
     guarded = load(write_table(pretraining=seen | {"data": {"protect": ["one"]}}), f"data={textures}")
-    assert "none of the test images" in tables.check_leakage(tables.make_plan(guarded))["classification"]
+    assert "none of the test images" in check_leakage(make_plan(guarded))["classification"]
 
 
 def test_a_held_claim_is_respected_and_a_job_whose_holder_was_killed_is_a_failure(write_table, textures):
-    plan = tables.make_plan(load(write_table(), f"data={textures}", "only=['*one-random']"))
+    plan = make_plan(load(write_table(), f"data={textures}", "only=['*one-random']"))
     [cell] = plan.jobs
     with cell.claim() as ours, cell.claim() as theirs:
         assert ours is not None and theirs is None
     (cell.folder / ".claim").write_text("now")
-    tables.work(plan, "now", say=str)
+    work(plan, "now", say=str)
     assert cell.failed("now") and not cell.failed("later") and not cell.finished and "killed" in cell.error.read_text()
-    tables.work(plan, "later", say=str)
+    work(plan, "later", say=str)
     assert cell.finished and not cell.error.exists(), "another call tries it again"
 
 
 def test_shards_share_the_cells_and_keep_those_of_an_encoder_together(write_table, textures):
     file = write_table()
-    whole = tables.make_plan(load(file, f"data={textures}"))
-    parts = [tables.make_plan(load(file, f"data={textures}", f"shard={k}/3")) for k in (1, 2, 3)]
+    whole = make_plan(load(file, f"data={textures}"))
+    parts = [make_plan(load(file, f"data={textures}", f"shard={k}/3")) for k in (1, 2, 3)]
     assert sorted(c.name for p in parts for c in p.wanted) == sorted(c.name for c in whole.cells)
-    encoders = [job.name for part in parts for job in part.jobs if isinstance(job, tables.Pretraining)]
+    encoders = [job.name for part in parts for job in part.jobs if isinstance(job, Pretraining)]
     assert sorted(encoders) == sorted(p.name for p in whole.pretrainings)
     for wrong in ("3/2", "0/2", "half"):
         with pytest.raises(ValueError, match="shard: "):
-            tables.make_plan(load(file, f"data={textures}", f"shard={wrong}"))
+            make_plan(load(file, f"data={textures}", f"shard={wrong}"))
 
 
 def test_several_pretraining_seeds_go_with_the_seeds_of_the_cells(write_table, textures):
-    plan = tables.make_plan(load(write_table(), f"data={textures}", "pretraining_seeds=[0,1]"))
+    plan = make_plan(load(write_table(), f"data={textures}", "pretraining_seeds=[0,1]"))
     assert len(plan.pretrainings) == 6 and [p.config.seed for p in plan.pretrainings[:2]] == [0, 1]
     cell = next(c for c in plan.cells if c.stage == "fine")
     assert cell.config.encoder.weights == "logs/t/encoders/vfm4us-fine-{seed}/encoder.pt" and len(cell.needs) == 2
     with pytest.raises(ValueError, match="give one for all runs, or the cells' own seeds"):
-        tables.make_plan(load(write_table(), f"data={textures}", "pretraining_seeds=[0,5]"))
+        make_plan(load(write_table(), f"data={textures}", "pretraining_seeds=[0,5]"))
 
 
 @pytest.mark.parametrize(
@@ -221,15 +223,15 @@ def test_several_pretraining_seeds_go_with_the_seeds_of_the_cells(write_table, t
 )
 def test_mistakes_name_the_encoder_or_cell_and_the_key(write_table, textures, override, message):
     with pytest.raises(ValueError, match=message):
-        tables.make_plan(load(write_table(), f"data={textures}", override))
+        make_plan(load(write_table(), f"data={textures}", override))
 
 
 def test_published_numbers_stand_beside_the_published_dataset_alone(write_table, textures, monkeypatch):
     axes = {"dataset": {"two": {"data": {"path": "{data}/two"}}}}
     file = write_table(tasks={"classification": {"axes": axes, "base": {"seeds": [0]}}})
     settings = load(file, f"data={textures}", "encoders={VFM4US: {}}", "against=[VFM4US,'']")
-    plan = tables.make_plan(settings)
-    tables.work(plan, "now", say=str)
+    plan = make_plan(settings)
+    work(plan, "now", say=str)
     row = {
         "dataset": "one",
         "images": "60",
@@ -240,8 +242,8 @@ def test_published_numbers_stand_beside_the_published_dataset_alone(write_table,
         "value": "86.47",
         "source": "a paper",
     }
-    monkeypatch.setattr(results, "read_published", lambda: [row])
-    text = results.write(settings, plan)
+    monkeypatch.setattr(report, "read_published", lambda: [row])
+    text = report.write(settings, plan)
     lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
     assert (
         lines["| one"].endswith("| 0.865 |")
@@ -255,14 +257,14 @@ def test_published_numbers_stand_beside_the_published_dataset_alone(write_table,
         ("metric", "auroc"),
         ("task", "segmentation"),
     ):
-        monkeypatch.setattr(results, "read_published", lambda key=key, value=value: [row | {key: value}])
-        assert "ublished" not in results.write(settings, plan), f"another {key}"
+        monkeypatch.setattr(report, "read_published", lambda key=key, value=value: [row | {key: value}])
+        assert "ublished" not in report.write(settings, plan), f"another {key}"
 
 
 def test_the_published_rows_are_complete():
-    rows = results.read_published.__wrapped__()
+    rows = report.read_published.__wrapped__()
     assert len(rows) > 50 and all(all(row.values()) and 0 < float(row["value"]) < 100 for row in rows)
-    assert {row["task"] for row in rows} == set(tables.TASKS)
+    assert {row["task"] for row in rows} == set(TASKS)
     assert [
         r["value"] for r in rows if (r["dataset"], r["task"], r["method"]) == ("busi", "classification", "VFM4US")
     ] == ["86.47"]
@@ -282,12 +284,12 @@ def test_random_weights_of_a_transformer_depend_on_the_seed_and_give_the_vector_
 def test_tables_of_older_runs_keep_their_cells(write_table, textures):
     """A cell that was run before `encoder.patch` was a key is finished, not another config's."""
     file = write_table(encoders={"VFM4US": None}, tasks={"classification": {"base": {"seeds": [0]}}})
-    plan = tables.make_plan(load(file, f"data={textures}", "only=['*one-*']"))
-    tables.work(plan, "now", say=str)
+    plan = make_plan(load(file, f"data={textures}", "only=['*one-*']"))
+    work(plan, "now", say=str)
     for path in plan.jobs[0].folder.glob("seed-*/config.yaml"):
         old = yaml.safe_load(path.read_text())
         del old["encoder"]["patch"]
         path.write_text(yaml.safe_dump(old))
-    assert all(job.finished for job in tables.make_plan(load(file, f"data={textures}", "only=['*one-*']")).jobs)
+    assert all(job.finished for job in make_plan(load(file, f"data={textures}", "only=['*one-*']")).jobs)
     with pytest.raises(ValueError, match="mode: 'knn' -> 'linear'"):
-        tables.make_plan(load(file, f"data={textures}", "only=['*one-*']", "tasks.classification.base.mode=linear"))
+        make_plan(load(file, f"data={textures}", "only=['*one-*']", "tasks.classification.base.mode=linear"))

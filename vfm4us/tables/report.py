@@ -15,8 +15,9 @@ import numpy as np
 
 from vfm4us import config, plots, run
 from vfm4us.data.store import open_or_prepare
-from vfm4us.tables import STAGES, Cell, Plan, Pretraining, TableConfig, absences
-from vfm4us.tasks import protocol
+from vfm4us.evaluation import statistics
+from vfm4us.tables.plan import STAGES, Cell, Plan, Pretraining, TableConfig, absences
+from vfm4us.tasks import base
 
 PUBLISHED = "assets/published.csv"
 TITLES = {
@@ -37,9 +38,9 @@ def write(settings: TableConfig, plan: Plan, leakage: dict[str, str] | None = No
     return f"{write_own(settings, plan, leakage or {}, out)}\nwritten to {out}"
 
 
-def read_outcomes(cell: Cell) -> list[protocol.Outcome]:
+def read_outcomes(cell: Cell) -> list[statistics.Outcome]:
     """What each seed did on the test images."""
-    return [protocol.read_outcome(cell.folder / f"seed-{seed}") for seed in cell.config.seeds]
+    return [base.read_outcome(cell.folder / f"seed-{seed}") for seed in cell.config.seeds]
 
 
 # ---- a table of methods ---------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ class TaskResults:
         self.scores = cells[0].scores
         finished = [cell for cell in cells if cell.finished]
         self.at = {(cell.setting, cell.method, cell.stage): cell for cell in finished}
-        self.metrics = {key: protocol.read_metrics(cell.folder) for key, cell in self.at.items()}
+        self.metrics = {key: base.read_metrics(cell.folder) for key, cell in self.at.items()}
         self.outcomes = {key: read_outcomes(cell) for key, cell in self.at.items()}
         score = _remembered(finished[0].module.outcome_scores) if finished else None
         arms = list(
@@ -70,9 +71,9 @@ class TaskResults:
                 if {(s, *arm), (s, *against)} <= self.at.keys()
             }
             for setting, pair in pairs.items():
-                self.differences[setting, *arm] = protocol.differences(score, [pair])
+                self.differences[setting, *arm] = statistics.differences(score, [pair])
             if len(pairs) == len(self.settings) > 1:
-                self.differences["mean of all", *arm] = protocol.differences(score, list(pairs.values()))
+                self.differences["mean of all", *arm] = statistics.differences(score, list(pairs.values()))
 
     def figure(self, score: str, setting: str, method: str, stage: str) -> dict | None:
         """{mean, low, high} of one cell; {mean} over the settings for `mean of all`, where every one is finished."""
@@ -108,11 +109,11 @@ class TaskResults:
             shown = [
                 "absent"
                 if (setting, method, stage) in absent
-                else protocol.cell(self.figure(score, setting, method, stage))
+                else base.cell(self.figure(score, setting, method, stage))
                 for stage in self.stages
             ]
             apart = self.differences.get((setting, method, last[method]), {}).get(score)
-            shown += [protocol.cell(apart, "+"), f"{apart['p']:.3f}"] if apart else ["-", "-"]
+            shown += [base.cell(apart, "+"), f"{apart['p']:.3f}"] if apart else ["-", "-"]
             if beside:
                 shown.append(
                     f"{float(beside[setting, method]['value']) / 100:.3f}" if (setting, method) in beside else "-"
@@ -199,7 +200,7 @@ def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) ->
     else:
         start = f"Pretraining seeds {pretrained}, one for each fine-tuning seed"
     text = (
-        f"{start}; fine-tuning seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}. Mean and interval: {protocol.INTERVAL}. "
+        f"{start}; fine-tuning seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}. Mean and interval: {statistics.INTERVAL}. "
         f"`minus {', '.join(settings.against)}`: the row's last stage, paired in the test images; p: a two-sided test by the same "
         "variances, not corrected for the number of rows. "
     )
@@ -264,11 +265,11 @@ def _count_images(cell: Cell) -> int:
     return sum(not only or label in only for label in dataset.labels)
 
 
-def _remembered(score: protocol.Score) -> protocol.Score:
+def _remembered(score: statistics.Score) -> statistics.Score:
     """`score`, computed once for each outcome: every method is compared with the same one."""
     kept: dict[tuple[int, int], dict] = {}
 
-    def of(outcome: protocol.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
+    def of(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
         key = id(outcome), len(counts)
         if key not in kept:
             kept[key] = score(outcome, counts)
@@ -290,7 +291,7 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
     """table.md, metrics.json and table.png."""
     cells = plan.cells
     columns, score_of = list(map(str, list(settings.axes.values())[-1])), cells[0].module.outcome_scores
-    found = {c.values: protocol.read_metrics(c.folder) for c in cells if c.finished}
+    found = {c.values: base.read_metrics(c.folder) for c in cells if c.finished}
     outcomes = {c.values: read_outcomes(c) for c in cells if c.finished}
     rows = list(dict.fromkeys(c.values[:-1] for c in cells))
     pairs = {
@@ -298,7 +299,7 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
         for a, b in settings.differences
     }
     apart = {
-        pair: {row: protocol.differences(score_of, [both]) for row, both in of.items()} for pair, of in pairs.items()
+        pair: {row: statistics.differences(score_of, [both]) for row, both in of.items()} for pair, of in pairs.items()
     }
     for pair, of in pairs.items():
         if next(iter(settings.axes)) != "dataset":
@@ -306,7 +307,7 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
         for rest in dict.fromkeys(row[1:] for row in rows):
             same = [row for row in rows if row[1:] == rest]
             if len(same) > 1 and all(row in of for row in same):
-                apart[pair]["mean of all", *rest] = protocol.differences(score_of, [of[row] for row in same])
+                apart[pair]["mean of all", *rest] = statistics.differences(score_of, [of[row] for row in same])
     metrics = {
         "-".join(values) + f" {name}": f
         for values, m in found.items()
@@ -341,9 +342,9 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
         for row in [*rows, *dict.fromkeys(row for of in apart.values() for row in of if row not in rows)]:
             here = [found.get((*row, column)) for column in columns]
             trained = next((str(m["protocol"]["training_images"]) for m in here if m), "")
-            cells_of_row = [protocol.cell(m["metrics"].get(score)) if m else "" for m in here]
+            cells_of_row = [base.cell(m["metrics"].get(score)) if m else "" for m in here]
             cells_of_row += [
-                protocol.cell(apart[a, b][row].get(score), "+") if row in apart[a, b] else ""
+                base.cell(apart[a, b][row].get(score), "+") if row in apart[a, b] else ""
                 for a, b in settings.differences
             ]
             lines.append("| " + " | ".join([*row, trained, *cells_of_row]) + " |")

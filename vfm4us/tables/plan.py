@@ -1,8 +1,6 @@
-"""The runs behind a results table: encoders to pretrain, cells to train and test, who runs which, what no encoder may have seen.
+"""The runs behind a results table: encoders to pretrain, cells to train and test.
 
     plan = make_plan(settings)         # every config is checked before the first of them runs
-    leakage = check_leakage(plan)      # ValueError where a test image lies in a pretraining pool
-    work(plan, invocation)             # or run_workers(...): several processes, also of several machines
 
 A job is the pretraining of one encoder or a cell: one method and stage on one dataset, with all its seeds. A job lies in its own
 folder, is claimed by a lock there for as long as it runs, and is not run again when finished.
@@ -15,26 +13,17 @@ import fnmatch
 import importlib
 import itertools
 import json
-import os
 import re
-import subprocess
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
-from vfm4us import checkpoints, config, run
+from vfm4us import config, run
 from vfm4us.config import option
-from vfm4us.data.pools import StagePool, stage_pools
-from vfm4us.data.splits import leakage
-from vfm4us.data.store import open_or_prepare
 from vfm4us.pretraining import settings as pretraining_settings
 from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.tasks import protocol
+from vfm4us.tasks.base import TaskConfig
 from vfm4us.tasks.finetune import imagenet_file, refuse_missing_weights
 
 TASKS = ("classification", "segmentation", "generation")
@@ -177,7 +166,7 @@ class Cell(Job):
 
     task: str
     values: tuple[str, ...]  # one of each axis
-    config: protocol.TaskConfig
+    config: TaskConfig
     folder: Path
     method: str = ""
     stage: str = ""  # empty: nothing was pretrained for this table
@@ -447,198 +436,3 @@ def absences(cells: list[Cell]) -> list[str]:
     reasons = list(dict.fromkeys(cell.absent for cell in cells if cell.absent))
     counts = [sum(cell.absent == reason for cell in cells) for reason in reasons]
     return [f"{reason} ({n} cell{'s'[: n > 1]})" for reason, n in zip(reasons, counts, strict=True)]
-
-
-# ---- what no encoder may have seen ----------------------------------------------------------------------------------
-
-
-def check_leakage(plan: Plan) -> dict[str, str]:
-    """For each task a line on how many test images were compared with how many pretraining images, and that none was found.
-
-    The pools are made anew from each pretraining config, and are those of the finished encoders by the fingerprint in their
-    checkpoints. Compared are sha256 and perceptual hash (confirmed on thumbnails). ValueError names the image that was found.
-    """
-    cells = [cell for cell in plan.wanted if not cell.absent]
-    opened: dict[str, list[StagePool]] = {}
-    sizes: dict[str, dict[str, int]] = {task: {} for task in dict.fromkeys(cell.task for cell in cells)}
-    for pretraining in (job for job in plan.jobs if isinstance(job, Pretraining)):
-        own = pretraining.config
-        key = json.dumps(
-            [config.to_dict(own.data), [config.to_dict(s)["data"] for s in own.stages], own.seed], default=str
-        )
-        first = key not in opened
-        if first:
-            if own.data.phantoms:
-                from vfm4us.data.phantoms import write_phantoms
-
-                write_phantoms(own.data.locations().phantoms, own.data.phantoms, own.data.size)
-            opened[key] = stage_pools(own.stages, own.data.protect, own.data.locations(), own.seed)
-        _check_fingerprints(pretraining, opened[key])
-        tested = {(c.task, c.config.data.path, tuple(c.config.data.splits)): c for c in cells} if first else {}
-        for cell in tested.values():
-            sizes[cell.task][cell.dataset] = _compare(pretraining, opened[key], cell)
-    pools = [pool for stages in opened.values() for pool in stages]
-    images = len({digest for pool in pools for digest in _digests(pool)})
-    given = [
-        c.method for c in cells if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")
-    ]
-    unknown = "".join(f" What {method} was pretrained on is not known here." for method in dict.fromkeys(given))
-    lines = {}
-    for task, of in sizes.items():
-        tested = ", ".join(f"{count} of {name}" for name, count in of.items())
-        lines[task] = (
-            (
-                f"Leakage: none of the test images ({tested}) equals or nearly equals (sha256, perceptual hash) one of the "
-                f"{images} images that encoders were pretrained on."
-            )
-            if of
-            else "Leakage: nothing was pretrained for these cells, so nothing was compared."
-        )
-        lines[task] += unknown
-    return lines
-
-
-def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> int:
-    """The number of the cell's test images; ValueError where one of them is in a pool."""
-    own = pretraining.config.data
-    dataset = open_or_prepare(Path(cell.config.data.path), Path(own.cache), own.size, tuple(cell.config.data.splits))
-    test = dataset.indices("test")
-    for stage in stages:
-        for source, part in zip(stage.training.datasets, stage.training.parts, strict=True):
-            for leak in leakage(source.fingerprints(part), dataset.fingerprints(test)):
-                seen, held = source.records[part[leak.pool_index]], dataset.records[test[leak.protected_index]]
-                how = "equals" if leak.kind == "identical" else "nearly equals"
-                raise ValueError(
-                    f"{pretraining.name} is pretrained on {seen.path} of {source.name}, which {how} {held.path}, a test image of "
-                    f"{cell.config.data.path} ({cell.task}): name that dataset in pretraining.data.protect, or give both the same "
-                    "splits, and give the table another name"
-                )
-    return len(test)
-
-
-def _check_fingerprints(pretraining: Pretraining, stages: list[StagePool]) -> None:
-    path = pretraining.folder / "checkpoints" / "last.pt"
-    if pretraining.finished and path.is_file():
-        before = checkpoints.read(path)["resume"]["data"]
-        if before != [stage.training.fingerprint() for stage in stages]:
-            raise ValueError(
-                f"{pretraining.name} was pretrained on other images than its config gives now: put them back, or "
-                "give the table another name"
-            )
-
-
-def _digests(pool: StagePool) -> list[str]:
-    return [d.sha256[i] for d, part in zip(pool.training.datasets, pool.training.parts, strict=True) for i in part]
-
-
-# ---- running --------------------------------------------------------------------------------------------------------
-
-
-def work(
-    plan: Plan, invocation: str, device: str = "auto", parent: int = 0, after: Callable = lambda: None, say=print
-) -> None:
-    """Run every job that is not finished and that no other process has, until none is left; a failure is recorded and passed by.
-
-    device: for jobs whose config leaves it open; parent: the process without which a worker goes no further; after() follows each.
-    """
-    jobs = plan.jobs
-    for job in jobs:
-        if job.finished:
-            say(f"{job.folder} is finished")
-        elif job.config.device == "auto":
-            job.config.device = device
-    while True:
-        progress = waiting = False
-        left = [job for job in jobs if not job.finished and not job.failed(invocation)]
-        for job in left:
-            needs = job.needs if isinstance(job, Cell) else []
-            if any(p.failed(invocation) for p in needs):
-                continue
-            if not all(p.finished for p in needs):
-                waiting = True
-                continue
-            with job.claim() as stream:
-                if stream is None:
-                    waiting = True
-                elif not job.finished and not job.failed(invocation):
-                    say(f"\n=== {job.name}, {sum(j.finished for j in jobs) + 1} of {len(jobs)}")
-                    _run_claimed(job, stream, invocation, say)
-                    after()
-                    progress = True
-            if parent and os.getppid() != parent:
-                return
-        if not waiting:
-            return
-        if not progress:
-            time.sleep(1)
-
-
-def _run_claimed(job: Pretraining | Cell, stream: TextIO, invocation: str, say) -> None:
-    stream.seek(0)
-    if stream.read() == invocation:  # held by a process that ended without a word
-        return job.fail(invocation, "The process that ran this was killed, perhaps for want of memory.\n")
-    stream.truncate(0)
-    stream.write(invocation)
-    stream.flush()
-    try:
-        job.run()
-        job.error.unlink(missing_ok=True)
-    except run.Stopped:
-        raise
-    except Exception as error:
-        job.fail(invocation, traceback.format_exc())
-        say(f"FAILED: {job.name}: {error} ({job.error})")
-    finally:
-        stream.truncate(0)
-
-
-def run_workers(command: list[str], count: int, plan: Plan, out: Path, invocation: str, say=print) -> None:
-    """`count` processes of `command` side by side; each works as `work` does and writes worker-<k>.log.
-
-    A signal to stop is passed on, and run.Stopped raised when all have saved and left.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    gpus = torch.cuda.device_count()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count))
-    say(f"{count} workers of {threads} threads; what they say is in {out}/worker-*.log")
-    processes, done, forwarded = [], {job.name for job in plan.jobs if job.finished}, False
-    with run.StopSignal() as stop:
-        try:
-            for k in range(count):
-                device = f"cuda:{k % gpus}" if gpus else "auto"
-                with open(out / f"worker-{k}.log", "w") as log:
-                    processes.append(
-                        subprocess.Popen(
-                            [*command, f"worker={invocation} {device} {os.getpid()}"],
-                            stdout=log,
-                            stderr=subprocess.STDOUT,
-                            env=os.environ | {"OMP_NUM_THREADS": threads},
-                            start_new_session=True,
-                        )
-                    )
-            while any(p.poll() is None for p in processes):
-                if stop.number and not forwarded:
-                    forwarded = True
-                    for process in processes:
-                        process.send_signal(stop.number)
-                time.sleep(0.5)
-                done |= _report(plan, done, invocation, say)
-        finally:
-            for process in processes:  # left by an exception, or by a second signal
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-    _report(plan, done, invocation, say)
-    if stop.number:
-        raise run.Stopped(stop.number, out)
-    for k, process in enumerate(processes):
-        if process.returncode:
-            say(f"worker {k} ended with {process.returncode}: {out}/worker-{k}.log")
-
-
-def _report(plan: Plan, done: set[str], invocation: str, say) -> set[str]:
-    jobs = plan.jobs
-    new = [job for job in jobs if job.name not in done and (job.finished or job.failed(invocation))]
-    for number, job in enumerate(new, len(done) + 1):
-        say(f"{job.name} {'is finished' if job.finished else 'FAILED'}, {number} of {len(jobs)}")
-    return {job.name for job in new}

@@ -1,0 +1,1 @@
+"""What is measured: figures of each task, of vectors, and how sure they are."""

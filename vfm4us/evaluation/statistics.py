@@ -1,0 +1,131 @@
+"""How sure a figure is: intervals over seeds and over groups of test images, paired differences, p values.
+
+    result = figures(score, outcomes)                  # every score as {mean, low, high, per_seed}
+    result = differences(score, [(ours, theirs)])      # {mean, low, high, p}, paired in the test images
+
+An outcome is what one seed's model did on the test images: arrays. `paths` and `groups` (N,) are in every one; the rest is the
+task's own, say the probabilities of a classifier, or the Dice of each image. The task says what follows from it:
+`score(outcome, counts)` -> {name: (R,)} with counts (R, N), how often each image occurs in each of R resamples. For a figure per
+image that is `counts @ dice / counts.sum(1)`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+Outcome = dict[str, np.ndarray]
+Score = Callable[[Outcome, np.ndarray], dict[str, np.ndarray]]
+
+INTERVAL = "95 %, Student's t over seeds plus bootstrap over test groups"
+
+
+def bootstrap_counts(groups: np.ndarray, repeats: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often each image occurs in each resample of whole groups: (repeats, M) integers."""
+    names, codes = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=repeats)
+    return counts[:, codes]
+
+
+def interval(
+    per_seed: np.ndarray, resamples: np.ndarray, against=(), level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean and confidence limits of a figure that varies over pretraining seeds and over the choice of test images.
+
+    per_seed (n,): the figure of each seed. resamples (R,): the mean over seeds in each bootstrap resample of test groups.
+    against (m,): the figures of another arm's own seeds, whose mean is subtracted; `resamples` then holds differences, which
+    are paired in the images. Variances add up, s^2 / n + s'^2 / m + var(resamples); Student's t with Welch-Satterthwaite
+    degrees of freedom, since three seeds say little about their own spread. One seed counts as if seeds did not vary.
+    """
+    mean, error, freedom = _standard_error(per_seed, resamples, against)
+    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * error
+    return mean, mean - half, mean + half
+
+
+def p_value(per_seed: np.ndarray, resamples: np.ndarray, against=()) -> float:
+    """Two-sided, of a mean of 0: below 0.05 where the 95 % `interval` of the same arguments leaves 0 out."""
+    mean, error, freedom = _standard_error(per_seed, resamples, against)
+    if not error:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def _standard_error(per_seed: np.ndarray, resamples: np.ndarray, against) -> tuple[float, float, float]:
+    """Mean, its standard error and degrees of freedom, see `interval`."""
+    arms = [np.asarray(x, dtype=float) for x in (per_seed, against) if len(x)]
+    spread = [float(np.var(x, ddof=1)) / len(x) if len(x) > 1 else 0.0 for x in arms]
+    total = sum(spread) + float(np.var(resamples, ddof=1))
+    known = sum(v**2 / (len(x) - 1) for v, x in zip(spread, arms, strict=True) if v > 0)
+    freedom = total**2 / known if known > 0 else np.inf
+    mean = float(arms[0].mean() - (arms[1].mean() if len(arms) > 1 else 0.0))
+    return mean, total**0.5, freedom
+
+
+def figures(
+    score: Score,
+    outcomes: list[Outcome],
+    unbounded: tuple[str, ...] = (),
+    repeats: int = 2000,
+    signed: tuple[str, ...] = (),
+) -> dict[str, dict]:
+    """Every score as {mean, low, high, per_seed}: 95 % intervals over seeds and over resampled test groups.
+
+    Scores lie in [0, 1] but for those named in `unbounded`, which lie above 0, and in `signed`, which may be anything. One that
+    is not finite is left out, e.g. an AUROC of one class.
+    """
+    seeds, resamples = _resample(score, outcomes, repeats)
+    result = {}
+    for name, values in seeds.items():
+        if not np.isfinite(values).all():
+            continue
+        result[name] = {"mean": float(values.mean()), "per_seed": values.tolist()}
+        if len(resamples[name]) > 1:
+            _, low, high = interval(values, resamples[name])
+            if name not in signed:
+                low, high = max(0.0, low), high if name in unbounded else min(1.0, high)
+            result[name] |= {"low": low, "high": high}
+    return result
+
+
+def differences(score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], repeats: int = 2000) -> dict[str, dict]:
+    """Ours minus theirs for each pair of (ours, theirs), each score as {mean, low, high, p}; several pairs: the mean over them.
+
+    Both sides of a pair are resampled alike, so they must have the same test images; several pairs are several datasets.
+    """
+    found = []
+    for ours, theirs in pairs:
+        seeds, resamples = _resample(score, [*ours, *theirs], repeats, len(ours))
+        found.append({name: (v[: len(ours)], v[len(ours) :], resamples[name]) for name, v in seeds.items()})
+    result = {}
+    for name in found[0]:
+        ours, theirs, resamples = zip(*(f[name] for f in found if name in f), strict=True)
+        few = min(len(r) for r in resamples)
+        sides = [np.mean([v[: min(map(len, side))] for v in side], axis=0) for side in (ours, theirs)]
+        if len(resamples) == len(pairs) and few > 1 and np.isfinite(sides[0]).all() and np.isfinite(sides[1]).all():
+            about = sides[0], np.mean([r[:few] for r in resamples], axis=0), sides[1]
+            result[name] = dict(zip(("mean", "low", "high"), interval(*about), strict=True))
+            result[name]["p"] = p_value(*about)
+    return result
+
+
+def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0) -> tuple[dict, dict]:
+    """Each score of each seed {name: (seeds,)}; and in each resample its mean over them, or over `ours` minus over the rest."""
+    paths, groups = outcomes[0]["paths"], outcomes[0]["groups"]
+    if any(not np.array_equal(o["paths"], paths) or not np.array_equal(o["groups"], groups) for o in outcomes):
+        raise ValueError(
+            "the seeds or runs were tested on different images, so they cannot be compared: did the data change? "
+            "resume=false repeats a run"
+        )
+    once, counts = np.ones((1, len(paths))), bootstrap_counts(groups, repeats)
+    single = [score(o, once) for o in outcomes]
+    several = [score(o, counts) for o in outcomes]
+    seeds = {name: np.array([float(s[name][0]) for s in single]) for name in single[0]}
+    resamples = {}
+    for name in seeds:
+        values = np.array([s[name] for s in several])
+        resamples[name] = values[:ours].mean(0) - values[ours:].mean(0) if ours else values.mean(0)
+    # a resample without any image of a class cannot say anything of that class, nor of an average over classes
+    kept = [np.isfinite(values) for name, values in resamples.items() if np.isfinite(seeds[name]).all()]
+    whole = np.all(kept, axis=0) if kept else np.zeros(repeats, bool)
+    return seeds, {name: values[whole] for name, values in resamples.items()}

@@ -1,0 +1,1 @@
+"""Tables of results: what there is to run, who runs it, what no encoder may have seen, what is written."""

@@ -1,0 +1,92 @@
+"""No test image of a table may lie in what its encoders were pretrained on.
+
+said = check_leakage(plan)      # a line for each task; ValueError where a test image lies in a pretraining pool
+"""
+
+import json
+from pathlib import Path
+
+from vfm4us import checkpoints, config
+from vfm4us.data.pools import StagePool, stage_pools
+from vfm4us.data.splits import leakage
+from vfm4us.data.store import open_or_prepare
+from vfm4us.tables.plan import Cell, Plan, Pretraining
+
+
+def check_leakage(plan: Plan) -> dict[str, str]:
+    """For each task a line on how many test images were compared with how many pretraining images, and that none was found.
+
+    The pools are made anew from each pretraining config, and are those of the finished encoders by the fingerprint in their
+    checkpoints. Compared are sha256 and perceptual hash (confirmed on thumbnails). ValueError names the image that was found.
+    """
+    cells = [cell for cell in plan.wanted if not cell.absent]
+    opened: dict[str, list[StagePool]] = {}
+    sizes: dict[str, dict[str, int]] = {task: {} for task in dict.fromkeys(cell.task for cell in cells)}
+    for pretraining in (job for job in plan.jobs if isinstance(job, Pretraining)):
+        own = pretraining.config
+        key = json.dumps(
+            [config.to_dict(own.data), [config.to_dict(s)["data"] for s in own.stages], own.seed], default=str
+        )
+        first = key not in opened
+        if first:
+            if own.data.phantoms:
+                from vfm4us.data.phantoms import write_phantoms
+
+                write_phantoms(own.data.locations().phantoms, own.data.phantoms, own.data.size)
+            opened[key] = stage_pools(own.stages, own.data.protect, own.data.locations(), own.seed)
+        _check_fingerprints(pretraining, opened[key])
+        tested = {(c.task, c.config.data.path, tuple(c.config.data.splits)): c for c in cells} if first else {}
+        for cell in tested.values():
+            sizes[cell.task][cell.dataset] = _compare(pretraining, opened[key], cell)
+    pools = [pool for stages in opened.values() for pool in stages]
+    images = len({digest for pool in pools for digest in _digests(pool)})
+    given = [
+        c.method for c in cells if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")
+    ]
+    unknown = "".join(f" What {method} was pretrained on is not known here." for method in dict.fromkeys(given))
+    lines = {}
+    for task, of in sizes.items():
+        tested = ", ".join(f"{count} of {name}" for name, count in of.items())
+        lines[task] = (
+            (
+                f"Leakage: none of the test images ({tested}) equals or nearly equals (sha256, perceptual hash) one of the "
+                f"{images} images that encoders were pretrained on."
+            )
+            if of
+            else "Leakage: nothing was pretrained for these cells, so nothing was compared."
+        )
+        lines[task] += unknown
+    return lines
+
+
+def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> int:
+    """The number of the cell's test images; ValueError where one of them is in a pool."""
+    own = pretraining.config.data
+    dataset = open_or_prepare(Path(cell.config.data.path), Path(own.cache), own.size, tuple(cell.config.data.splits))
+    test = dataset.indices("test")
+    for stage in stages:
+        for source, part in zip(stage.training.datasets, stage.training.parts, strict=True):
+            for leak in leakage(source.fingerprints(part), dataset.fingerprints(test)):
+                seen, held = source.records[part[leak.pool_index]], dataset.records[test[leak.protected_index]]
+                how = "equals" if leak.kind == "identical" else "nearly equals"
+                raise ValueError(
+                    f"{pretraining.name} is pretrained on {seen.path} of {source.name}, which {how} {held.path}, a test image of "
+                    f"{cell.config.data.path} ({cell.task}): name that dataset in pretraining.data.protect, or give both the same "
+                    "splits, and give the table another name"
+                )
+    return len(test)
+
+
+def _check_fingerprints(pretraining: Pretraining, stages: list[StagePool]) -> None:
+    path = pretraining.folder / "checkpoints" / "last.pt"
+    if pretraining.finished and path.is_file():
+        before = checkpoints.read(path)["resume"]["data"]
+        if before != [stage.training.fingerprint() for stage in stages]:
+            raise ValueError(
+                f"{pretraining.name} was pretrained on other images than its config gives now: put them back, or "
+                "give the table another name"
+            )
+
+
+def _digests(pool: StagePool) -> list[str]:
+    return [d.sha256[i] for d, part in zip(pool.training.datasets, pool.training.parts, strict=True) for i in part]
