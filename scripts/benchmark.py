@@ -25,15 +25,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from vfm4us import run
+from vfm4us.augment import PatchConfig, PatchSampler
 from vfm4us.config import from_dict
 from vfm4us.data.phantoms import make_phantom, write_phantoms
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.loading import load_encoder
-from vfm4us.pretraining.emp_ssl import Draws, Network, compute_loss, lars
+from vfm4us.pretraining.methods.emp_ssl import Draws, Network, compute_loss, lars
 from vfm4us.pretraining.objective import MultiPatchLoss, total_coding_rate
-from vfm4us.pretraining.patches import PatchConfig, PatchSampler
 from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.runtime.device import autocast, choose_attention, device_name
+from vfm4us.runtime.rng import generator
 
 TURN = 8  # batches a turn: one takes ours 20 ms, too short to time
 
@@ -73,7 +74,7 @@ def benchmark_patches(rounds: int) -> None:
 
             def cut(sampler=sampler):
                 for _ in range(TURN):
-                    sampler(packed, valid, run.generator(0))
+                    sampler(packed, valid, generator(0))
 
             def plain(n=n):
                 for file in files * TURN:
@@ -115,10 +116,10 @@ def benchmark_step(rounds: int) -> None:
     images = torch.randint(0, 256, (32, 128, 128), dtype=torch.uint8)
     valid = torch.tensor([[0, 0, 128, 128]]).expand(32, 4)
     sampler, objective, optimizer = PatchSampler(config.patches), MultiPatchLoss(), lars(network, config.optimizer)
-    patches = sampler(images, valid, run.generator(0))
+    patches = sampler(images, valid, generator(0))
 
     def step():
-        loss, _ = compute_loss(network, objective, sampler(images, valid, run.generator(0)), config, Draws(None, None))
+        loss, _ = compute_loss(network, objective, sampler(images, valid, generator(0)), config, Draws(None, None))
         loss.backward()
         optimizer.step()
 
@@ -136,10 +137,10 @@ def benchmark_step(rounds: int) -> None:
 def benchmark_attention(rounds: int) -> None:
     device, encoder = torch.device("cpu"), Encoder(EncoderSpec("vit_tiny", in_channels=1, patch=8))
     fused, crops = copy.deepcopy(encoder), torch.rand(32, 1, 64, 64)
-    run.choose_attention(encoder, device, "bfloat16")
+    choose_attention(encoder, device, "bfloat16")
 
     def both_ways(network):
-        with run.autocast(device, "bfloat16"):
+        with autocast(device, "bfloat16"):
             vectors = network(crops)
         vectors.float().sum().backward()
 
@@ -193,7 +194,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [p for p in arguments.parts if p not in parts]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(parts)}")
-    print(f"{run.device_name()}, torch {torch.__version__}")
+    print(f"{device_name()}, torch {torch.__version__}")
     for name in arguments.parts or parts:
         parts[name](arguments.rounds)
 

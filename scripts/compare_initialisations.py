@@ -28,13 +28,15 @@ import numpy as np
 import torch
 
 import vfm4us
-from vfm4us import config, plots, run
+from vfm4us import config, plots
 from vfm4us.data.store import PreparedDataset, open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import representation, statistics
 from vfm4us.evaluation.classification import weighted_balanced_accuracy
 from vfm4us.pretraining.settings import PretrainingConfig, check_comparable, single_stage
-from vfm4us.pretraining.stages import pretrain
+from vfm4us.pretraining.trainer import pretrain
+from vfm4us.runtime.device import choose_device, device_name
+from vfm4us.runtime.signals import exit_code
 
 ARMS = ("random", "coarse", "fine", "coarse-to-fine")
 VARIANTS = {  # of coarse-to-fine, off by default
@@ -69,7 +71,7 @@ def make_encoder(arm: str, seed: int, settings: PretrainingConfig) -> Encoder:
 
 def probe_arm(encoder: Encoder, tasks: dict[str, PreparedDataset], precision: str) -> dict[str, np.ndarray]:
     """`<task>/rows` -> places of the held-out images (M,); `<task>/<embedding>/<probe>` -> whether each is right (M,)."""
-    result, encoder = {}, encoder.to(run.choose_device("auto"))
+    result, encoder = {}, encoder.to(choose_device("auto"))
     for task, dataset in tasks.items():
         squares = representation.CentralSquares(dataset)
         shapeless = all(height == width for _, _, height, width in dataset.valid)
@@ -220,7 +222,7 @@ def report(
         },
         "budget": "every arm the same number of patches; one stage alone runs as long as both, with one cosine",
         "interval": "95 %, Student's t over seeds plus bootstrap over groups",
-        "device": run.device_name(),
+        "device": device_name(),
     }
     result = {
         "task": "representation",
@@ -243,7 +245,7 @@ def report(
     series = {arm: [tuple(metrics[f"{scope}/{k}/{arm}"][m] for m in NAMES) for k in shown] for arm in arms}
     title = f"balanced accuracy on held-out images ({scope}), {len(arguments.seeds)} seeds, 95 % interval"
     plots.intervals(out / "comparison.png", [k.replace("/", ", ") for k in shown], series, title)
-    print(f"\nbalanced accuracy, {len(arguments.seeds)} seeds, {run.device_name()}\n\n{text}\n\nwritten to {out}")
+    print(f"\nbalanced accuracy, {len(arguments.seeds)} seeds, {device_name()}\n\n{text}\n\nwritten to {out}")
 
 
 def markdown(metrics: dict, scope: str, kinds: list[str], arms: list[str], sizes: dict[str, int]) -> str:
@@ -271,4 +273,4 @@ def markdown(metrics: dict, scope: str, kinds: list[str], arms: list[str], sizes
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

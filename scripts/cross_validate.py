@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
 
-from vfm4us import config, run
+from vfm4us import config
 from vfm4us.config import option
 from vfm4us.evaluation import statistics
+from vfm4us.runtime.device import choose_device
+from vfm4us.runtime.run import RunFolder
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base, classification
 from vfm4us.tasks.finetune import make_encoder
 
@@ -72,13 +75,11 @@ def cross_validate(settings: CrossValidationConfig) -> list[statistics.Outcome]:
             if fold == 3:
                 break
         data.train, data.val, settings.seed = rows[used], rows[held_out], fold
-        folder = run.RunFolder(Path(settings.logs) / settings.name / f"fold-{fold}", settings, settings.resume)
+        folder = RunFolder(Path(settings.logs) / settings.name / f"fold-{fold}", settings, settings.resume)
         try:
             encoder, _ = make_encoder(settings.encoder, fold)
             torch.manual_seed(fold)
-            model = classification.finetune_classifier(
-                settings, data, encoder, folder, run.choose_device(settings.device)
-            )
+            model = classification.finetune_classifier(settings, data, encoder, folder, choose_device(settings.device))
         finally:
             folder.close()
         logits[held_out] = classification.predict(model, data, rows[held_out])
@@ -93,4 +94,4 @@ def outcome_of(data: classification.LabelledData, rows: np.ndarray, groups: np.n
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import vfm4us
-from vfm4us import checkpoints, run
+from vfm4us import checkpoints
 from vfm4us.encoders import BEITS, RESNETS, Encoder
+from vfm4us.runtime.signals import exit_code
 
 ENDINGS = {
     "torchvision": ".pth",
@@ -218,4 +219,4 @@ EXPORTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

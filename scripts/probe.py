@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 import vfm4us
-from vfm4us import config, run
+from vfm4us import config
 from vfm4us.data.store import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import representation, statistics
 from vfm4us.evaluation.classification import balanced_accuracy, weighted_balanced_accuracy
 from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.pretraining.stages import build_method
+from vfm4us.pretraining.trainer import build_method
+from vfm4us.runtime.signals import exit_code
 
 
 def load(name: str) -> Encoder:
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

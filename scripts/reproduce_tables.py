@@ -23,7 +23,8 @@ import sys
 import time
 from pathlib import Path
 
-from vfm4us import config, run
+from vfm4us import config
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tables import report
 from vfm4us.tables.leakage import check_leakage
 from vfm4us.tables.plan import TableConfig, absences, make_plan
@@ -67,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

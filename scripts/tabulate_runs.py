@@ -11,8 +11,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from vfm4us import run
 from vfm4us.evaluation import statistics
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base
 
 
@@ -55,4 +55,4 @@ def difference(a: Path, b: Path, wanted: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

@@ -18,7 +18,7 @@ from tests.test_loading import put, shaken
 from vfm4us import checkpoints
 from vfm4us.data.images import image_batch, image_paths
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.run import exit_code
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import classification, cyclegan, generation, segmentation
 
 

@@ -19,7 +19,7 @@ import vfm4us
 from tests.conftest import ROOT
 from vfm4us import checkpoints, loading
 from vfm4us.encoders import MEAN, STD, Encoder, EncoderSpec
-from vfm4us.pretraining.stages import pretrain
+from vfm4us.pretraining.trainer import pretrain
 
 
 def shaken(module: nn.Module, seed: int = 0) -> nn.Module:

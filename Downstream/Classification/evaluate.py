@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vfm4us import run
 from vfm4us.data.manifest import source_root
 from vfm4us.data.store import read_grey
+from vfm4us.runtime.device import choose_device, device_name
+from vfm4us.runtime.files import write_text
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base, classification
 
 
@@ -36,7 +38,7 @@ def main() -> None:
 
 def evaluate(arguments) -> None:
     model, size = classification.load_classifier(arguments.checkpoint)
-    model = model.to(run.choose_device(arguments.device))
+    model = model.to(choose_device(arguments.device))
     records = base.source_records(arguments.data, arguments.split)
     root, rows, kept, bad = source_root(arguments.data), [], [], []
     for start in tqdm(range(0, len(records), 32), unit="batch", desc="classify"):
@@ -90,14 +92,14 @@ def evaluate(arguments) -> None:
             "input_size": size,
             "unreadable": len(bad),
             "interval": "95 %, bootstrap over groups (single images where there are none)",
-            "device": run.device_name(),
+            "device": device_name(),
         },
         "metrics": result,
     }
-    run.write_text(arguments.out / "metrics.json", json.dumps(about, indent=1))
+    write_text(arguments.out / "metrics.json", json.dumps(about, indent=1))
     print(f"\n{base.table(result, 1)}\n\nwritten to {arguments.out / 'metrics.json'}")
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

@@ -11,7 +11,8 @@ classifier.pt, pictures; the table of all in logs/<name>. The same command conti
 import sys
 from pathlib import Path
 
-from vfm4us import config, run
+from vfm4us import config
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base
 from vfm4us.tasks.classification import ClassificationConfig, run_seeds
 
@@ -30,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

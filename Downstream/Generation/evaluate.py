@@ -17,11 +17,13 @@ from pathlib import Path
 
 import torch
 
-from vfm4us import run
 from vfm4us.data.images import image_paths
 from vfm4us.data.manifest import source_root
 from vfm4us.data.store import read_grey
 from vfm4us.evaluation import likeness
+from vfm4us.runtime.device import choose_device, device_name
+from vfm4us.runtime.files import write_text
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base, generation
 
 
@@ -45,7 +47,7 @@ def main() -> None:
 
 def evaluate(arguments) -> None:
     enhancer = generation.load_enhancer(arguments.checkpoint)
-    model = enhancer.model.to(run.choose_device(arguments.device))
+    model = enhancer.model.to(choose_device(arguments.device))
     if arguments.tile is not None:
         if arguments.tile < 64:
             raise ValueError(f"--tile {arguments.tile}: at least 64")
@@ -96,11 +98,11 @@ def evaluate(arguments) -> None:
                 "kid": kid,
                 "verdict": said,
                 "interval": "95 %, bootstrap over groups (single images where there are none)",
-                "device": run.device_name(),
+                "device": device_name(),
             },
             "metrics": result,
         }
-        run.write_text(out / "metrics.json", json.dumps(about, indent=1))
+        write_text(out / "metrics.json", json.dumps(about, indent=1))
         if "ssim" in outcome:
             generation.write_cases(out, outcome)
         print(f"\n{base.table(result, 1)}\n\nKID: {kid}")
@@ -109,4 +111,4 @@ def evaluate(arguments) -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

@@ -12,7 +12,8 @@ all in logs/<name>. The same command continues, and does not repeat what is fini
 import sys
 from pathlib import Path
 
-from vfm4us import config, run
+from vfm4us import config
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base
 from vfm4us.tasks.generation import GenerationConfig, run_seeds, verdict
 
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

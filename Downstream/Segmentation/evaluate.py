@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vfm4us import plots, run
+from vfm4us import plots
 from vfm4us.data.manifest import source_root
 from vfm4us.data.store import read_grey, read_masks
+from vfm4us.runtime.device import choose_device, device_name
+from vfm4us.runtime.files import write_text
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base, segmentation
 
 
@@ -37,7 +40,7 @@ def main() -> None:
 
 def evaluate(arguments) -> None:
     model, size = segmentation.load_segmenter(arguments.checkpoint)
-    model = model.to(run.choose_device(arguments.device))
+    model = model.to(choose_device(arguments.device))
     records = base.source_records(arguments.data, arguments.split)
     root, out = source_root(arguments.data), arguments.out
     base.refuse_output_within(root, out)
@@ -79,15 +82,15 @@ def evaluate(arguments) -> None:
             "unreadable": len(cases.unreadable),
             "without_mask": len(cases.without),
             "interval": "95 %, bootstrap over groups (single images where there are none)",
-            "device": run.device_name(),
+            "device": device_name(),
         },
         "metrics": result,
     }
-    run.write_text(out / "metrics.json", json.dumps(about, indent=1))
+    write_text(out / "metrics.json", json.dumps(about, indent=1))
     print(f"\n{base.table(result, 1)}\n\npooled_with_background: {segmentation.RULES['pooled_with_background']}")
     print(f"written to {out / 'metrics.json'}")
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

@@ -12,7 +12,8 @@ continues, and does not repeat what is finished.
 import sys
 from pathlib import Path
 
-from vfm4us import config, run
+from vfm4us import config
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base
 from vfm4us.tasks.segmentation import SegmentationConfig, run_seeds
 
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

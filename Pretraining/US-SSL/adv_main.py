@@ -12,9 +12,10 @@ The run is written to logs/<name>; the same command continues it.
 import sys
 from pathlib import Path
 
-from vfm4us import config, run
+from vfm4us import config
 from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.pretraining.stages import pretrain, print_result
+from vfm4us.pretraining.trainer import pretrain, print_result
+from vfm4us.runtime.signals import exit_code
 
 BUILT_IN = Path("configs/smoke/pretraining.yaml")
 SAID = (
@@ -29,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.exit_code(main))
+    sys.exit(exit_code(main))

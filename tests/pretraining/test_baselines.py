@@ -14,11 +14,16 @@ from PIL import Image
 
 import vfm4us
 from tests.conftest import ROOT
-from vfm4us import checkpoints, config, plots, run
+from vfm4us import checkpoints, config, plots
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.pretraining import baselines, stages
+from vfm4us.pretraining import tokens, trainer
+from vfm4us.pretraining.methods import dinov2, mae, spatial_frequency
 from vfm4us.pretraining.settings import METHODS, PretrainingConfig
-from vfm4us.pretraining.stages import Trainer, pretrain
+from vfm4us.pretraining.trainer import Trainer, pretrain
+from vfm4us.runtime import signals
+from vfm4us.runtime.processes import average_gradients, processes
+from vfm4us.runtime.rng import generator
+from vfm4us.runtime.run import RunFolder
 
 pytest.importorskip("lightly", reason="the baselines need pip install -e .[baselines]")
 
@@ -62,7 +67,7 @@ def one_step(build):
     def method_of(name: str, *overrides: str):
         settings = build(name, *overrides)
         torch.manual_seed(0)
-        method = stages.build_method(settings)
+        method = trainer.build_method(settings)
         method.optimizer = method.new_optimizer()
         images = torch.randint(0, 256, (8, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
         return method, images, torch.tensor([[0, 0, 48, 48]]).expand(8, 4)
@@ -80,16 +85,16 @@ def test_tokens_pooled_are_the_encoders_own_vector(norm):
     for side in (32, 16):
         x = torch.rand(3, 1, side, side)
         with torch.no_grad():
-            tokens = baselines.embed_tokens(encoder, x)
-            assert tokens.shape == (3, 1 + (side // 8) ** 2, 192)
-            torch.testing.assert_close(encoder.body.forward_head(tokens), encoder(x))
+            found = tokens.embed_tokens(encoder, x)
+            assert found.shape == (3, 1 + (side // 8) ** 2, 192)
+            torch.testing.assert_close(encoder.body.forward_head(found), encoder(x))
 
 
 def test_tokens_are_cut_and_joined_without_loss():
     x = torch.rand(2, 1, 32, 32)
-    tokens = baselines.split_into_tokens(x, 8)
-    assert tokens.shape == (2, 16, 64) and torch.equal(tokens[:, 1].view(2, 8, 8), x[:, 0, :8, 8:16])
-    assert torch.equal(baselines.join_tokens(tokens, 8), x)
+    cut = tokens.split_into_tokens(x, 8)
+    assert cut.shape == (2, 16, 64) and torch.equal(cut[:, 1].view(2, 8, 8), x[:, 0, :8, 8:16])
+    assert torch.equal(tokens.join_tokens(cut, 8), x)
 
 
 @pytest.mark.parametrize("method", list(SMALL))
@@ -110,7 +115,7 @@ def test_a_run_stopped_twice_and_continued_ends_in_the_same_weights(build, metho
         trainer = Trainer(build(method, "name=parts", *short), torch.device("cpu"), 0, 1)
         try:
             trainer.fit(StopAfter(steps))
-        except run.Stopped:
+        except signals.Stopped:
             assert steps < 100
         finally:
             trainer.folder.close()
@@ -119,7 +124,7 @@ def test_a_run_stopped_twice_and_continued_ends_in_the_same_weights(build, metho
     for kind in (a["state_dict"], a["resume"]["beside"]):
         other = b["state_dict"] if kind is a["state_dict"] else b["resume"]["beside"]
         assert kind.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in kind.items())
-    logs = [run.RunFolder(f, None, main=False).metrics() for f in (whole, trainer.folder.folder)]
+    logs = [RunFolder(f, None, main=False).metrics() for f in (whole, trainer.folder.folder)]
     assert logs[0] == logs[1] and len([x for x in logs[0] if x["kind"] == "train"]) == 8
 
     # what a run leaves: an encoder any task loads, its cost, and pictures
@@ -132,7 +137,7 @@ def test_a_run_stopped_twice_and_continued_ends_in_the_same_weights(build, metho
     assert budget["method"] == method and budget["images"] == 64 and budget["encoder"] == "vit_tiny"
     assert budget["views"] == 64 * {"dinov2": 4, "spatial_frequency": 1}.get(method, 2) and budget["flops"] > 0
     assert budget["parameters"] == sum(p.numel() for p in encoder.parameters())
-    assert f"{method}: 64 images" in stages.summary(whole)
+    assert f"{method}: 64 images" in trainer.summary(whole)
     for name in ("contact_sheet_coarse.png", "contact_sheet_fine.png", "curve.png"):
         assert np.asarray(Image.open(whole / name)).std() > 10
     lines = [x for x in logs[0] if x["kind"] == "train"]
@@ -154,10 +159,10 @@ def test_another_run_may_start_from_an_encoder_and_other_tokens_are_refused(buil
     folder = pretrain(build("mae", "stop_after=1", "stages.0.epoch_images=8"))
     weights = folder / "checkpoints" / "coarse.pt"
     before = vfm4us.load_encoder(weights, in_channels=1)
-    started = stages.build_encoder(build("dinov2", f"encoder.weights={weights}"))
+    started = trainer.build_encoder(build("dinov2", f"encoder.weights={weights}"))
     assert all(torch.equal(v, started.body.state_dict()[k]) for k, v in before.body.state_dict().items())
     with pytest.raises(ValueError, match="tokens of 8 px.*encoder.patch 16"):
-        stages.build_encoder(build("mae", f"encoder.weights={weights}", "encoder.patch=16"))
+        trainer.build_encoder(build("mae", f"encoder.weights={weights}", "encoder.patch=16"))
 
 
 def test_attention_is_counted_alike_by_every_kernel():
@@ -167,7 +172,7 @@ def test_attention_is_counted_alike_by_every_kernel():
     counts = []
     for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
         q = torch.rand(2, 3, 40, 16, requires_grad=True)
-        with sdpa_kernel(kernel), FlopCounterMode(display=False, custom_mapping=stages.CPU_ATTENTION) as counter:
+        with sdpa_kernel(kernel), FlopCounterMode(display=False, custom_mapping=trainer.CPU_ATTENTION) as counter:
             F.scaled_dot_product_attention(q, q, q).sum().backward()
         counts.append(counter.get_total_flops())
     forward = 2 * 2 * 2 * 3 * 40 * 40 * 16
@@ -198,7 +203,7 @@ def test_without_lightly_the_error_names_the_extra(build, monkeypatch, tiny):
     monkeypatch.setitem(sys.modules, "lightly.loss", None)
     with pytest.raises(ValueError, match=r"lightly, which is not installed: pip install -e \.\[baselines\]"):
         pretrain(build("mae"))
-    stages.check(tiny())  # our own method does without
+    trainer.check(tiny())  # our own method does without
 
 
 # ---- MAE --------------------------------------------------------------------------------------------------------------
@@ -206,7 +211,7 @@ def test_without_lightly_the_error_names_the_extra(build, monkeypatch, tiny):
 
 @pytest.mark.parametrize("ratio", [0.75, 0.5, 0.25])
 def test_exactly_this_share_of_the_tokens_is_hidden(ratio):
-    hidden = baselines.hidden_tokens((50, 144), ratio, torch.Generator().manual_seed(0))
+    hidden = tokens.hidden_tokens((50, 144), ratio, torch.Generator().manual_seed(0))
     assert (hidden.sum(1) == 144 * ratio).all()
     share = hidden.float().mean(0)
     assert (share - ratio).abs().max() < 0.35, "every place in turn"
@@ -215,20 +220,20 @@ def test_exactly_this_share_of_the_tokens_is_hidden(ratio):
 def test_the_error_is_of_hidden_tokens_alone_and_they_are_not_looked_at(one_step):
     method, _, _ = one_step("mae")
     crops = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    hidden = baselines.hidden_tokens((4, 16), 0.75, torch.Generator().manual_seed(2))
+    hidden = tokens.hidden_tokens((4, 16), 0.75, torch.Generator().manual_seed(2))
     predicted = method.network(crops, hidden).detach().requires_grad_(True)
     target, mean, deviation = method.target(crops)
     assert target.mean(-1).abs().max() < 1e-5 and (target.var(-1) - 1).abs().max() < 1e-3
-    baselines.masked_error(predicted, target, hidden).backward()
+    mae.masked_error(predicted, target, hidden).backward()
     assert predicted.grad[~hidden].abs().max() == 0 and predicted.grad[hidden].abs().amin(-1).max() > 0
     by_hand = sum(((predicted[i, t] - target[i, t]) ** 2).mean() for i, t in hidden.nonzero().tolist()) / 48
-    torch.testing.assert_close(baselines.masked_error(predicted, target, hidden), by_hand)
+    torch.testing.assert_close(mae.masked_error(predicted, target, hidden), by_hand)
     # other pixels below the masks: the same prediction; other pixels beside them: another
-    other = torch.where(hidden[..., None], torch.rand(4, 16, 64), baselines.split_into_tokens(crops, 8))
-    again = method.network(baselines.join_tokens(other, 8), hidden)
+    other = torch.where(hidden[..., None], torch.rand(4, 16, 64), tokens.split_into_tokens(crops, 8))
+    again = method.network(tokens.join_tokens(other, 8), hidden)
     assert torch.equal(again, method.network(crops, hidden))
     flipped = torch.where(hidden[..., None], other, 1 - other)
-    assert not torch.allclose(method.network(baselines.join_tokens(flipped, 8), hidden), again, atol=1e-3)
+    assert not torch.allclose(method.network(tokens.join_tokens(flipped, 8), hidden), again, atol=1e-3)
 
 
 def test_tokens_keep_their_places_through_the_decoder(one_step):
@@ -239,12 +244,12 @@ def test_tokens_keep_their_places_through_the_decoder(one_step):
     blocks = network.decoder["blocks"]
     blocks.mask_token = torch.nn.Parameter(torch.full((1, 1, 192), -7.0))
     blocks.add_pos_embed = blocks.decode = lambda tokens: tokens
-    hidden = baselines.hidden_tokens((2, 16), 0.5, torch.Generator().manual_seed(5))
+    hidden = tokens.hidden_tokens((2, 16), 0.5, torch.Generator().manual_seed(5))
     out, body = network(x, hidden), network.base_encoder.body
     assert (out[hidden] == -7).all()
     for block in body.blocks:  # without attention a token depends on itself alone
         block.attn.forward = lambda y, **_: torch.zeros_like(y)
-    out, every = network(x, hidden), baselines.embed_tokens(network.base_encoder, x)[:, 1:]
+    out, every = network(x, hidden), tokens.embed_tokens(network.base_encoder, x)[:, 1:]
     torch.testing.assert_close(out[~hidden], every[~hidden])
 
 
@@ -253,8 +258,8 @@ def test_tokens_keep_their_places_through_the_decoder(one_step):
 
 def test_the_band_is_gone_and_the_rest_is_as_it_was():
     x = torch.rand(3, 1, 48, 48, generator=torch.Generator().manual_seed(0))
-    band = baselines.frequency_band(torch.tensor([0.05, 0.2, 0.35]), 0.1, 48)
-    stopped = baselines.stop_band(x, band)
+    band = spatial_frequency.frequency_band(torch.tensor([0.05, 0.2, 0.35]), 0.1, 48)
+    stopped = spatial_frequency.stop_band(x, band)
     assert stopped.dtype == torch.float32 and stopped.shape == x.shape
     before, after = torch.fft.fft2(x)[:, 0], torch.fft.fft2(stopped)[:, 0]
     assert after[band].abs().max() < 1e-4 < before[band].abs().mean()
@@ -264,26 +269,26 @@ def test_the_band_is_gone_and_the_rest_is_as_it_was():
     wave = torch.cos(2 * math.pi * 0.25 * column).expand(
         1, 1, 48, 48
     )  # 0.25 cycles per px lie in the second band alone
-    left = [float(baselines.stop_band(wave, band[i : i + 1]).abs().max()) for i in range(3)]
+    left = [float(spatial_frequency.stop_band(wave, band[i : i + 1]).abs().max()) for i in range(3)]
     assert left[1] < 1e-5 and left[0] > 0.99 and left[2] > 0.99
 
 
 def test_the_band_error_sees_the_band_alone():
     x = torch.rand(2, 1, 32, 32)
-    band = baselines.frequency_band(torch.tensor([0.1, 0.3]), 0.1, 32)
-    outside = baselines.stop_band(torch.rand(2, 1, 32, 32), band)
-    assert float(baselines.band_error(x + outside, x, band)) < 1e-5
-    assert float(baselines.band_error(baselines.stop_band(x, band), x, band)) > 0.01
+    band = spatial_frequency.frequency_band(torch.tensor([0.1, 0.3]), 0.1, 32)
+    outside = spatial_frequency.stop_band(torch.rand(2, 1, 32, 32), band)
+    assert float(spatial_frequency.band_error(x + outside, x, band)) < 1e-5
+    assert float(spatial_frequency.band_error(spatial_frequency.stop_band(x, band), x, band)) > 0.01
 
 
 def test_masked_tokens_are_replaced_before_the_encoder(one_step):
     method, images, valid = one_step("spatial_frequency")
-    crops, stopped, hidden, band = method.cut(images, valid, run.generator(1))
+    crops, stopped, hidden, band = method.cut(images, valid, generator(1))
     assert (hidden.sum(1) == round(0.6 * 16)).all() and band.shape == (8, 32, 32)
-    other = torch.where(hidden[..., None], torch.rand(8, 16, 64), baselines.split_into_tokens(stopped, 8))
+    other = torch.where(hidden[..., None], torch.rand(8, 16, 64), tokens.split_into_tokens(stopped, 8))
     with torch.no_grad():
-        assert torch.equal(method.network(baselines.join_tokens(other, 8), hidden), method.network(stopped, hidden))
-    method.loss(images, valid, run.generator(1), 0.0, 0, 1)[0].backward()
+        assert torch.equal(method.network(tokens.join_tokens(other, 8), hidden), method.network(stopped, hidden))
+    method.loss(images, valid, generator(1), 0.0, 0, 1)[0].backward()
     assert method.network.mask_token.grad.abs().max() > 0
 
 
@@ -313,7 +318,7 @@ def test_the_teacher_gets_no_gradient_and_follows_by_moving_average(one_step):
     network = method.network
     same = [p.clone() for p in network.base_encoder.parameters()]
     assert all(torch.equal(p, q) for p, q in zip(same, network.student.parameters(), strict=True))
-    loss, terms = method.loss(images, valid, run.generator(1), 0.5, 0, 1)
+    loss, terms = method.loss(images, valid, generator(1), 0.5, 0, 1)
     loss.backward()
     assert all(p.grad is None for m in (network.base_encoder, network.teacher_head) for p in m.parameters())
     assert all(p.grad is not None for m in (network.student, network.student_head) for p in m.parameters())
@@ -340,7 +345,7 @@ def test_the_last_layer_rests_at_first_and_then_moves(one_step):
     method, images, valid = one_step("dinov2")
     for progress, rests in ((0.0, True), (0.3, False)):
         method.optimizer.zero_grad(set_to_none=True)
-        method.loss(images, valid, run.generator(1), progress, 0, 1)[0].backward()
+        method.loss(images, valid, generator(1), progress, 0, 1)[0].backward()
         assert all((p.grad is None) == rests for p in method.network.student_head.last_layer.parameters())
     assert method.optimizer.param_groups[0]["weight_decay"] == pytest.approx(
         0.4 - 0.36 * 0.5 * (1 + math.cos(0.3 * math.pi))
@@ -352,7 +357,7 @@ def test_block_masks_are_a_function_of_the_generator_and_leave_pythons_own_alone
     random.seed(7)
     expected = random.random()
     random.seed(7)
-    a, b, c = (baselines.block_masks(16, 12, settings, run.generator(n)) for n in (1, 1, 2))
+    a, b, c = (dinov2.block_masks(16, 12, settings, generator(n)) for n in (1, 1, 2))
     assert random.random() == expected
     assert torch.equal(a, b) and not torch.equal(a, c)
     share = a.flatten(1).float().mean(1)
@@ -360,7 +365,7 @@ def test_block_masks_are_a_function_of_the_generator_and_leave_pythons_own_alone
 
 
 def test_batch_norm_in_the_head_tells_apart_vectors_that_hardly_differ(one_step):
-    vectors = torch.ones(32, 192) + 1e-3 * torch.randn(32, 192, generator=run.generator(5))
+    vectors = torch.ones(32, 192) + 1e-3 * torch.randn(32, 192, generator=generator(5))
     spread = {}
     for norm in ("false", "true"):
         method, *_ = one_step("dinov2", f"dinov2.batch_norm={norm}")
@@ -380,13 +385,13 @@ def plain_sinkhorn(logits: torch.Tensor, temperature: float, iterations: int) ->
 
 
 def test_sinkhorn_is_a_centre_with_which_all_prototypes_are_used_alike():
-    logits = torch.randn(24, 16, generator=run.generator(2)) * 0.3 + torch.arange(16) / 8
+    logits = torch.randn(24, 16, generator=generator(2)) * 0.3 + torch.arange(16) / 8
     for iterations in (1, 3, 100):
-        p = ((logits - baselines.sinkhorn_centre(logits, 0.2, iterations)) / 0.2).softmax(-1)
+        p = ((logits - dinov2.sinkhorn_centre(logits, 0.2, iterations)) / 0.2).softmax(-1)
         torch.testing.assert_close(p, plain_sinkhorn(logits, 0.2, iterations).float(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(p.sum(0), torch.full((16,), 24 / 16), rtol=1e-3, atol=0)
     assert (logits / 0.2).softmax(-1).sum(0).max() > 10, "without, one takes most"
-    assert baselines.sinkhorn_centre(1000 * logits, 0.01).isfinite().all()
+    assert dinov2.sinkhorn_centre(1000 * logits, 0.01).isfinite().all()
 
 
 def test_sinkhorn_centres_with_the_batch_and_not_with_the_past(one_step):
@@ -394,7 +399,7 @@ def test_sinkhorn_centres_with_the_batch_and_not_with_the_past(one_step):
     network, found = method.network, []
     for _ in range(2):
         network.dino.center.fill_(7.0)
-        loss, terms = method.loss(images, valid, run.generator(1), 0.5, 0, 1)
+        loss, terms = method.loss(images, valid, generator(1), 0.5, 0, 1)
         found.append((loss.item(), network.dino.center.clone(), network.ibot.center.center.clone()))
     assert found[0][0] == found[1][0] and all(
         torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True)
@@ -410,7 +415,7 @@ def test_without_small_crops_or_masks_it_trains_too(one_step, norm):
     off = ["dinov2.local_crops.count=0", "dinov2.masked_crops=0.0", f"dinov2.batch_norm={norm}"]
     method, images, valid = one_step("dinov2", *off)
     assert method.views == 2 and method.small is None
-    loss, terms = method.loss(images, valid, run.generator(1), 0.5, 0, 1)
+    loss, terms = method.loss(images, valid, generator(1), 0.5, 0, 1)
     loss.backward()
     assert loss.isfinite() and terms["ibot"] == 0 and method.network.ibot.center.center.abs().max() == 0
 
@@ -439,15 +444,15 @@ def test_the_loss_falls_on_images_seen_again(build, method):
 def _gradient(settings, rank, world_size):
     """Loss and averaged gradients of one step, batch norm by its running statistics."""
     torch.manual_seed(0)
-    method = stages.build_method(settings)
+    method = trainer.build_method(settings)
     method.optimizer = method.new_optimizer()
     method.network.eval()
     images = torch.randint(0, 256, (8, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     own = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
     valid = torch.tensor([[0, 0, 48, 48]]).expand(8, 4)
-    loss, _ = method.loss(images[own], valid[own], run.generator(1, 2, 3), 0.5, rank, world_size)
+    loss, _ = method.loss(images[own], valid[own], generator(1, 2, 3), 0.5, rank, world_size)
     loss.backward()
-    run.average_gradients(list(method.network.parameters()))
+    average_gradients(list(method.network.parameters()))
     return {"loss": loss.detach()} | {k: p.grad for k, p in method.network.named_parameters() if p.grad is not None}
 
 
@@ -460,13 +465,13 @@ def _one_of_two(rank, every, folder):
         "MASTER_PORT": str(29500 + os.getppid() % 1000),
     }
     torch.set_num_threads(1)
-    with run.processes("cpu") as (r, k):
+    with processes("cpu") as (r, k):
         found = {s.method: _gradient(s, r, k) for s in every}
-        torch.save(found | {"centre": baselines.sinkhorn_centre(sinkhorn_logits()[r::2], 0.1)}, f"{folder}/rank{r}.pt")
+        torch.save(found | {"centre": dinov2.sinkhorn_centre(sinkhorn_logits()[r::2], 0.1)}, f"{folder}/rank{r}.pt")
 
 
 def sinkhorn_logits() -> torch.Tensor:
-    return torch.randn(20, 12, generator=run.generator(4))
+    return torch.randn(20, 12, generator=generator(4))
 
 
 def test_two_processes_train_as_one(build, tmp_path):
@@ -475,7 +480,7 @@ def test_two_processes_train_as_one(build, tmp_path):
     torch.multiprocessing.spawn(_one_of_two, (every, str(tmp_path)), nprocs=2)
     theirs = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for other in theirs:
-        torch.testing.assert_close(other["centre"], baselines.sinkhorn_centre(sinkhorn_logits(), 0.1))
+        torch.testing.assert_close(other["centre"], dinov2.sinkhorn_centre(sinkhorn_logits(), 0.1))
     for settings in every:
         name = settings.method
         pair = [t[name] for t in theirs]
@@ -498,7 +503,7 @@ def test_the_long_configs_see_the_same_92160_images():
     read = [config.load(PretrainingConfig, f) for f in sorted((ROOT / "configs/pretraining/long").glob("*.yaml"))]
     assert {c.method for c in read} == {"mae", "dinov2", "spatial_frequency"}
     for settings in read:
-        stages.check(settings)
+        trainer.check(settings)
         assert sum(s.epochs * s.epoch_images for s in settings.stages) == 92160 and settings.encoder.patch == 16
         assert [(s.name, s.data, s.epochs) for s in settings.stages] == [
             (s.name, s.data, s.epochs) for s in read[0].stages
@@ -525,15 +530,15 @@ def test_the_small_configs_see_the_same_images_for_as_long():
     assert read["vfm4us"].adversary.weight == 0.5 and read["vfm4us"].masking.strategy == "adversarial"
     assert read["emp_ssl"].adversary.weight == 0 and read["emp_ssl"].masking.strategy == "none"
     for settings in read.values():
-        stages.check(settings)
+        trainer.check(settings)
 
 
 def test_the_published_size_is_a_vit_b_at_224():
     for name in ("mae_75", "mae_50", "mae_25", "dinov2", "simclr", "usfm_like"):
         settings = config.load(PretrainingConfig, ROOT / f"configs/pretraining/{name}.yaml")
-        stages.check(settings)
+        trainer.check(settings)
         assert settings.encoder.name == "vit_base" and settings.encoder.patch == 16
-        assert next(iter(stages.crops_of(settings).values())).size == 224
+        assert next(iter(trainer.crops_of(settings).values())).size == 224
 
 
 def test_rows_of_pictures_show_hidden_tokens_in_colour(tmp_path):

@@ -109,7 +109,7 @@ def _one_of_two(rank, folder, z_all, weights, center_on):
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    from vfm4us.run import average_gradients
+    from vfm4us.runtime.processes import average_gradients
 
     half = z_all.shape[1] // 2
     weight = weights.clone().requires_grad_()

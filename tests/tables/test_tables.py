@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from tests.conftest import ROOT, TINY
-from vfm4us import config, run
+from vfm4us import config
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tables import report
 from vfm4us.tables.leakage import check_leakage
 from vfm4us.tables.plan import STAGES, TASKS, Pretraining, TableConfig, make_plan, merge
@@ -146,7 +147,7 @@ def test_a_cell_that_fails_and_one_without_data_are_named_and_the_others_run(
         encoders={"VFM4US": None}, tasks={"classification": {"axes": {"dataset": data}, "base": {"seeds": [0]}}}
     )
     monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", "--config", "t.yaml", f"data={textures}"])
-    assert run.exit_code(module_of(SCRIPT).main) == 1
+    assert exit_code(module_of(SCRIPT).main) == 1
     said = capsys.readouterr().out
     assert "| gone | random | absent | - | - |" in said and "data absent: " in said
     assert "get BUSI, Breast ultrasound images (Al-Dhabyani 2020" in said
@@ -156,7 +157,7 @@ def test_a_cell_that_fails_and_one_without_data_are_named_and_the_others_run(
     assert "Traceback" in error.read_text() and "classification needs two" in error.read_text()
     assert (tmp_path / "logs/t/classification-one-random/metrics.json").is_file()
     monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", "--config", "t.yaml", "data=nowhere"])
-    assert run.exit_code(module_of(SCRIPT).main) == 2 and "no cell can be run" in capsys.readouterr().err
+    assert exit_code(module_of(SCRIPT).main) == 2 and "no cell can be run" in capsys.readouterr().err
 
 
 def test_a_test_image_in_a_pretraining_pool_is_an_error_that_names_it(write_table, textures):

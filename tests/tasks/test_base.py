@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from vfm4us import run
 from vfm4us.evaluation import statistics
+from vfm4us.runtime.files import write_text
+from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base
 
 
@@ -83,12 +84,10 @@ def test_seeds_are_run_once_refused_when_changed_and_summed_up_by_the_protocol_o
     ran = []
 
     def train(config, folder):
-        run.RunFolder(folder, config, config.resume).close()
+        RunFolder(folder, config, config.resume).close()
         ran.append((config.seed, folder.name))
         base.write_outcome(folder, outcome_of([0.5, 0.7]))
-        run.write_text(
-            folder / "metrics.json", json.dumps({"protocol": {"duplicates": "none"}, "seeds": [config.seed]})
-        )
+        write_text(folder / "metrics.json", json.dumps({"protocol": {"duplicates": "none"}, "seeds": [config.seed]}))
 
     folders = base.run_each_seed(settings, train, str)
     assert ran == [(3, "seed-3"), (5, "seed-5")]

@@ -18,8 +18,10 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import vfm4us
 from tests.conftest import ROOT, module_of
-from vfm4us import checkpoints, config, run
+from vfm4us import checkpoints, config
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.runtime import signals
+from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base, finetune
 from vfm4us.tasks import classification as task
 
@@ -153,7 +155,7 @@ def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path
 
     stopped = copy.deepcopy(settings)
     stopped.name = "stopped"
-    real = run.StopSignal
+    real = signals.StopSignal
     for after in (2, 7):  # steps: within the first epoch and later
 
         class Soon(real):
@@ -168,11 +170,11 @@ def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path
             def number(self, _):
                 pass
 
-        monkeypatch.setattr(run, "StopSignal", Soon)
-        with pytest.raises(run.Stopped, match="same command goes on") as found:
+        monkeypatch.setattr(signals, "StopSignal", Soon)
+        with pytest.raises(signals.Stopped, match="same command goes on") as found:
             task.run_seeds(stopped, quiet)
         assert found.value.number == 2
-    monkeypatch.setattr(run, "StopSignal", real)
+    monkeypatch.setattr(signals, "StopSignal", real)
     task.run_seeds(stopped, quiet)
     parts = checkpoints.read(tmp_path / "logs/stopped/seed-0/classifier.pt")["state_dict"]
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
@@ -214,7 +216,7 @@ def test_a_signal_while_an_epoch_is_shown_loses_nothing(build, tmp_path, monkeyp
             return super().update(n)
 
     monkeypatch.setattr(finetune, "tqdm", Late)
-    with pytest.raises(run.Stopped):
+    with pytest.raises(signals.Stopped):
         task.run_seeds(build(), quiet)
     state = checkpoints.read(tmp_path / "logs/t/seed-0/checkpoints/last.pt")
     assert (state["epoch"], state["step"]) == (1, 1)
@@ -561,7 +563,7 @@ def test_a_table_of_cells_is_run_once_and_goes_on(folder, tmp_path, monkeypatch,
         ([f"data={folder}", "differences=[[linear, kn]]"], "'kn' is no value of the last axis"),
     ):
         monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", "--config", str(tmp_path / "c.yaml"), *arguments])
-        assert run.exit_code(module_of(path).main) == 2 and message in capsys.readouterr().err
+        assert exit_code(module_of(path).main) == 2 and message in capsys.readouterr().err
 
 
 def test_settings_are_compared_by_cross_validation(folder, tmp_path, monkeypatch, capsys):
@@ -578,7 +580,7 @@ def test_settings_are_compared_by_cross_validation(folder, tmp_path, monkeypatch
             "finetune.batch_size=16",
         ]
         monkeypatch.setattr(sys, "argv", ["cross_validate.py", *keys, *arguments])
-        code = run.exit_code(module.main)
+        code = exit_code(module.main)
         found = capsys.readouterr()
         return found.out if code == 0 else f"{code} {found.err}"
 

@@ -17,11 +17,13 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import vfm4us
 from tests.conftest import ROOT
-from vfm4us import checkpoints, config, results, run, tables
+from vfm4us import checkpoints, config, results, tables
 from vfm4us.data.degradation import degraded
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import likeness
+from vfm4us.runtime import signals
+from vfm4us.runtime.rng import generator
 from vfm4us.tasks import cyclegan
 from vfm4us.tasks import generation as task
 
@@ -330,16 +332,16 @@ def test_a_verdict_is_on_70_pixels():
 
 
 def test_the_pool_returns_new_and_earlier_images_about_alike_often():
-    pool, generator = cyclegan.ImagePool(5), run.generator(0)
-    given = [int(pool.exchange(torch.full((1, 1, 1, 1), float(i)), generator)[0]) for i in range(400)]
+    pool, draw = cyclegan.ImagePool(5), generator(0)
+    given = [int(pool.exchange(torch.full((1, 1, 1, 1), float(i)), draw)[0]) for i in range(400)]
     assert given[:5] == [0, 1, 2, 3, 4] and len(pool.images) == 5
     new = np.mean([g == i for i, g in enumerate(given[5:], 5)])
     assert 0.4 < new < 0.6 and all(g <= i for i, g in enumerate(given))
-    drawn = pool.draw(torch.zeros(40, 1, 1, 1), generator)
+    drawn = pool.draw(torch.zeros(40, 1, 1, 1), draw)
     assert len(drawn) == 40 and set(drawn.flatten().tolist()) == {float(i[0]) for i in pool.images}
     none = cyclegan.ImagePool(0)
     assert none.draw(torch.ones(2, 1, 1, 1), generator).tolist() == torch.ones(2, 1, 1, 1).tolist()
-    assert all(int(none.exchange(torch.full((1, 1, 1, 1), float(i)), generator)[0]) == i for i in range(20))
+    assert all(int(none.exchange(torch.full((1, 1, 1, 1), float(i)), draw)[0]) == i for i in range(20))
 
 
 def test_the_rate_is_constant_and_then_falls_to_0_one_epoch_after_the_last():
@@ -514,7 +516,7 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
     """Two epochs of two steps: stopped within the first, at its end, and within the second; the pool is in use by then."""
     keys = ["training.average=0.5", "training.pool=1", "training.discriminator_steps=2"]
     task.run_seeds(build(*keys), quiet)
-    real, made = run.StopSignal, []
+    real, made = signals.StopSignal, []
 
     class Soon(real):
         def __init__(self):
@@ -530,10 +532,10 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
             made[-1].number = 2
         return real_update(self, *arguments)
 
-    monkeypatch.setattr(run, "StopSignal", Soon)
+    monkeypatch.setattr(signals, "StopSignal", Soon)
     monkeypatch.setattr(cyclegan.CycleGAN, "_update", counted)
     stopped = build("name=stopped", *keys)
-    with pytest.raises(run.Stopped):
+    with pytest.raises(signals.Stopped):
         task.run_seeds(stopped, quiet)
     assert not (tmp_path / "logs/stopped/seed-0/metrics.json").exists()
     task.run_seeds(stopped, quiet)

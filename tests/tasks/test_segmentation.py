@@ -14,12 +14,13 @@ from scipy import ndimage
 
 import vfm4us
 from tests.conftest import ROOT
-from vfm4us import checkpoints, config, run
+from vfm4us import checkpoints, config
 from vfm4us.data.images import image_paths
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.data.store import read_mask, read_masks
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import statistics
+from vfm4us.runtime import signals
 from vfm4us.tasks import base
 from vfm4us.tasks import segmentation as task
 
@@ -550,7 +551,7 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
     settings = build()
     task.run_seeds(settings, quiet)
     whole = checkpoints.read(tmp_path / "logs/t/seed-0/segmenter.pt")["state_dict"]
-    real = run.StopSignal
+    real = signals.StopSignal
 
     class Soon(real):
         count = 0
@@ -564,12 +565,12 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
         def number(self, _):
             pass
 
-    monkeypatch.setattr(run, "StopSignal", Soon)
+    monkeypatch.setattr(signals, "StopSignal", Soon)
     stopped = build("name=stopped")
-    with pytest.raises(run.Stopped):
+    with pytest.raises(signals.Stopped):
         task.run_seeds(stopped, quiet)
     assert not (tmp_path / "logs/stopped/seed-0/metrics.json").exists()
-    monkeypatch.setattr(run, "StopSignal", real)
+    monkeypatch.setattr(signals, "StopSignal", real)
     task.run_seeds(stopped, quiet)
     parts = checkpoints.read(tmp_path / "logs/stopped/seed-0/segmenter.pt")["state_dict"]
     assert all(torch.equal(whole[k], parts[k]) for k in whole)

@@ -10,11 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from vfm4us import run
 from vfm4us.data import splits as splitting
 from vfm4us.data.store import PreparedDataset
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation.classification import balanced_accuracy
+from vfm4us.runtime.device import autocast
 
 METHODS = ("knn", "linear")
 
@@ -119,7 +119,7 @@ def embed_dataset(
     encoder: Encoder, dataset: PreparedDataset, rows: np.ndarray, patches: int = 0, precision: str = "float32"
 ) -> Tensor:
     """Vectors (len(rows), width) of some images of a prepared dataset, float32 whatever the network's `precision`."""
-    with run.autocast(next(encoder.parameters()).device, precision):
+    with autocast(next(encoder.parameters()).device, precision):
         return encoder.embed(torch.from_numpy(dataset.images[rows]), patches=patches, valid=dataset.valid[rows])
 
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfm4us.augment import windows
 from vfm4us.config import option
-from vfm4us.pretraining.patches import windows
 
 
 @dataclass

@@ -5,12 +5,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section
 from vfm4us.data.pools import Locations, SourceConfig
 from vfm4us.encoders import RESNETS, VITS
 from vfm4us.pretraining.adversary import AdversaryConfig
 from vfm4us.pretraining.masking import MaskingConfig
-from vfm4us.pretraining.patches import PatchConfig, PatchSampler, ViewConfig
 
 METHODS = ("emp_ssl", "mae", "dinov2", "simclr", "spatial_frequency")
 

@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from vfm4us import config, run
+from vfm4us import config
 from vfm4us.config import option
 from vfm4us.pretraining import settings as pretraining_settings
 from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.runtime.files import write_text
+from vfm4us.runtime.run import refuse_changed
 from vfm4us.tasks.base import TaskConfig
 from vfm4us.tasks.finetune import imagenet_file, refuse_missing_weights
 
@@ -108,7 +110,7 @@ class Job:
         return self.error.is_file() and self.error.read_text().splitlines()[:1] == [invocation]
 
     def fail(self, invocation: str, text: str) -> None:
-        run.write_text(self.error, f"{invocation}\n{text}")
+        write_text(self.error, f"{invocation}\n{text}")
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[TextIO | None]:
@@ -152,10 +154,10 @@ class Pretraining(Job):
         return self.encoder.is_file()
 
     def refuse_changed(self) -> None:
-        run.refuse_changed(self.folder, self.config)
+        refuse_changed(self.folder, self.config)
 
     def run(self) -> None:
-        from vfm4us.pretraining.stages import pretrain
+        from vfm4us.pretraining.trainer import pretrain
 
         pretrain(self.config)
 
@@ -200,7 +202,7 @@ class Cell(Job):
         for seed in self.config.seeds:
             one = copy.deepcopy(self.config)
             one.seed = seed
-            run.refuse_changed(self.folder / f"seed-{seed}", one)
+            refuse_changed(self.folder / f"seed-{seed}", one)
 
     def run(self) -> None:
         self.module.run_seeds(self.config)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vfm4us import config, plots, run
+from vfm4us import config, plots
 from vfm4us.data.store import open_or_prepare
 from vfm4us.evaluation import statistics
+from vfm4us.runtime.files import write_text
 from vfm4us.tables.plan import STAGES, Cell, Plan, Pretraining, TableConfig, absences
 from vfm4us.tasks import base
 
@@ -170,7 +171,7 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
         parts.append(f"Not run yet: {', '.join(missing)}.")
     parts += [f"{reason[0].upper()}{reason[1:]}." for reason in absences(plan.cells)]
     text = "\n\n".join(parts) + "\n"
-    run.write_text(out / "tables.md", text)
+    write_text(out / "tables.md", text)
     seeds = [
         [m, stage, task, result.at[s, m, stage].dataset, s, seed, name, value]
         for task, result in found.items()
@@ -281,7 +282,7 @@ def _remembered(score: statistics.Score) -> statistics.Score:
 def _write_csv(path: Path, heads: list[str], rows: list[list]) -> None:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([heads, *rows])
-    run.write_text(path, stream.getvalue())
+    write_text(path, stream.getvalue())
 
 
 # ---- a table of one task --------------------------------------------------------------------------------------------
@@ -333,7 +334,7 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
         "missing": missing,
         "metrics": metrics,
     }
-    run.write_text(out / "metrics.json", json.dumps(whole, indent=1))
+    write_text(out / "metrics.json", json.dumps(whole, indent=1))
     names = list(settings.axes)[:-1]
     parts = []
     for score in settings.scores:
@@ -352,7 +353,7 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.")
     text = "\n\n".join(parts) + "\n"
-    run.write_text(out / "table.md", text)
+    write_text(out / "table.md", text)
     _draw_single(out / "table.png", settings, found, rows, columns)
     return text
 

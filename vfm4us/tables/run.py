@@ -13,7 +13,7 @@ from typing import TextIO
 
 import torch
 
-from vfm4us import run
+from vfm4us.runtime import signals
 from vfm4us.tables.plan import Cell, Plan, Pretraining
 
 
@@ -66,7 +66,7 @@ def _run_claimed(job: Pretraining | Cell, stream: TextIO, invocation: str, say) 
     try:
         job.run()
         job.error.unlink(missing_ok=True)
-    except run.Stopped:
+    except signals.Stopped:
         raise
     except Exception as error:
         job.fail(invocation, traceback.format_exc())
@@ -78,14 +78,14 @@ def _run_claimed(job: Pretraining | Cell, stream: TextIO, invocation: str, say) 
 def run_workers(command: list[str], count: int, plan: Plan, out: Path, invocation: str, say=print) -> None:
     """`count` processes of `command` side by side; each works as `work` does and writes worker-<k>.log.
 
-    A signal to stop is passed on, and run.Stopped raised when all have saved and left.
+    A signal to stop is passed on, and signals.Stopped raised when all have saved and left.
     """
     out.mkdir(parents=True, exist_ok=True)
     gpus = torch.cuda.device_count()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count))
     say(f"{count} workers of {threads} threads; what they say is in {out}/worker-*.log")
     processes, done, forwarded = [], {job.name for job in plan.jobs if job.finished}, False
-    with run.StopSignal() as stop:
+    with signals.StopSignal() as stop:
         try:
             for k in range(count):
                 device = f"cuda:{k % gpus}" if gpus else "auto"
@@ -113,7 +113,7 @@ def run_workers(command: list[str], count: int, plan: Plan, out: Path, invocatio
                     process.wait()
     _report(plan, done, invocation, say)
     if stop.number:
-        raise run.Stopped(stop.number, out)
+        raise signals.Stopped(stop.number, out)
     for k, process in enumerate(processes):
         if process.returncode:
             say(f"worker {k} ended with {process.returncode}: {out}/worker-{k}.log")

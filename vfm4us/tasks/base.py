@@ -17,12 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vfm4us import run
 from vfm4us.config import option, section
 from vfm4us.data import splits as splitting
 from vfm4us.data.manifest import Record, find_source
 from vfm4us.data.store import PreparedDataset, open_or_prepare
 from vfm4us.evaluation.statistics import INTERVAL, Outcome
+from vfm4us.runtime.device import device_name
+from vfm4us.runtime.files import write_text
+from vfm4us.runtime.rng import numpy_stream
+from vfm4us.runtime.run import refuse_changed
 from vfm4us.tasks.finetune import EncoderConfig, refuse_missing_weights
 
 
@@ -104,7 +107,7 @@ def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> 
     """A seeded share of the training rows, of each class, at least one image of each; codes (all images,) name the class."""
     if share >= 1:
         return rows
-    rng, kept = np.random.default_rng((seed, 11)), []
+    rng, kept = numpy_stream("share of labels", seed), []
     for code in np.unique(codes[rows]):
         own = rows[codes[rows] == code]
         kept.append(rng.permutation(own)[: max(1, round(share * len(own)))])
@@ -165,7 +168,7 @@ def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], Non
         one.seed = seed
         folder = Path(config.logs) / config.name / f"seed-{seed}"
         if config.resume and (folder / "metrics.json").is_file():
-            run.refuse_changed(folder, one)
+            refuse_changed(folder, one)
             say(f"{folder} is finished")
         else:
             run_seed(one, folder)
@@ -204,7 +207,7 @@ def write_metrics(
         "initialisation": config.encoder.weights,
         "labels": config.data.labels,
         "interval": INTERVAL,
-        "device": run.device_name(),
+        "device": device_name(),
     }
     whole = {
         "task": task,
@@ -214,15 +217,15 @@ def write_metrics(
         "seeds": [config.seed],
         "metrics": result,
     }
-    run.write_text(folder / "metrics.json", json.dumps(whole, indent=1))
+    write_text(folder / "metrics.json", json.dumps(whole, indent=1))
 
 
 def write_summary(folders: list[Path], seeds: list[int], result: dict) -> None:
     """metrics.json and table.md of all seeds beside their folders, by the protocol of the first."""
     whole = read_metrics(folders[0]) | {"seeds": list(seeds), "metrics": result}
     out = folders[0].parent
-    run.write_text(out / "table.md", table(result, len(seeds)) + "\n")
-    run.write_text(out / "metrics.json", json.dumps(whole, indent=1))
+    write_text(out / "table.md", table(result, len(seeds)) + "\n")
+    write_text(out / "metrics.json", json.dumps(whole, indent=1))
 
 
 def read_metrics(folder: Path) -> dict:

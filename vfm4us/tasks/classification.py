@@ -19,14 +19,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from vfm4us import checkpoints, plots, run
+from vfm4us import checkpoints, plots
+from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.images import image_batch
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import statistics
 from vfm4us.evaluation.classification import balanced_accuracy
 from vfm4us.loading import load_encoder
-from vfm4us.pretraining.patches import PatchConfig, PatchSampler, ViewConfig
+from vfm4us.runtime.device import autocast, choose_device
+from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base
 from vfm4us.tasks.base import TaskConfig
 from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of, make_encoder
@@ -209,10 +211,10 @@ def run_seeds(config: ClassificationConfig, say=print) -> dict[str, dict]:
 
 def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
     """Train (or continue) and test the run of `config.seed` in the folder `where`."""
-    device = run.choose_device(config.device)
+    device = choose_device(config.device)
     data = LabelledData(config.data, config.seed)
     encoder, report = make_encoder(config.encoder, config.seed)
-    folder = run.RunFolder(where, config, config.resume)
+    folder = RunFolder(where, config, config.resume)
     try:
         counts = ", ".join(
             f"{len(rows)} {name}" for name, rows in (("train", data.train), ("val", data.val), ("test", data.test))
@@ -269,7 +271,7 @@ def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
 
 
 def finetune_classifier(
-    config: ClassificationConfig, data: LabelledData, encoder: Encoder, folder: run.RunFolder, device: torch.device
+    config: ClassificationConfig, data: LabelledData, encoder: Encoder, folder: RunFolder, device: torch.device
 ) -> Classifier:
     """Encoder and a new head, trained on data.train; the epoch is the best on data.val by balanced accuracy."""
     codes, size = torch.from_numpy(data.codes), data.dataset.size
@@ -296,7 +298,7 @@ def finetune_classifier(
         return F.cross_entropy(network(x), target, weight=weight, label_smoothing=config.smoothing)
 
     def validate(network: nn.Module) -> dict[str, float]:
-        with run.autocast(device, config.precision):
+        with autocast(device, config.precision):
             logits, truth = predict(network, data, data.val), data.codes[data.val]
         entropy = float(F.cross_entropy(logits, torch.from_numpy(truth)))
         accuracy = balanced_accuracy(truth, logits.argmax(1).numpy())

@@ -22,9 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import checkpoints, run
+from vfm4us import checkpoints
 from vfm4us.config import option
 from vfm4us.encoders import RESNETS, Encoder
+from vfm4us.runtime import signals
+from vfm4us.runtime.device import autocast
+from vfm4us.runtime.rng import stream
+from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks.finetune import SAVE_EVERY, move_average
 
 COARSEST = 32  # px, of a ResNet's last stage: inputs are padded to a multiple of it
@@ -244,7 +248,7 @@ class CycleGAN:
         encoder: Encoder,
         generator: GeneratorConfig,
         config: TrainingConfig,
-        folder: run.RunFolder,
+        folder: RunFolder,
         device: torch.device,
         seed: int,
         frozen: bool = False,
@@ -285,17 +289,17 @@ class CycleGAN:
         crops: Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[Tensor, Tensor]],
         validate: Callable[[nn.ModuleDict, int], dict[str, float]],
     ) -> nn.ModuleDict:
-        """Train to the end and return the generators of the best epoch; run.Stopped where a signal asked to stop (all is saved).
+        """Train to the end and return the generators of the best epoch; Stopped where a signal asked to stop (all is saved).
 
         batches(epoch) lists pairs of row arrays (low, high); crops(low rows, high rows, generator) gives their images in [-1, 1];
         validate(generators, epoch) has a `score`. FloatingPointError where training has failed: what was saved last is kept.
         """
-        with run.StopSignal() as stop:
+        with signals.StopSignal() as stop:
             self._train(batches, crops, validate, stop)
         self.averaged.load_state_dict(self.best_state)
         return self.averaged.eval()
 
-    def _train(self, batches, crops, validate, stop: run.StopSignal) -> None:
+    def _train(self, batches, crops, validate, stop: signals.StopSignal) -> None:
         config, per_epoch = self.config, len(batches(0))
         total = config.epochs + config.decay_epochs
         self._restore()
@@ -317,7 +321,7 @@ class CycleGAN:
             self.generators["enhancer"].branch.encoder.requires_grad_(self.epoch >= self.frozen_epochs)
             for low_rows, high_rows in batches(self.epoch)[self.step :]:
                 at = self.epoch * per_epoch + self.step
-                generator = run.generator(self.seed, 9, at)
+                generator = stream("CycleGAN", self.seed, at)
                 low, high = (x.to(self.device) for x in crops(low_rows, high_rows, generator))
                 losses = self._update(low, high, generator, at)
                 self.step += 1
@@ -328,7 +332,7 @@ class CycleGAN:
                     saved = time.monotonic()
                     if stop.number:
                         bar.close()
-                        raise run.Stopped(stop.number, self.folder.folder)
+                        raise signals.Stopped(stop.number, self.folder.folder)
             found = validate(self.averaged, self.epoch + 1)
             self.folder.log("monitor", (self.epoch + 1) * per_epoch, found)
             if found["score"] > self.best["score"]:
@@ -341,7 +345,7 @@ class CycleGAN:
             bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
             if stop.number:  # while it was measured
                 bar.close()
-                raise run.Stopped(stop.number, self.folder.folder)
+                raise signals.Stopped(stop.number, self.folder.folder)
         bar.close()
 
     def _update(self, low: Tensor, high: Tensor, generator: torch.Generator, at: int) -> dict[str, float]:
@@ -353,7 +357,7 @@ class CycleGAN:
         low, high = every[0]
         config, (enhancer, degrader) = self.config, (self.generators["enhancer"], self.generators["degrader"])
         self.discriminators.requires_grad_(False)
-        with run.autocast(self.device, self.precision):
+        with autocast(self.device, self.precision):
             fake_high, fake_low = enhancer(low), degrader(high)
             parts = {
                 "adversarial_high": verdict(self.discriminators["high"](fake_high), 1.0),
@@ -379,7 +383,7 @@ class CycleGAN:
             move_average(self.averaged, self.generators, config.average, at)
         self.discriminators.requires_grad_(True)
         for turn, (low, high) in enumerate(every):
-            with run.autocast(self.device, self.precision):
+            with autocast(self.device, self.precision):
                 for domain, real, fake in (("low", low, fake_low), ("high", high, fake_high)):
                     network, pool = self.discriminators[domain], self.pools[domain]
                     earlier = pool.draw(fake.float(), generator) if turn else pool.exchange(fake.float(), generator)

@@ -18,12 +18,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import checkpoints, run
+from vfm4us import checkpoints
 from vfm4us.config import option
 from vfm4us.data.pools import epoch_order
 from vfm4us.encoders import RESNETS, VITS, Encoder, EncoderSpec
 from vfm4us.loading import LoadReport, load_encoder
-from vfm4us.run import cosine_with_warmup
+from vfm4us.runtime import signals
+from vfm4us.runtime.device import autocast, choose_attention
+from vfm4us.runtime.loop import cosine_with_warmup
+from vfm4us.runtime.rng import stream
+from vfm4us.runtime.run import RunFolder
 
 SAVE_EVERY = (
     60  # seconds of work that a power cut may cost; five copies of the weights are not written after every short epoch
@@ -175,14 +179,14 @@ class Finetuner:
         self,
         model: nn.Module,
         config: FinetuneConfig,
-        folder: run.RunFolder,
+        folder: RunFolder,
         device: torch.device,
         seed: int,
         freeze_epochs: int = 0,
         precision: str = "auto",
     ):
         self.model = model.to(device, memory_format=torch.channels_last)
-        run.choose_attention(model, device, precision)
+        choose_attention(model, device, precision)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.average else self.model
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.freeze_epochs, self.precision = freeze_epochs, precision
@@ -198,16 +202,16 @@ class Finetuner:
         loss: Callable[[nn.Module, np.ndarray, torch.Generator], Tensor],
         validate: Callable[[nn.Module], dict[str, float]],
     ) -> nn.Module:
-        """Train to the end and return the model of the best epoch; run.Stopped where a signal asked to stop (all is saved).
+        """Train to the end and return the model of the best epoch; signals.Stopped where a signal asked to stop (all is saved).
 
         batches(epoch) lists index arrays; loss(model, indices, generator) is a scalar; validate(model) has a `score`.
         """
-        with run.StopSignal() as stop:
+        with signals.StopSignal() as stop:
             self._train(batches, loss, validate, stop)
         self.averaged.load_state_dict(self.best_state)
         return self.averaged.eval()
 
-    def _train(self, batches, loss, validate, stop: run.StopSignal) -> None:
+    def _train(self, batches, loss, validate, stop: signals.StopSignal) -> None:
         config, per_epoch = self.config, len(batches(0))
         self._restore()
         self.folder.open_log(self.epoch * per_epoch + self.step, epoch_ended=self.step == 0)
@@ -224,12 +228,12 @@ class Finetuner:
             self.model.encoder.requires_grad_(not frozen)
             for indices in lists[self.step :]:
                 at = self.epoch * per_epoch + self.step
-                generator = run.generator(self.seed, 7, at)
+                generator = stream("fine-tuning", self.seed, at)
                 torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # of dropout
                 rate = cosine_with_warmup(at, total, config.warmup, config.learning_rate)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate * group["scale"]
-                with run.autocast(self.device, self.precision):
+                with autocast(self.device, self.precision):
                     value = loss(self.model, indices, generator)
                 self.optimizer.zero_grad(set_to_none=True)
                 value.backward()
@@ -247,7 +251,7 @@ class Finetuner:
                     saved = time.monotonic()
                     if stop.number:
                         bar.close()
-                        raise run.Stopped(stop.number, self.folder.folder)
+                        raise signals.Stopped(stop.number, self.folder.folder)
             found = validate(self.averaged)
             self.folder.log("monitor", (self.epoch + 1) * per_epoch, found)
             if found["score"] > self.best["score"]:
@@ -268,7 +272,7 @@ class Finetuner:
             bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
             if asked:
                 bar.close()
-                raise run.Stopped(asked, self.folder.folder)
+                raise signals.Stopped(asked, self.folder.folder)
         bar.close()
 
     def _save(self) -> None:

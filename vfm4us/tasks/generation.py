@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import checkpoints, plots, run
+from vfm4us import checkpoints, plots
 from vfm4us.config import option, section, to_dict
 from vfm4us.data import degradation
 from vfm4us.data.images import image_array, image_batch, image_paths
@@ -34,6 +34,8 @@ from vfm4us.data.store import RESAMPLING, PreparedDataset, is_prepared, packed_s
 from vfm4us.evaluation import statistics
 from vfm4us.evaluation.likeness import FIGURES, LEAST_FOR_KID, WINDOW, Features, kid, kid_rule
 from vfm4us.loading import load_encoder
+from vfm4us.runtime.device import autocast, choose_device
+from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base, finetune
 from vfm4us.tasks.base import TaskConfig
 from vfm4us.tasks.cyclegan import CycleGAN, Generator, GeneratorConfig, TrainingConfig
@@ -244,7 +246,7 @@ def run_seeds(config: GenerationConfig, say=print) -> dict[str, dict]:
 
 def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
     """Train (or continue) and test the run of `config.seed` in the folder `where`."""
-    device = run.choose_device(config.device)
+    device = choose_device(config.device)
     if not config.training.epochs + config.training.decay_epochs:
         raise ValueError("training.epochs and training.decay_epochs are both 0: nothing would be trained")
     if config.overlap >= config.tile:
@@ -252,7 +254,7 @@ def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
     data = QualityData(config.data, config.paired, config.seed)
     features = Features.choose(config.kid_encoder)
     encoder, report = finetune.make_encoder(config.encoder, config.seed)
-    folder = run.RunFolder(where, config, config.resume)
+    folder = RunFolder(where, config, config.resume)
     try:
         kind = "paired" if config.paired else "unpaired"
         tested = "pairs" if data.paired_test else "images without a target"
@@ -315,7 +317,7 @@ def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
 
 
 def _train(
-    config: GenerationConfig, data: QualityData, encoder, folder: run.RunFolder, device
+    config: GenerationConfig, data: QualityData, encoder, folder: RunFolder, device
 ) -> tuple[nn.ModuleDict, dict]:
     """The generators of the epoch that did best on the validation pairs, and what they did there."""
     training, size = config.training, data.dataset.size
@@ -350,7 +352,7 @@ def _train(
 
     def validate(generators: nn.ModuleDict, epoch: int) -> dict[str, float]:
         generators.eval()
-        with torch.no_grad(), run.autocast(device, config.precision):
+        with torch.no_grad(), autocast(device, config.precision):
             draw_grid(folder.folder / "grids" / f"epoch-{epoch:04d}.png", generators, *shown, f"epoch {epoch}")
             enhanced = [enhance(generators["enhancer"], low, size, config.tile, config.overlap) for low, _ in pairs]
         generators.train()

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import checkpoints, plots, run
+from vfm4us import checkpoints, plots
+from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.images import image_array, image_batch, image_paths
 from vfm4us.data.manifest import Record, source_root
@@ -28,7 +29,8 @@ from vfm4us.data.store import CLASS_LIMIT, is_prepared, read_grey, read_masks
 from vfm4us.encoders import RESNETS, Encoder
 from vfm4us.evaluation import statistics
 from vfm4us.loading import load_encoder
-from vfm4us.pretraining.patches import PatchConfig, PatchSampler, ViewConfig
+from vfm4us.runtime.device import autocast, choose_device
+from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base
 from vfm4us.tasks.base import TaskConfig
 from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of, make_encoder
@@ -291,10 +293,10 @@ def run_seeds(config: SegmentationConfig, say=print) -> dict[str, dict]:
 
 def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
     """Train (or continue) and test the run of `config.seed` in the folder `where`."""
-    device = run.choose_device(config.device)
+    device = choose_device(config.device)
     data = MaskedData(config.data, config.seed)
     encoder, report = make_encoder(config.encoder, config.seed)
-    folder = run.RunFolder(where, config, config.resume)
+    folder = RunFolder(where, config, config.resume)
     try:
         counts = ", ".join(
             f"{len(rows)} {name}" for name, rows in (("train", data.train), ("val", data.val), ("test", data.test))
@@ -340,7 +342,7 @@ def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
 
 
 def _train(
-    config: SegmentationConfig, data: MaskedData, model: Segmenter, folder: run.RunFolder, device
+    config: SegmentationConfig, data: MaskedData, model: Segmenter, folder: RunFolder, device
 ) -> tuple[Segmenter, dict]:
     """The model of the epoch that did best in validation, and what it did there."""
     size = data.dataset.size
@@ -356,7 +358,7 @@ def _train(
         overlap, losses = [], []
         for part in np.array_split(data.val, max(1, len(data.val) // 32)):
             target = data.targets(part).to(device)
-            with run.autocast(device, config.precision):
+            with autocast(device, config.precision):
                 logits = predict(network, data.images(part).to(device), config.flips)
             overlap.append(packed_dice(logits.argmax(1), target, len(data.classes)).cpu())
             losses.append(float(overlap_loss(logits, target, config.dice_weight)) * len(part))

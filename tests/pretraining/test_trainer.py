@@ -19,16 +19,21 @@ import yaml
 
 import vfm4us
 from tests.conftest import ROOT
-from vfm4us import checkpoints, run
+from vfm4us import checkpoints
+from vfm4us.augment import PatchSampler
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.pretraining import emp_ssl, stages
+from vfm4us.pretraining import trainer
 from vfm4us.pretraining.adversary import AdversaryConfig
 from vfm4us.pretraining.masking import MaskingConfig
+from vfm4us.pretraining.methods import emp_ssl
 from vfm4us.pretraining.objective import MultiPatchLoss, patch_similarity, total_coding_rate
-from vfm4us.pretraining.patches import PatchSampler
-from vfm4us.pretraining.stages import pretrain
+from vfm4us.pretraining.trainer import pretrain
+from vfm4us.runtime.loop import cosine_with_warmup
+from vfm4us.runtime.processes import average_gradients, processes
+from vfm4us.runtime.rng import generator
+from vfm4us.runtime.run import RunFolder
 
 
 def last(folder):
@@ -54,7 +59,7 @@ def test_weight_0_is_plain_emp_ssl_bit_for_bit(network_and_patches):
     config, network, patches = network_and_patches
     config = dataclasses.replace(config, adversary=AdversaryConfig(weight=0.0), masking=MaskingConfig())
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    draws = emp_ssl.Draws.of(config, run.generator(0), 8, "cpu")
+    draws = emp_ssl.Draws.of(config, generator(0), 8, "cpu")
     loss, _ = emp_ssl.compute_loss(network, MultiPatchLoss(), patches, config, draws)
     loss.backward()
     ours = {k: p.grad.clone() for k, p in network.named_parameters()}
@@ -73,7 +78,7 @@ def test_the_adversary_changes_the_loss_but_not_the_running_statistics(network_a
     config, network, patches = network_and_patches
     other = emp_ssl.Network(Encoder(EncoderSpec(in_channels=1)), config.projector).train()
     other.load_state_dict(network.state_dict())
-    draws = emp_ssl.Draws.of(config, run.generator(0), 8, "cpu")
+    draws = emp_ssl.Draws.of(config, generator(0), 8, "cpu")
     loss, terms = emp_ssl.compute_loss(network, MultiPatchLoss(), patches, config, draws)
     other(patches.flatten(0, 1))
     assert all(torch.equal(v, dict(other.named_buffers())[k]) for k, v in network.named_buffers())
@@ -87,11 +92,11 @@ def test_vectors_are_learnt_at_their_own_share_of_the_rate(tiny):
     def moved(share: float) -> tuple[torch.Tensor, torch.Tensor]:
         """How far a step from the same start took a kernel, and a batch-norm scale."""
         config = tiny(f"optimizer.vector_rate={share}", f"name=share-{share}", "stop_after=1")
-        trainer = stages.Trainer(config, torch.device("cpu"), 0, 1)
-        body = trainer.network.base_encoder.body
+        trained = trainer.Trainer(config, torch.device("cpu"), 0, 1)
+        body = trained.network.base_encoder.body
         before = body.conv1.weight.detach().clone(), body.bn1.weight.detach().clone()
-        trainer.update(*trainer.training[0].batch(np.arange(8)))
-        trainer.folder.close()
+        trained.update(*trained.training[0].batch(np.arange(8)))
+        trained.folder.close()
         return body.conv1.weight.detach() - before[0], body.bn1.weight.detach() - before[1]
 
     (kernel, whole), (same, tenth), (_, none) = moved(1.0), moved(0.1), moved(0.0)
@@ -107,8 +112,7 @@ def test_two_and_two_epochs_equal_four(tiny):
     assert_same_weights(last(whole), last(folder))
     assert last(folder)["resume"]["finished"]
     strip = [
-        [{k: v for k, v in line.items()} for line in run.RunFolder(f, parts, main=False).metrics()]
-        for f in (whole, folder)
+        [{k: v for k, v in line.items()} for line in RunFolder(f, parts, main=False).metrics()] for f in (whole, folder)
     ]
     assert strip[0] == strip[1] and len([line for line in strip[0] if line["kind"] == "train"]) == 4 * 6
 
@@ -137,7 +141,7 @@ def test_a_run_killed_at_random_steps_ends_in_the_same_weights(tiny, tmp_path):
     assert "continuing" in done.stdout
     assert_same_weights(last(whole), last(folder))
     assert not list((folder / "checkpoints").glob(".*"))
-    logs = [run.RunFolder(f, config, main=False).metrics() for f in (whole, folder)]
+    logs = [RunFolder(f, config, main=False).metrics() for f in (whole, folder)]
     assert logs[0] == logs[1]
 
 
@@ -198,7 +202,7 @@ def test_the_run_folder_holds_what_a_reader_looks_for(tiny, capsys):
         assert (folder / name).stat().st_size > 0, name
     assert len(list(folder.glob("events.out.tfevents.*"))) >= 1
     assert len(list((folder / "checkpoints").glob("*_0*.pt"))) <= 4  # keep_last=2 of each stage
-    lines = run.RunFolder(folder, None, main=False).metrics()
+    lines = RunFolder(folder, None, main=False).metrics()
     measured = [line for line in lines if line["kind"] == "monitor"]
     assert {line["after"] for line in measured} == {"initial", "coarse", "fine"}
     assert {"knn", "effective_rank", "knn_patches", "effective_rank_patches"} <= measured[0].keys()
@@ -309,7 +313,7 @@ def test_epoch_order_gives_each_source_its_share_and_repeats_none_before_all():
 
 
 def test_cosine_with_warmup():
-    rate = [run.cosine_with_warmup(s, 100, 0.1, 2.0) for s in range(100)]
+    rate = [cosine_with_warmup(s, 100, 0.1, 2.0) for s in range(100)]
     assert rate[0] == pytest.approx(0.2) and rate[9] == rate[10] == pytest.approx(2.0)
     assert all(a >= b for a, b in zip(rate[10:], rate[11:], strict=False)) and rate[-1] < 0.01
 
@@ -323,7 +327,7 @@ def _train_as_one_of_two(rank, config, folder):
         "MASTER_PORT": str(29500 + os.getppid() % 1000),
     }
     torch.set_num_threads(1)
-    with run.processes("cpu") as (r, k):
+    with processes("cpu") as (r, k):
         torch.save(_gradient(config, r, k), f"{folder}/rank{r}.pt")
 
 
@@ -334,12 +338,12 @@ def _gradient(config, rank, world_size):
     images = torch.randint(0, 256, (8, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     own = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
     valid = torch.tensor([[0, 0, 48, 48]]).expand(8, 4)
-    draw = run.generator(1, 2, 3)
+    draw = generator(1, 2, 3)
     patches = PatchSampler(config.patches)(images[own], valid[own], draw, rank, world_size)
     draws = emp_ssl.Draws.of(config, draw, 8 // world_size, "cpu", rank, world_size)
     loss, _ = emp_ssl.compute_loss(network, MultiPatchLoss(), patches, config, draws)
     loss.backward()
-    run.average_gradients(list(network.parameters()))
+    average_gradients(list(network.parameters()))
     return {"loss": loss.detach()} | {k: p.grad for k, p in network.named_parameters()}
 
 
@@ -392,7 +396,7 @@ def test_a_run_does_not_go_on_with_other_images(tiny, textures, tmp_path):
 
 def test_a_folder_in_use_is_refused(tiny):
     config = tiny()
-    first = run.RunFolder(Path(config.logs) / config.name, config)
+    first = RunFolder(Path(config.logs) / config.name, config)
     with pytest.raises(ValueError, match="in use by another process"):
         pretrain(config)
     first.close()
@@ -401,6 +405,6 @@ def test_a_folder_in_use_is_refused(tiny):
 
 def test_without_val_images_the_rank_is_still_measured(tiny, capsys):
     folder = pretrain(tiny("stop_after=1", "stages.0.data.0.split=all", "stages.1.data.0.split=all"))
-    lines = [x for x in run.RunFolder(folder, None, main=False).metrics() if x["kind"] == "monitor"]
+    lines = [x for x in RunFolder(folder, None, main=False).metrics() if x["kind"] == "monitor"]
     assert lines and all("effective_rank" in x and "knn" not in x for x in lines)
     assert "stage coarse: 60 images to train on" in capsys.readouterr().out

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfm4us import run
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.runtime import signals
+from vfm4us.runtime.device import choose_attention
+from vfm4us.runtime.signals import exit_code
 
 
 @pytest.mark.parametrize(
@@ -18,8 +20,8 @@ from vfm4us.encoders import Encoder, EncoderSpec
         (FileNotFoundError("a.pt does not exist"), 2, "error: a.pt does not exist"),
         (OSError(28, "No space left on device"), 2, "error: No space left on device"),
         (FloatingPointError("the loss is nan"), 2, "error: the loss is nan"),
-        (run.Stopped(signal.SIGINT, Path("logs/a")), 130, "saved in logs/a; the same command goes on from here"),
-        (run.Stopped(signal.SIGTERM, Path("logs/a")), 143, "saved in logs/a"),
+        (signals.Stopped(signal.SIGINT, Path("logs/a")), 130, "saved in logs/a; the same command goes on from here"),
+        (signals.Stopped(signal.SIGTERM, Path("logs/a")), 143, "saved in logs/a"),
         (KeyboardInterrupt(), 130, "left at once"),
     ],
 )
@@ -28,14 +30,14 @@ def test_exit_codes(raised, code, said, capsys):
         if raised is not None:
             raise raised
 
-    assert run.exit_code(main) == code
+    assert exit_code(main) == code
     printed = capsys.readouterr()
     assert said in printed.out + printed.err and "Traceback" not in printed.err
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():
     with pytest.raises(KeyError):
-        run.exit_code(lambda: {}["missing"])
+        exit_code(lambda: {}["missing"])
 
 
 def test_attention_is_written_out_on_a_cpu_in_bfloat16_alone():
@@ -43,8 +45,8 @@ def test_attention_is_written_out_on_a_cpu_in_bfloat16_alone():
     attention, x = encoder.body.blocks[0].attn, torch.rand(2, 1, 48, 48)
     attention.fused_attn, before = True, encoder(x)
     for device, precision in (("cpu", "auto"), ("cpu", "float32"), ("cuda", "bfloat16")):
-        run.choose_attention(encoder, torch.device(device), precision)
+        choose_attention(encoder, torch.device(device), precision)
         assert attention.fused_attn is True
-    run.choose_attention(encoder, torch.device("cpu"), "bfloat16")
+    choose_attention(encoder, torch.device("cpu"), "bfloat16")
     assert not any(block.attn.fused_attn for block in encoder.body.blocks)
     torch.testing.assert_close(encoder(x), before, rtol=1e-4, atol=1e-5)

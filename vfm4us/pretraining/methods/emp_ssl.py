@@ -1,6 +1,6 @@
 """The method of this project: many patches per image that agree, images that spread out, an adversary and masks.
 
-`EmpSSL` is what `stages.Trainer` trains by default; `compute_loss` is its objective, made of `objective.py`, `adversary.py`
+`EmpSSL` is what `trainer.Trainer` trains by default; `compute_loss` is its objective, made of `objective.py`, `adversary.py`
 and `masking.py`.
 """
 
@@ -14,12 +14,12 @@ from timm.optim import Lars
 from torch import Tensor, nn
 
 from vfm4us import plots
+from vfm4us.augment import PatchSampler
 from vfm4us.config import to_dict
 from vfm4us.encoders import Encoder
 from vfm4us.pretraining.adversary import frozen_statistics, perturb, random_start
 from vfm4us.pretraining.masking import choose_cells, fill_cells
 from vfm4us.pretraining.objective import MultiPatchLoss
-from vfm4us.pretraining.patches import PatchSampler
 from vfm4us.pretraining.settings import OptimizerConfig, PretrainingConfig, ProjectorConfig
 
 
@@ -134,7 +134,7 @@ def compute_loss(
 
 
 class EmpSSL:
-    """EMP-SSL with adversary and masking, as a method for `stages.Trainer` (see `baselines.Method` for the parts)."""
+    """EMP-SSL with adversary and masking, as a method for `trainer.Trainer` (see `method.Method` for the parts)."""
 
     rate_images = 100  # the learning rate is given per this many images of a batch
     clip = 0.0  # longest gradient; 0: any

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vfm4us.pretraining.patches import PatchConfig, PatchSampler
+from vfm4us.augment import PatchConfig, PatchSampler
 
 PLAIN = PatchConfig(count=8, size=24, flip=0, jitter=0, blur=0, speckle=0, depth_gain=0, shadow=0)
 

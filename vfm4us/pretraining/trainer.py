@@ -1,7 +1,7 @@
 """The coarse-to-fine loop: stage after stage, each on its own data, each from the weights of the one before.
 
-`pretrain(config)` is the whole run; `Trainer.update` is one step. What is learnt from a batch is the method's: `EmpSSL`
-or one of `baselines.py`. Every random number is a function of (seed, stage, step), so a run that was stopped anywhere
+`pretrain(config)` is the whole run; `Trainer.update` is one step. What is learnt from a batch is the method's, see
+`methods/`. Every random number is a function of (seed, stage, step), so a run that was stopped anywhere
 and continued ends in the same weights.
 """
 
@@ -21,15 +21,22 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
-from vfm4us import checkpoints, loading, plots, run
+from vfm4us import checkpoints, loading, plots
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
 from vfm4us.encoders import RESNETS, Encoder, EncoderSpec
 from vfm4us.evaluation import representation
-from vfm4us.pretraining.baselines import BASELINES, Method
-from vfm4us.pretraining.emp_ssl import EmpSSL
+from vfm4us.pretraining.method import Method
+from vfm4us.pretraining.methods import METHODS
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
+from vfm4us.runtime import signals
+from vfm4us.runtime.device import autocast, choose_attention, choose_device
+from vfm4us.runtime.files import write_text
+from vfm4us.runtime.loop import cosine_with_warmup
+from vfm4us.runtime.processes import average_gradients, processes
+from vfm4us.runtime.rng import generator
+from vfm4us.runtime.run import RunFolder
 
 
 def pretrain(config: PretrainingConfig, method: str = "") -> Path:
@@ -39,11 +46,11 @@ def pretrain(config: PretrainingConfig, method: str = "") -> Path:
             f"method is {config.method}, and this script is for {method}: use Pretraining/US-SSL/adv_main.py, or method={method}"
         )
     check(config)
-    device = run.choose_device(config.device)
-    with run.processes(device.type) as (rank, world_size):
+    device = choose_device(config.device)
+    with processes(device.type) as (rank, world_size):
         trainer = Trainer(config, device, rank, world_size)
         try:
-            with run.StopSignal() as stop:
+            with signals.StopSignal() as stop:
                 trainer.fit(stop)
         finally:
             trainer.folder.close()
@@ -93,7 +100,7 @@ def build_encoder(config: PretrainingConfig) -> Encoder:
 
 def build_method(config: PretrainingConfig) -> Method:
     """What the run learns by, around the encoder it begins with."""
-    return (BASELINES | {"emp_ssl": EmpSSL})[config.method](build_encoder(config), config)
+    return METHODS[config.method](build_encoder(config), config)
 
 
 def _as_it_is(batch):
@@ -118,7 +125,7 @@ class Trainer:
                 f"use {near} or {near + world_size}"
             )
         leaks = self._open_pools()
-        self.folder = run.RunFolder(Path(config.logs) / config.name, config, config.resume, main=rank == 0)
+        self.folder = RunFolder(Path(config.logs) / config.name, config, config.resume, main=rank == 0)
         for stage, rows in leaks.items():
             if rank == 0:
                 pools.write_leaks(self.folder.folder / f"leakage_{stage}.csv", rows)
@@ -127,7 +134,7 @@ class Trainer:
         if report := self.method.network.base_encoder.report:
             self._say(f"encoder.weights {config.encoder.weights}: {report}")
         network = self.network = self.method.network.to(device, memory_format=torch.channels_last)
-        run.choose_attention(network, device, config.precision)
+        choose_attention(network, device, config.precision)
         if world_size > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.method.optimizer = self.method.new_optimizer()
@@ -207,7 +214,7 @@ class Trainer:
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
-    def fit(self, stop: run.StopSignal) -> None:
+    def fit(self, stop: signals.StopSignal) -> None:
         continuing = self._restore()
         self._agree(continuing)
         if not continuing:
@@ -252,7 +259,7 @@ class Trainer:
                         saved = time.monotonic()
                     if asked:
                         bar.close()
-                        raise run.Stopped(stop.number, self.folder.folder)
+                        raise signals.Stopped(stop.number, self.folder.folder)
                 last_epoch = self.epoch + 1 == stage.epochs
                 self._after_epoch(last_epoch)
                 self.epoch += 1  # what is saved is the position to go on from
@@ -269,13 +276,13 @@ class Trainer:
         """One optimizer step on this process's images (b / k, S, S) uint8; returns loss, its terms and the rate."""
         config, stage, method = self.config, self.config.stages[self.stage], self.method
         steps = stage.epochs * self.steps_per_epoch(self.stage)
-        rate = run.cosine_with_warmup(
+        rate = cosine_with_warmup(
             self.step, steps, stage.warmup, stage.learning_rate * config.batch_size / method.rate_images
         )
         for group in method.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.network.train()
-        draw, progress = run.generator(config.seed, self.stage, self.step), self.step / steps
+        draw, progress = generator(config.seed, self.stage, self.step), self.step / steps
         if config.compile and self.flops and not self.compiled:  # the first step is counted, which needs it as it is
             method.forward, self.compiled = torch.compile(method.forward), True
         counter = (
@@ -283,13 +290,13 @@ class Trainer:
         )
         with counter:
             images = images.to(self.device, non_blocking=True)
-            with run.autocast(self.device, config.precision):
+            with autocast(self.device, config.precision):
                 loss, terms = method.loss(images, valid, draw, progress, self.rank, self.world_size)
             method.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         self.flops = self.flops or counter.get_total_flops() * self.world_size
         parameters = list(self.network.parameters())
-        run.average_gradients(parameters)
+        average_gradients(parameters)
         values = {"loss": loss.item()} | {k: v.item() for k, v in terms.items()} | {"learning_rate": rate}
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
@@ -373,7 +380,7 @@ class Trainer:
         """What the network saw of a few images of the stage, cut and varied as in training; and the curve."""
         config, stage, pool = self.config, self.config.stages[self.stage], self.training[self.stage]
         images, valid = pool.batch(pool.take(self.method.pictured, config.seed))
-        draw = run.generator(config.seed, self.stage, self.step)
+        draw = generator(config.seed, self.stage, self.step)
         self.network.eval()  # running statistics: a picture takes one process, and must not change the network
         path = self.folder.folder / f"contact_sheet_{stage.name}.png"
         title = f"{config.name}, {stage.name} epoch {self.epoch + 1}"
@@ -396,7 +403,7 @@ class Trainer:
             "flops": self.flops * sum(per_stage),
             "seconds": round(self.seconds, 1),
         }
-        run.write_text(self.folder.folder / "budget.json", json.dumps(budget, indent=1) + "\n")
+        write_text(self.folder.folder / "budget.json", json.dumps(budget, indent=1) + "\n")
 
     def _global_step(self) -> int:
         """Steps since the start of the run."""
@@ -514,7 +521,7 @@ def print_result(folder: Path, config: PretrainingConfig) -> None:
 
 def summary(folder: Path, start: str = "random") -> str:
     """A table of held-out measurements: at the `start` and after each stage, on each stage's images."""
-    lines = run.RunFolder(folder, None, main=False).metrics()
+    lines = RunFolder(folder, None, main=False).metrics()
     found = {(m["after"], m["dataset"]): m for m in lines if m["kind"] == "monitor"}
     moments, datasets = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     columns = [(d, k, name) for d in datasets for k, name in (("knn", "k-NN"), ("effective_rank", "rank"))]

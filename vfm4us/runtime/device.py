@@ -1,0 +1,62 @@
+"""Where a run computes, and in which precision."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is this process's GPU where there is one, else the CPU. Raises ValueError for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: {name!r} is no device; use auto, cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: {name!r} is not supported; use auto, cpu or cuda")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={name}: PyTorch sees no GPU here; use device=cpu or device=auto")
+        index, count = int(os.environ.get("LOCAL_RANK", device.index or 0)), torch.cuda.device_count()
+        if index >= count:
+            raise ValueError(
+                f"device: GPU {index} was asked for, there are {count}; lower --nproc_per_node or change device"
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return device
+
+
+def autocast(device: torch.device, precision: str = "auto"):
+    """bf16 autocast where `precision` asks for it; `auto` is bf16 on a GPU and float32 on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, precision))
+
+
+def in_bfloat16(device: torch.device, precision: str) -> bool:
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+
+
+def choose_attention(network: torch.nn.Module, device: torch.device, precision: str) -> None:
+    """timm's attention written out where the fused kernel is slower: on a CPU in bf16 (`benchmark.py attention` has the ratio)."""
+    if device.type == "cpu" and in_bfloat16(device, precision):
+        for module in network.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+
+
+def device_name() -> str:
+    """The GPU's name, else the CPU's with the number of threads in use."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []

@@ -1,0 +1,70 @@
+"""How a script stops: on a signal with everything saved, or with one line that says what is wrong."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Stopped(Exception):
+    """Asked to stop by signal `number`; everything is saved in `folder`."""
+
+    def __init__(self, number: int, folder: Path):
+        super().__init__(f"saved in {folder}; the same command goes on from here")
+        self.number = number
+
+
+class StopSignal:
+    """Remembers the first SIGINT or SIGTERM, so that the loop can save and leave; a second one leaves at once."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __enter__(self):
+        self.before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _frame):
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
+
+    def seen_by_any(self, world_size: int, device: "torch.device") -> bool:
+        """Whether any process has been asked to stop; all of them agree."""
+        if world_size == 1:
+            return self.number != 0
+        import torch  # not needed to show the help of a script
+        import torch.distributed as dist
+
+        flag = torch.tensor([float(self.number != 0)], device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return flag.item() > 0
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run a script's `main` and return its exit code; what a user can cause becomes one line instead of a traceback.
+
+    ValueError, OSError, FloatingPointError: `error: ...` and 2. Stopped: 128 + the signal, so 130 (SIGINT) or 143 (SIGTERM).
+    KeyboardInterrupt: 130.
+    """
+    try:
+        return main() or 0
+    except Stopped as stopped:
+        print(stopped)
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        print("left at once; the same command goes on from what is saved, if there is anything yet", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (ValueError, OSError, FloatingPointError) as error:
+        words = error.strerror if isinstance(error, OSError) and error.strerror and error.filename is None else error
+        print(f"error: {words}", file=sys.stderr)
+        return 2
