@@ -1,0 +1,159 @@
+"""Clips: the frames that a rule names, grey as they were, frozen ones told, damaged files refused."""
+
+import os
+
+import numpy as np
+import pytest
+from making_formats import speckle, write_clip
+from PIL import Image
+
+from vfm4us.data import clips, frames
+from vfm4us.data.frames import Contents, frame_rule
+
+pytest.importorskip("av")
+
+
+def loop(count, height=64, width=80):
+    """Frames that move: a bright bar over speckle."""
+    base = speckle(1, height, width) // 4 + 40
+    moving = []
+    for k in range(count):
+        frame = base.copy()
+        frame[:, (5 * k) % width : (5 * k) % width + 8] = 220
+        moving.append(frame)
+    return moving
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mp4", "mpeg4"),
+        ("a.avi", "mjpeg"),
+        ("a.mov", "mpeg4"),
+        ("a.wmv", "wmv2"),
+        ("a.mkv", "mpeg4"),
+    ],
+)
+def test_each_kind_of_clip_gives_its_frames_in_order(tmp_path, name, codec):
+    written = loop(12)
+    path = write_clip(tmp_path / name, written, rate=10, codec=codec)
+    told = frames.contents_of(path)
+    assert (told.kind, told.count, told.rate) == ("clip", 12, pytest.approx(10, rel=0.01))
+    for number, grey in frames.read_frames(path, [0, 3, 11]):
+        apart = [np.abs(grey.astype(int) - other).mean() for other in written]
+        assert np.argmin(apart) == number and apart[number] < 6, (number, apart)
+
+
+def test_black_and_white_keep_their_values(tmp_path):
+    """The video range of 16 to 235 must not be taken for greys."""
+    flat = [np.full((64, 80), value, np.uint8) for value in (0, 255)] * 2
+    path = write_clip(tmp_path / "a.mp4", flat, codec="libx264", options={"qp": "0"})
+    got = [int(np.median(grey)) for _, grey in frames.read_frames(path, [0, 1])]
+    assert got[0] <= 1 and got[1] >= 254
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.tif", {}), ("a.gif", {"duration": 40}), ("a.webp", {"lossless": True, "duration": 40})]
+)
+def test_pages_are_frames(tmp_path, name, options):
+    written = loop(5)
+    pages = [Image.fromarray(frame) for frame in written]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], **options)
+    told = frames.contents_of(tmp_path / name)
+    assert (told.kind, told.count, told.rate) == ("pages", 5, 25 if options else None)
+    got = dict(frames.read_frames(tmp_path / name, [1, 4]))
+    assert all(np.abs(got[k].astype(int) - written[k]).max() <= 1 for k in (1, 4))
+    pages[0].save(tmp_path / f"one_{name}")
+    assert frames.contents_of(tmp_path / f"one_{name}") is None
+
+
+def test_damaged_clips_are_refused(tmp_path):
+    whole = write_clip(tmp_path / "a.mp4", loop(12)).read_bytes()
+    for data in (b"", b"x" * 500, whole[: len(whole) // 2]):
+        path = tmp_path / "b.mp4"
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="clip|empty"):
+            list(frames.read_frames(path, [0])), frames.contents_of(path)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 10):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            told = frames.contents_of(path)
+            list(frames.read_frames(path, list(range(min(told.count, 50)))))
+        except ValueError:
+            pass
+
+
+def test_a_clip_opens_no_other_file(tmp_path):
+    write_clip(tmp_path / "secret.mp4", loop(3))
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    (tmp_path / "play.mp4").write_text("#EXTM3U\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n")
+    for name in ("list.mp4", "play.mp4"):
+        with pytest.raises(ValueError, match="cannot be opened"):
+            frames.contents_of(tmp_path / name)
+
+
+def test_a_fifo_named_like_a_clip_is_refused_without_opening(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="not a regular file but a FIFO"):
+        frames.contents_of(tmp_path / "a.mp4")
+
+
+# rules
+
+
+@pytest.mark.parametrize(
+    ("rule", "count", "rate", "expected"),
+    [
+        ("first", 50, 25, [0]),
+        ("all", 4, 25, [0, 1, 2, 3]),
+        ("every 3rd", 8, 25, [0, 3, 6]),
+        ("every-10", 25, None, [0, 10, 20]),
+        ("per second", 75, 25, [0, 25, 50]),
+        ("per_second", 76, 25, [0, 25, 50, 75]),
+        ("2 per second", 50, 25, [0, 13, 25, 38]),
+        ("100 per second", 3, 25, [0, 1, 2]),
+        ("per second", 60, None, [0, 25, 50]),  # 25 a second are assumed
+        ("per second", 5, 0, [0, 1, 2, 3, 4]),  # slices
+        ("per second", 10, 25, [0]),
+        ("first", 1, 25, [0]),
+    ],
+)
+def test_a_rule_names_frames(rule, count, rate, expected):
+    assert frame_rule(rule).chosen(Contents("clip", count=count, rate=rate)) == expected
+
+
+@pytest.mark.parametrize(
+    "rule", ["", "every", "every 0", "last", "0 per second", "every -2", "1e9 per second", None, 5]
+)
+def test_other_rules_are_refused_with_the_words_that_are_known(rule):
+    with pytest.raises(ValueError, match="use first, all, every N, per second, or N per second"):
+        frame_rule(rule)
+
+
+def test_a_rule_is_written_as_it_is_read():
+    for text in ("first", "all", "every 7", "per second", "2.5 per second"):
+        assert str(frame_rule(text)) == text and frame_rule(str(frame_rule(text))) == frame_rule(text)
+
+
+def test_a_frozen_frame_is_near_identical_and_a_moved_one_is_not(tmp_path):
+    still = speckle(0, 128, 160)
+    path = write_clip(tmp_path / "a.mp4", [still] * 3 + [np.roll(still, 2, 1)], codec="libx264")
+    a, b, c, moved = (grey for _, grey in frames.read_frames(path, [0, 1, 2, 3]))
+    assert frames.near_identical(a, b) and frames.near_identical(b, c) and not frames.near_identical(c, moved)
+    small = still.copy()
+    small[40:52, 60:72] = 255 - small[40:52, 60:72]  # a small thing that comes up in a still picture
+    assert not frames.near_identical(still, small) and not frames.near_identical(None, still)
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
+    import sys
+
+    path = write_clip(tmp_path / "a.mp4", loop(2))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"needs the package av: pip install -e \.\[clips\]"):
+        clips.clip_contents(path)

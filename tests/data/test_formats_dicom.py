@@ -1,0 +1,301 @@
+"""DICOM: every photometric interpretation and compression that scanners write, only the B-mode region, nobody's name."""
+
+import io
+
+import numpy as np
+import pytest
+from making_formats import PLANTED, dicom_dataset, encapsulated, region, save_dicom, speckle
+from PIL import Image
+
+from vfm4us.data import dicom, frames, pseudonyms
+
+pydicom = pytest.importorskip("pydicom")
+from pydicom import uid  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def key(tmp_path, monkeypatch):
+    monkeypatch.setenv(pseudonyms.KEY_FILE, str(tmp_path / "private" / "key"))
+
+
+def only(path, numbers=(0,)):
+    return [pixels for _, pixels in frames.read_frames(path, list(numbers))]
+
+
+def colour(seed=0):
+    return np.stack([speckle(seed), speckle(seed + 1), speckle(seed + 2)], axis=-1)
+
+
+def luminance(rgb):
+    return np.asarray(Image.fromarray(rgb).convert("L"))
+
+
+def difference(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).mean()
+
+
+# pixels
+
+
+def test_grey_is_read_exactly_and_monochrome1_is_inverted(tmp_path):
+    pixels = speckle()
+    assert (only(save_dicom(tmp_path / "a.dcm", dicom_dataset(pixels)))[0] == pixels).all()
+    assert (only(save_dicom(tmp_path / "b.dcm", dicom_dataset(pixels, "MONOCHROME1")))[0] == 255 - pixels).all()
+
+
+def test_rgb_of_both_planar_configurations_becomes_luminance(tmp_path):
+    rgb = colour()
+    ds = dicom_dataset(rgb, "RGB")
+    assert (only(save_dicom(tmp_path / "a.dcm", ds))[0] == luminance(rgb)).all()
+    ds.PlanarConfiguration, ds.PixelData = 1, np.ascontiguousarray(rgb.transpose(2, 0, 1)).tobytes()
+    assert (only(save_dicom(tmp_path / "b.dcm", ds))[0] == luminance(rgb)).all()
+
+
+def test_ybr_full_and_422_are_turned_into_rgb_first(tmp_path):
+    rgb = np.repeat(np.repeat(colour()[:, ::2], 2, axis=1), 1, axis=0)  # pairs of equal pixels: 4:2:2 loses nothing
+    ybr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    assert difference(only(save_dicom(tmp_path / "a.dcm", dicom_dataset(ybr, "YBR_FULL")))[0], luminance(rgb)) < 1
+    pairs = np.stack([ybr[:, ::2, 0], ybr[:, 1::2, 0], ybr[:, ::2, 1], ybr[:, ::2, 2]], axis=-1)
+    ds = dicom_dataset(ybr, "YBR_FULL_422")
+    ds.PixelData = pairs.tobytes()
+    assert difference(only(save_dicom(tmp_path / "b.dcm", ds))[0], luminance(rgb)) < 1
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    rng = np.random.default_rng(0)
+    indices, table = speckle(), rng.integers(0, 256, (256, 3)).astype(np.uint8)
+    ds = dicom_dataset(indices, "PALETTE COLOR")
+    for channel, name in enumerate(("Red", "Green", "Blue")):
+        setattr(ds, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        words = table[:, channel].astype("<u2") * 257
+        setattr(ds, f"{name}PaletteColorLookupTableData", words.tobytes())
+    assert difference(only(save_dicom(tmp_path / "a.dcm", ds))[0], luminance(table[indices])) < 1
+
+
+def test_more_than_8_bits(tmp_path):
+    pixels = speckle().astype(np.uint16)
+    twelve = dicom_dataset(pixels * 16, bits=16, stored=12)
+    assert difference(only(save_dicom(tmp_path / "a.dcm", twelve))[0], pixels) < 1
+    sixteen = dicom_dataset(pixels * 257, bits=16)
+    assert (only(save_dicom(tmp_path / "b.dcm", sixteen))[0] == pixels).all()
+    unsaid = dicom_dataset(pixels * 16, bits=16)  # 12 bits in 16, not said
+    assert difference(only(save_dicom(tmp_path / "c.dcm", unsaid))[0], pixels) < 1
+
+
+def test_a_window_is_applied_as_a_viewer_does(tmp_path):
+    pixels = (speckle().astype(np.uint16) + 100) * 4
+    windowed = dicom_dataset(pixels, bits=16, stored=12, WindowCenter="910", WindowWidth="1020")
+    got = only(save_dicom(tmp_path / "a.dcm", windowed))[0]
+    assert difference(got, speckle()) < 1.5
+    identity = dicom_dataset(speckle(), WindowCenter="128", WindowWidth="256")
+    assert (only(save_dicom(tmp_path / "b.dcm", identity))[0] == speckle()).all()
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless])
+@pytest.mark.parametrize("kind", ["grey", "rgb", "frames"])
+def test_lossless_compressions_change_nothing(tmp_path, syntax, kind):
+    pixels = {"grey": speckle(), "rgb": colour(), "frames": np.stack([speckle(k) for k in range(3)])}[kind]
+    ds = dicom_dataset(pixels, "RGB" if kind == "rgb" else "MONOCHROME2")
+    ds.compress(syntax)
+    path = save_dicom(tmp_path / "a", ds)
+    expected = [luminance(pixels)] if kind == "rgb" else [pixels] if kind == "grey" else list(pixels)
+    got = only(path, range(len(expected)))
+    assert len(got) == len(expected) and all((a == b).all() for a, b in zip(got, expected, strict=True))
+
+
+def jpeg(pixels, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, **options)
+    return file.getvalue()
+
+
+def test_baseline_jpeg_grey_and_ybr_422(tmp_path):
+    rgb = np.asarray(Image.fromarray(colour()).resize((80, 64)))
+    ds = encapsulated(dicom_dataset(speckle()), [jpeg(speckle())], uid.JPEGBaseline8Bit)
+    assert difference(only(save_dicom(tmp_path / "a.dcm", ds))[0], speckle()) < 3
+    smooth = np.asarray(Image.fromarray(rgb).resize((10, 8)).resize((80, 64), Image.Resampling.BICUBIC))
+    ds = dicom_dataset(smooth, "YBR_FULL_422")
+    ds = encapsulated(ds, [jpeg(smooth, subsampling="4:2:2")], uid.JPEGBaseline8Bit)
+    assert difference(only(save_dicom(tmp_path / "b.dcm", ds))[0], luminance(smooth)) < 3
+
+
+def lossless_jpeg(pixels) -> bytes:
+    """ITU-T T.81 process 14, predictor 1 (the pixel to the left), every difference category coded in 5 bits."""
+    height, width = pixels.shape
+    x = pixels.astype(int)
+    predicted = np.empty_like(x)
+    predicted[:, 1:], predicted[1:, 0], predicted[0, 0] = x[:, :-1], x[:-1, 0], 128
+    bits = []
+    for d in (x - predicted).ravel().tolist():
+        category = abs(d).bit_length()
+        bits.append(f"{category:05b}")
+        if category:
+            bits.append(f"{d if d > 0 else d + (1 << category) - 1:0{category}b}")
+    text = "".join(bits)
+    text += "1" * (-len(text) % 8)
+    data = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
+
+    def segment(marker, body):
+        return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+    frame = bytes([8]) + height.to_bytes(2, "big") + width.to_bytes(2, "big") + bytes([1, 1, 0x11, 0])
+    table = bytes([0]) + bytes([0, 0, 0, 0, 17] + [0] * 11) + bytes(range(17))
+    scan = bytes([1, 1, 0, 1, 0, 0])
+    return b"\xff\xd8" + segment(0xC3, frame) + segment(0xC4, table) + segment(0xDA, scan) + data + b"\xff\xd9"
+
+
+def test_lossless_jpeg(tmp_path):
+    stream = lossless_jpeg(speckle())
+    ds = encapsulated(dicom_dataset(speckle()), [stream], uid.JPEGLosslessSV1)
+    assert (only(save_dicom(tmp_path / "a.dcm", ds))[0] == speckle()).all()
+
+
+def test_frames_are_read_one_by_one(tmp_path):
+    loop = np.stack([speckle(k) for k in range(6)])
+    path = save_dicom(tmp_path / "a.dcm", dicom_dataset(loop, FrameTime="40"))
+    told = frames.contents_of(path)
+    assert (told.count, told.rate) == (6, 25)
+    assert all((a == b).all() for a, b in zip(only(path, [1, 4]), loop[[1, 4]], strict=True))
+
+
+# regions
+
+
+def scanned(tmp_path, *regions, name="a.dcm"):
+    return save_dicom(tmp_path / name, dicom_dataset(speckle(), SequenceOfUltrasoundRegions=list(regions)))
+
+
+def test_only_the_b_mode_region_is_taken_with_its_spacing(tmp_path):
+    told = frames.contents_of(scanned(tmp_path, region(4, 6, 40, 50, spacing_cm=0.02), region(45, 0, 18, 80, form=3)))
+    assert told.crops == ["4 6 40 50"] and told.spacing_mm == "0.2 0.2" and told.left_out == ["spectral region"]
+    assert (frames.cropped(speckle(), told.crops[0]) == speckle()[4:44, 6:56]).all()
+
+
+def test_a_dual_image_is_two_images_and_a_region_named_twice_is_one(tmp_path):
+    left, right = region(0, 0, 60, 40), region(0, 40, 60, 40)
+    assert frames.contents_of(scanned(tmp_path, left, right, left)).crops == ["0 0 60 40", "0 40 60 40"]
+
+
+def test_colour_over_the_image_is_left_out_unless_asked(tmp_path):
+    path = scanned(tmp_path, region(0, 0, 60, 80), region(10, 10, 20, 20, data=2))
+    with pytest.raises(ValueError, match="b-mode region under colour Doppler, colour region"):
+        frames.contents_of(path)
+    assert frames.contents_of(path, regions=("b-mode", "colour")).crops == ["0 0 60 80"]
+    beside = scanned(tmp_path, region(0, 0, 60, 40), region(0, 40, 60, 40, data=2), name="b.dcm")
+    assert frames.contents_of(beside).crops == ["0 0 60 40"]
+
+
+def test_without_regions_the_whole_frame_is_taken_and_said(tmp_path):
+    told = frames.contents_of(save_dicom(tmp_path / "a.dcm", dicom_dataset(speckle(), PixelSpacing=["0.1", "0.2"])))
+    assert told.crops == [""] and told.spacing_mm == "0.1 0.2" and "whole frame" in told.notes[0]
+
+
+# what is no ultrasound image
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"SOPClassUID": uid.SecondaryCaptureImageStorage}, "secondary capture"),
+        ({"SOPClassUID": uid.BasicTextSRStorage}, "structured report"),
+        ({"Modality": "CT"}, "modality CT"),
+        ({"SOPClassUID": uid.EncapsulatedPDFStorage}, "document"),
+    ],
+)
+def test_other_objects_are_refused_with_their_reason(tmp_path, tags, reason):
+    path = save_dicom(tmp_path / "a.dcm", dicom_dataset(speckle(), **tags))
+    with pytest.raises(ValueError, match=reason):
+        frames.contents_of(path)
+
+
+def test_a_file_without_ending_is_known_by_its_content(tmp_path):
+    for name in ("IM0001", "1.2.840.113619.2.1"):
+        assert frames.kind_of(save_dicom(tmp_path / name, dicom_dataset(speckle()))) == "DICOM"
+    (tmp_path / "README").write_text("words")
+    assert frames.kind_of(tmp_path / "README") == ""
+
+
+def test_a_file_without_preamble_is_read_by_its_ending(tmp_path):
+    ds = dicom_dataset(speckle())
+    ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    ds["PixelData"].VR = "OW"
+    with open(tmp_path / "a.dcm", "wb") as file:
+        pydicom.filewriter.write_dataset(pydicom.filebase.DicomFileLike(file), bare(ds))
+    assert (only(tmp_path / "a.dcm")[0] == speckle()).all()
+
+
+def bare(ds):
+    plain = pydicom.Dataset({tag: ds[tag] for tag in ds.keys()})
+    plain.set_original_encoding(True, True)
+    return plain
+
+
+def test_damaged_and_boastful_files_are_refused_and_quote_no_tag(tmp_path):
+    whole = save_dicom(tmp_path / "a.dcm", dicom_dataset(speckle())).read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        data = bytearray(whole[: len(whole) - 2000] if number % 3 == 0 else whole)
+        for place in rng.integers(132, 1200, 6):
+            data[place] = rng.integers(256)
+        path = tmp_path / "b.dcm"
+        path.write_bytes(data)
+        try:
+            frames.contents_of(path)
+            only(path)
+        except ValueError as error:
+            assert not any(word in str(error) for word in PLANTED), error
+    huge = dicom_dataset(speckle())
+    huge.Rows = huge.Columns = 60000
+    with pytest.raises(ValueError, match="over the limit"):
+        frames.contents_of(save_dicom(tmp_path / "c.dcm", huge))
+
+
+def test_a_compressed_frame_larger_than_the_header_says_is_not_decoded(tmp_path):
+    large = encapsulated(dicom_dataset(speckle()), [jpeg(speckle(0, 640, 800))], uid.JPEGBaseline8Bit)
+    with pytest.raises(ValueError, match="has 800 x 640, its header says 80 x 64"):
+        only(save_dicom(tmp_path / "a.dcm", large))
+
+
+# patients
+
+
+def test_the_group_is_a_keyed_hash_of_the_patient(tmp_path, monkeypatch):
+    def group(name, **tags):
+        return frames.contents_of(save_dicom(tmp_path / name, dicom_dataset(speckle(), **tags))).group
+
+    same, other = group("a.dcm"), group("b.dcm", PatientID="PID-4712")
+    assert same == group("c.dcm", StudyInstanceUID="1.2.3") and same != other
+    assert same.startswith("patient-") and not any(word in same for word in PLANTED)
+    assert pseudonyms.key_file().stat().st_mode & 0o077 == 0
+    monkeypatch.setenv(pseudonyms.KEY_FILE, str(tmp_path / "another"))
+    assert group("a.dcm") != same
+    nobody = dicom_dataset(speckle(), patient=False)
+    assert frames.contents_of(save_dicom(tmp_path / "d.dcm", nobody)).group == ""
+
+
+def test_a_path_that_names_the_patient_is_told(tmp_path):
+    told = frames.contents_of(save_dicom(tmp_path / "doe_1" / "PID-4711.dcm", dicom_dataset(speckle())))
+    assert any("rename it" in note for note in told.notes)
+
+
+def test_a_dicomdir_is_no_image_and_its_files_are_known(tmp_path):
+    from pydicom.fileset import FileSet
+
+    medium = FileSet()
+    for seed in range(2):
+        series = {"StudyID": "1", "StudyTime": "1200", "SeriesNumber": 1, "SeriesInstanceUID": "1.2.3"}
+        medium.add(dicom_dataset(speckle(seed), InstanceNumber=seed, **series))
+    medium.write(tmp_path / "medium")
+    with pytest.raises(ValueError, match="directory of a medium"):
+        frames.contents_of(tmp_path / "medium" / "DICOMDIR")
+    named = dicom.directory_files(tmp_path / "medium" / "DICOMDIR")
+    assert len(named) == 2 and all((tmp_path / "medium" / name).is_file() for name in named)
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
+    import sys
+
+    path = save_dicom(tmp_path / "a.dcm", dicom_dataset(speckle()))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ValueError, match=r"needs the package pydicom: pip install -e \.\[dicom\]"):
+        frames.contents_of(path)

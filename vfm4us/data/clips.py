@@ -1,0 +1,155 @@
+"""Frames of clips (mp4, avi, mov, wmv and others, read with PyAV) and of files with pages (TIFF, GIF, WebP, read with Pillow).
+
+PyAV brings its own FFmpeg and reads single frames in this process; imageio-ffmpeg starts a program per file and pipes whole
+clips. Both are kept; PyAV's wheels serve every Python from 3.11 on: pip install -e .[clips].
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from vfm4us.data import limits
+from vfm4us.data.frames import Contents, MissingPackage
+from vfm4us.data.greys import grey_of_image
+
+PAGE_FORMATS = ("TIFF", "GIF", "WEBP")
+MAXIMUM_FRAMES = 1_000_000
+
+
+def clip_contents(path) -> Contents:
+    """Frames and rate of a clip, from its header; of one that does not say, its packets are counted, undecoded."""
+    with _opened(path) as container:
+        stream = _video(container)
+        limits.check_size(stream.codec_context.width, stream.codec_context.height)
+        rate = stream.average_rate or stream.guessed_rate
+        count = stream.frames
+        if count <= 0:
+            count = sum(packet.size > 0 for packet in _packets(container, stream))
+        if not 1 <= count <= MAXIMUM_FRAMES:
+            raise ValueError(f"clip: holds {count} frames")
+        told = Contents("clip", count=count, rate=float(rate) if rate else None)
+        aspect = stream.sample_aspect_ratio
+        if aspect and aspect != 1:
+            told.notes.append(f"its pixels are not square ({aspect.numerator}:{aspect.denominator}), and stay so")
+        if rotation := _rotation(stream):
+            told.notes.append(f"is marked as turned by {rotation} degrees, and is not turned")
+        return told
+
+
+def read_clip(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, grey uint8 (H, W)) of the frames asked for; one that is damaged ends the clip with a ValueError."""
+    wanted = set(numbers)
+    last = max(wanted, default=-1)
+    with _opened(path) as container:
+        stream = _video(container)
+        limits.check_size(stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.thread_count = 1  # images are decoded side by side already
+        for number, frame in enumerate(_frames(container, stream)):
+            if number in wanted:
+                limits.check_size(frame.width, frame.height)
+                yield number, np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).convert("L"))
+            if number >= last:
+                return
+
+
+def _opened(path):
+    try:
+        import av
+    except ImportError:
+        raise MissingPackage("a clip", "clips") from None
+    if not hasattr(path, "read"):
+        limits.refuse_special(path)
+        path = str(path)
+    try:
+        # a playlist could name files and addresses of its own: only the file itself is opened
+        return av.open(path, options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
+    except av.FFmpegError as error:
+        raise ValueError(f"clip: cannot be opened: {_words(error)}") from None
+
+
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,asf,matroska,webm,mpeg,mpegts,mpegvideo,h264,hevc"
+
+
+def _video(container):
+    if not container.streams.video:
+        raise ValueError("clip: holds no video")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise ValueError("clip: is encoded in a way that is not known here")
+    return stream
+
+
+def _packets(container, stream):
+    import av
+
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError as error:
+        raise ValueError(f"clip: truncated or damaged: {_words(error)}") from None
+
+
+def _frames(container, stream):
+    import av
+
+    try:
+        yield from container.decode(stream)
+    except av.FFmpegError as error:
+        raise ValueError(f"clip: truncated or damaged: {_words(error)}") from None
+
+
+def _rotation(stream) -> int:
+    try:
+        return int(float(stream.metadata.get("rotate", 0)))
+    except ValueError:
+        return 0
+
+
+def _words(error) -> str:
+    return " ".join(str(error.strerror or type(error).__name__).split())
+
+
+# pages
+
+
+def page_contents(path) -> Contents | None:
+    """Pages of a TIFF, GIF or WebP; None where it has one, or is no such image: then it is read, or refused, as an image."""
+    limits.refuse_special(path)
+    try:
+        with Image.open(path, formats=PAGE_FORMATS) as image:
+            count = getattr(image, "n_frames", 1)
+            width, height = image.size
+            if image.format == "WEBP" and count > 1 and width * height <= limits.MAXIMUM_PIXELS:
+                image.load()  # only then it knows how long a frame lasts
+            durations = image.info.get("duration", 0)
+    except Exception:  # the image's own reader says what is wrong with it
+        return None
+    if count <= 1:
+        return None
+    limits.check_size(width, height)
+    if count > MAXIMUM_FRAMES:
+        raise ValueError(f"holds {count} pages")
+    rate = 1000 / durations if isinstance(durations, int | float) and durations > 0 else None
+    return Contents("pages", count=count, rate=rate)
+
+
+def read_pages(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, grey uint8 (H, W)) of the pages asked for."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: half-decoded images would pass as whole ones")
+    limits.refuse_special(path)
+    try:
+        with Image.open(path, formats=PAGE_FORMATS) as image:
+            for number in numbers:
+                image.seek(number)
+                limits.check_size(*image.size)
+                image.load()
+                yield number, grey_of_image(image)
+    except (MemoryError, ValueError):
+        raise
+    except EOFError:
+        return
+    except Exception as error:  # decoders of damaged files raise SyntaxError, OSError, struct.error, ...
+        raise ValueError(
+            f"page is truncated or damaged: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error

@@ -1,0 +1,80 @@
+"""From whatever numbers a file holds to grey in 8 bits."""
+
+import numpy as np
+from PIL import Image
+
+STRIPE = 4_000_000  # pixels that are converted at a time
+
+
+def grey_of_image(image: Image.Image) -> np.ndarray:
+    """A decoded PIL image of any mode as uint8 (H, W).
+
+    Colour becomes luminance (ITU-R 601), transparency is composited on black, 1-bit becomes 0 and 255, wider numbers are
+    brought to 8 bits as `full_range` says. Raises ValueError for NaN and infinity.
+    """
+    mode = image.mode
+    if mode in ("L", "1"):
+        return np.asarray(image if mode == "L" else image.convert("L"))
+    if mode == "F" or mode.startswith("I"):
+        return to_8_bit(np.asarray(image))
+    if mode == "LAB":  # PIL cannot convert it; its first channel is lightness
+        return np.asarray(image.getchannel(0))
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _on_black(image)
+    return np.asarray((image if mode == "RGB" else image.convert("RGB")).convert("L"))
+
+
+def _on_black(image: Image.Image) -> np.ndarray:
+    """Luminance of an image with transparency on black, a stripe of rows at a time."""
+    grey = np.empty((image.height, image.width), np.uint8)
+    rows = max(1, STRIPE // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(image.height, top + rows))
+        part = image.crop(box)
+        part.info = image.info  # where the transparent colour of a palette stands
+        colour = part.convert("RGBA") if part.mode != "La" else part.convert("LA").convert("RGBA")
+        black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
+        grey[top : box[3]] = np.asarray(Image.alpha_composite(black, colour).convert("L"))
+    return grey
+
+
+def full_range(pixels: np.ndarray) -> tuple[float, float]:
+    """The values that become black and white.
+
+    0 and the full range of the smallest of 8, 10, 12, 14, 16 bits that holds the maximum, so that 12-bit data in a 16-bit file
+    is not black; 0 and 1 for fractions in [0, 1]; the minimum and the maximum for anything else (negative, 32-bit, larger).
+    Raises ValueError for NaN and infinity.
+    """
+    flat = pixels.reshape(-1)
+    whole = pixels.dtype.kind in "biu"
+    low, high = float(flat.min()), float(flat.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("holds pixels that are not finite (NaN or infinity)")
+    if not whole:
+        whole = all((part == np.round(part)).all() for part in _stripes(flat))
+    if low >= 0 and high <= 1 and not whole:
+        return 0.0, 1.0
+    if low >= 0 and high <= 65535 and (whole or high <= 255):
+        return 0.0, next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
+    return low, high
+
+
+def to_8_bit(pixels: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    """Numbers of any kind and shape as uint8, by `full_range` or the range given; a stripe at a time, so that memory is bounded."""
+    if pixels.dtype == np.uint8 and value_range is None:
+        return pixels
+    low, high = value_range or full_range(pixels)
+    span = max(high - low, 1e-12)
+    flat = pixels.reshape(-1)
+    grey = np.empty(flat.size, np.uint8)
+    place = 0
+    for part in _stripes(flat):
+        scaled = np.floor((part.astype(np.float64) - low) * (255 / span) + 0.5).clip(0, 255)
+        grey[place : place + part.size] = scaled
+        place += part.size
+    return grey.reshape(pixels.shape)
+
+
+def _stripes(flat: np.ndarray):
+    for start in range(0, flat.size, STRIPE):
+        yield flat[start : start + STRIPE]
