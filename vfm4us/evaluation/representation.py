@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from vfm4us.data import splits as splitting
 from vfm4us.data.store import PreparedDataset
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation.classification import balanced_accuracy
@@ -22,21 +21,27 @@ METHODS = ("knn", "linear")
 # ---- of vectors --------------------------------------------------------------------------------------------------------
 
 
+def knn_votes(
+    reference: Tensor, codes: np.ndarray, queries: Tensor, classes: int, k: int = 20, temperature: float = 0.07
+) -> np.ndarray:
+    """Share of the votes (M, classes) of each query's k nearest references by cosine, weighted by exp(cos / T).
+
+    reference (N, d) of class numbers codes (N,), queries (M, d). Wu et al. 2018, arXiv 1805.01978, section 3.4.
+    """
+    similarity = F.normalize(queries.float(), dim=1) @ F.normalize(reference.float(), dim=1).T
+    nearest = similarity.topk(min(k, len(reference)), dim=1)
+    weight = ((nearest.values.double() - 1) / temperature).exp()
+    votes = torch.zeros(len(queries), classes, dtype=torch.float64)
+    votes.scatter_add_(1, torch.as_tensor(codes)[nearest.indices], weight)
+    return (votes / votes.sum(1, keepdim=True)).numpy()
+
+
 def weighted_knn(
     reference: Tensor, reference_labels, queries: Tensor, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
-    """Predicted label of each query: votes of its k nearest references by cosine, weighted by exp(cos / T).
-
-    reference (N, d), reference_labels (N,), queries (M, d); returns (M,). Wu et al. 2018, arXiv 1805.01978, section 3.4.
-    """
+    """Predicted label (M,) of each query: the one with most votes of `knn_votes`; reference_labels (N,) of any type."""
     classes, codes = np.unique(np.asarray(reference_labels), return_inverse=True)
-    k = min(k, len(reference))
-    similarity = F.normalize(queries.float(), dim=1) @ F.normalize(reference.float(), dim=1).T
-    nearest = similarity.topk(k, dim=1)
-    weight = (nearest.values / temperature).exp()
-    votes = torch.zeros(len(queries), len(classes))
-    votes.scatter_add_(1, torch.as_tensor(codes)[nearest.indices], weight)
-    return classes[votes.argmax(1).numpy()]
+    return classes[knn_votes(reference, codes, queries, len(classes), k, temperature).argmax(1)]
 
 
 def linear_probe(train: Tensor, train_labels, test: Tensor, strength: float = 0.01) -> np.ndarray:
@@ -163,33 +168,3 @@ def probe(
         "linear": linear_probe(reference, labels[train], queries, strength),
     }
     return Predictions(held_out, labels[held_out], predicted)
-
-
-def cross_validate(
-    encoder: Encoder,
-    dataset: PreparedDataset,
-    patches: int = 0,
-    folds: int = 5,
-    limit: int = 0,
-    repeats: int = 1,
-    precision: str = "float32",
-) -> dict[str, float]:
-    """Balanced accuracy of each probe over the train and val images, by cross-validation that never divides a group.
-
-    For choosing settings: the test split is not looked at. `limit` takes a fixed random choice of that many images, `repeats`
-    averages over other divisions into folds.
-    """
-    rows = rows_of(dataset, ["train", "val"])
-    if limit and limit < len(rows):
-        rows = np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
-    vectors, labels = embed_dataset(encoder, dataset, rows, patches, precision), np.asarray(dataset.labels)[rows]
-    scores: dict[str, list[float]] = {method: [] for method in METHODS}
-    for seed in range(repeats):
-        predicted = {method: np.empty_like(labels) for method in METHODS}
-        place = splitting.folds(dataset.groups[rows], labels, folds, seed)
-        for train, held_out in ((place != fold, place == fold) for fold in range(folds)):
-            predicted["knn"][held_out] = weighted_knn(vectors[train], labels[train], vectors[held_out])
-            predicted["linear"][held_out] = linear_probe(vectors[train], labels[train], vectors[held_out])
-        for method, p in predicted.items():
-            scores[method].append(balanced_accuracy(labels, p))
-    return {method: float(np.mean(values)) for method, values in scores.items()}
