@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders that hold the tasks' folders")
     parser.add_argument("--tasks", nargs="+", default=list(probe_table.TASKS), help="see above (default: seven)")
     parser.add_argument("--split", default="cv", choices=["cv", "val", "test"], help="default cv")
+    parser.add_argument("--held-out", dest="split", choices=["val", "test"], help=argparse.SUPPRESS)  # its earlier name
     parser.add_argument("--reference", help="row that the others are compared with (default: the first)")
     parser.add_argument("--size", nargs="+", type=int, default=[128], help="sides to which images are packed, px")
     parser.add_argument("--patches", nargs="+", type=int, default=[0], help="0: whole image; n: mean of n patches")
