@@ -90,7 +90,7 @@ def tiny(textures, tmp_path):
             | sections
         )
         for item in overrides:
-            config._override(values, item)
+            config.override(values, item)
         return config.from_dict(PretrainingConfig, values)
 
     return build

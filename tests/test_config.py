@@ -221,3 +221,49 @@ def test_moved_keys_work_by_their_old_names(tmp_path, capsys):
     capsys.readouterr()
     config.load(Moved, tmp_path / "old.yaml")
     assert capsys.readouterr().out == "", "said once"
+
+
+def test_errors_name_the_file_or_the_item_that_gave_the_value(tmp_path):
+    (tmp_path / "under.yaml").write_text("count: 0\ninner: {rate: fast}\n")
+    (tmp_path / "top.yaml").write_text("base: under.yaml\ncount: 1\n")
+    with pytest.raises(ValueError, match=r"^\S+under\.yaml: inner\.rate: expected float"):
+        config.load(Outer, tmp_path / "top.yaml")
+    with pytest.raises(
+        ValueError, match=r"^command line 'inner\.rate=quick': inner\.rate: expected float, got 'quick'"
+    ):
+        config.load(Outer, tmp_path / "top.yaml", ["inner.rate=quick"])
+    with pytest.raises(ValueError, match=r"^\S+top\.yaml: count: 1000000000000 is above"):
+        (tmp_path / "top.yaml").write_text("base: under.yaml\ncount: 1000000000000\n")
+        config.load(Outer, tmp_path / "top.yaml", ["inner.rate=1"])
+
+
+def test_what_yaml_would_misread_in_silence(tmp_path):
+    file = tmp_path / "c.yaml"
+    for text in ("count: 5\ncount: 6\n", "inner: {rate: 1, rate: 2}\n"):
+        file.write_text(text)
+        with pytest.raises(
+            ValueError, match=r"c\.yaml is not valid YAML: line \d, column \d+: the key '\w+' stands twice"
+        ):
+            config.load(Outer, file)
+    file.write_text("kind: 1e3\n")
+    assert config.load(Inner, overrides=["rate=1e3"]).rate == 1000.0
+    for text in ("1e3", "007", "1.10", "2024-01-01", "1:30", "0x10", "1_000"):
+        with pytest.raises(ValueError, match=f"kind: '{text}' is not one of"):
+            config.load(Inner, overrides=[f"kind={text}"])
+    with pytest.raises(ValueError, match="what follows # would be left out: put the value in quotes"):
+        config.load(Inner, overrides=["kind=a #2"])
+    with pytest.raises(ValueError, match="count: expected int, got '010'"):
+        config.load(Outer, overrides=["count=010"])
+
+
+def test_limits_hold_for_each_item_of_a_list():
+    @dataclass
+    class Lists:
+        seeds: list[int] = option([0], "seeds", low=0, high=9)
+        shares: list[float] = option([0.5], "shares")
+
+    for item, message in (("seeds=[1, -1]", "seeds.1: -1 is below"), ("seeds=[10]", "seeds.0: 10 is above")):
+        with pytest.raises(ValueError, match=message):
+            config.load(Lists, overrides=[item])
+    with pytest.raises(ValueError, match="shares.1: nan is not a finite number"):
+        config.load(Lists, overrides=["shares=[0.5, .nan]"])

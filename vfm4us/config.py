@@ -12,17 +12,34 @@ from that class. The old name still works in files, on the command line and in r
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import difflib
+import functools
 import math
+import re
+import reprlib
 import types
 import typing
 from pathlib import Path
 
-import yaml
+from vfm4us import plain_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+GREATEST_INTEGER = 2**31 - 1  # of a key that names no greatest value
+MOST_PARTS = 20  # of a dotted key
+
+
+NUMBER = re.compile(r"[0-9]{1,6}")  # of an item of a list
+
+
+class ConfigError(ValueError):
+    """A value that a config class does not take; `key` is its dotted name."""
+
+    def __init__(self, key: str, message: str):
+        super().__init__(message)
+        self.key = key
 
 
 def option(default, doc, *, low=None, high=None, choices=None, free=False):
@@ -65,12 +82,22 @@ def from_command_line(cls, doc: str | None, built_in: Path, said: str, unless: s
 
 
 def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = ()):
-    """Build `cls` from its defaults, `file` (YAML, see `find`) and `overrides` such as `stages.0.epochs=3`."""
-    values = {} if file is None else read(file, cls)
+    """Build `cls` from its defaults, `file` (YAML, see `find`) and `overrides` such as `stages.0.epochs=3`; the last one counts.
+
+    Raises ValueError that names the file or the item of the command line, and the key.
+    """
+    values, origins = ({}, {}) if file is None else _read(file, cls)
     for item in overrides:
         key, sign, text = item.partition("=")
-        _override(values, _renamed_key(cls, key) + sign + text)
-    return from_dict(cls, values)
+        key = _renamed_key(cls, key)
+        _override(values, key, sign, text, item)
+        origins[key] = f"command line {_shown(item)}"
+    try:
+        return from_dict(cls, values)
+    except ConfigError as error:
+        if origin := _origin(error.key, origins):
+            raise ConfigError(error.key, f"{origin}: {error}") from error
+        raise
 
 
 def read(file: str | Path, cls=None) -> dict:
@@ -78,6 +105,16 @@ def read(file: str | Path, cls=None) -> dict:
 
     With `cls`, each file's moved keys are renamed first, so that a file may use the new name of what its base calls by the old.
     """
+    return plain_yaml.plain(_read(file, cls)[0])
+
+
+def read_plain(file: Path) -> dict:
+    """The keys and values of one YAML file as they stand in it, such as the config of a run folder."""
+    return plain_yaml.plain(_read_one(file))
+
+
+def _read(file: str | Path, cls) -> tuple[dict, dict[str, str]]:
+    """The values of a file and its bases, and which file each dotted key comes from."""
     chain, values = [find(file)], []
     while True:
         values.append(_read_one(chain[-1]))
@@ -87,15 +124,40 @@ def read(file: str | Path, cls=None) -> dict:
         del values[-1]["base"]
         chain.append(_find_base(base, chain))
     result: dict = {}
+    origins: dict[str, str] = {}
     for name, keys in zip(reversed(chain), reversed(values), strict=True):
-        result = _laid_over(result, keys if cls is None else _renamed(cls, keys, f"{name}: "))
-    return result
+        keys = keys if cls is None else _renamed(cls, keys, f"{name}: ")
+        try:
+            result = _laid_over(result, keys)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        origins |= dict.fromkeys(_dotted(keys), str(name))
+    return result, origins
+
+
+def _dotted(values, prefix: str = "") -> typing.Iterator[str]:
+    """The dotted names of all that `values` hold."""
+    if prefix:
+        yield prefix
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in pairs:
+        yield from _dotted(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _origin(key: str, origins: dict[str, str]) -> str:
+    """Where the value of `key` was given: the last of those that name it, a part of it, or what it is part of."""
+    part = key
+    while part:
+        if part in origins:
+            return origins[part]
+        part = part.rpartition(".")[0]
+    return next((o for k, o in reversed(origins.items()) if k.startswith(f"{key}.") or not key), "")
 
 
 def _find_base(base: str, chain: list[Path]) -> Path:
     """The file that the last of `chain` calls its base. Raises where there is none, or where it is in `chain` already."""
     places = [chain[-1].parent / base, REPOSITORY / "configs" / base, REPOSITORY / base]
-    file = next((p for p in places if p.is_file()), None)
+    file = None if "\0" in base else next((p for p in places if p.is_file()), None)
     if file is None:
         raise FileNotFoundError(
             f"config file {chain[-1]}: its base {base} does not exist; looked for {', '.join(map(str, places))}"
@@ -111,28 +173,34 @@ def _laid_over(under, over):
     """`over`, completed by what `under` says: mappings key by key, items of a list by their number, all else replaced."""
     if isinstance(under, dict) and isinstance(over, dict):
         return under | {k: _laid_over(under[k], v) if k in under else v for k, v in over.items()}
-    if isinstance(under, list) and isinstance(over, dict) and over and all(str(k).isdigit() for k in over):
+    if isinstance(under, list) and isinstance(over, dict) and over and all(NUMBER.fullmatch(str(k)) for k in over):
         result = list(under)
         for place, value in over.items():
             if int(place) >= len(under):
-                raise ValueError(f"item {place} of a list is changed, and the base's list has {len(under)}: {over!r}")
+                raise ValueError(
+                    f"item {place} of a list is changed, and the base's list has {len(under)}: {_shown(over)}"
+                )
             result[int(place)] = _laid_over(under[int(place)], value)
         return result
     return over
 
 
 def _read_one(file: Path) -> dict:
-    if not file.is_file():
+    if file.exists() and not file.is_file():
+        raise ValueError(f"config file {file} is a {'folder' if file.is_dir() else 'device or pipe'}, not a file")
+    if not file.exists():
         known = [p.relative_to(REPOSITORY).as_posix() for p in sorted(REPOSITORY.glob("configs/**/*.yaml"))]
         near = difflib.get_close_matches(file.as_posix(), known, n=1) or known
         hint = f" Did you mean {near[0]}?" if len(near) == 1 else f" Configs here: {', '.join(near)}" if near else ""
         raise FileNotFoundError(f"config file {file} does not exist.{hint}")
-    try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from error
+    if file.stat().st_size > plain_yaml.MOST_BYTES:  # without reading it
+        raise ValueError(
+            f"{file} is no config: {file.stat().st_size:,} bytes, at most {plain_yaml.MOST_BYTES:,} are read"
+        )
+    values = plain_yaml.parse(file.read_bytes(), str(file))
+    values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected keys and values at the top level, found {type(values).__name__}")
+        raise ValueError(f"{file}: expected keys and values at the top level, found {_shown(values)}")
     return values
 
 
@@ -154,21 +222,21 @@ def _built(cls, values: dict, where: str = "", defaults=None):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
-        raise ValueError(f"{where or 'config'}: expected keys and values, got {values!r}")
+        raise ConfigError(where, f"{where or 'config'}: expected keys and values, got {_shown(values)}")
     arguments = {}
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise ValueError(f"unknown config key {name!r}: {hint}")
+            raise ConfigError(name, f"unknown config key {_shown(name)}: {hint}")
         own = fields[key].default_factory() if dataclasses.is_dataclass(hints[key]) else None
         arguments[key] = _convert(value, hints[key], name, own)
         _check_range(arguments[key], fields[key].metadata, name)
     try:
         return dataclasses.replace(defaults, **arguments) if defaults is not None else cls(**arguments)
     except TypeError as error:  # a key without default is missing
-        raise ValueError(f"{where or 'config'}: {error}") from error
+        raise ConfigError(where, f"{where or 'config'}: {error}") from error
 
 
 def to_dict(config) -> dict:
@@ -246,6 +314,7 @@ def _renamed(cls, values, where: str = "", prefix: str = ""):
 _ABSENT, _said = object(), set()
 
 
+@functools.cache
 def _sections(cls) -> dict[str, type]:
     """The keys of a config class that hold a config class, or a list of one."""
     result = {}
@@ -304,43 +373,51 @@ def _put(values: dict, parts: list[str], value, moved: str) -> None:
     elif there is _ABSENT or there == value:
         values[first] = value
     else:
-        raise ValueError(f"{moved}, and both are given, as {value!r} and {there!r}: leave the old one out")
+        raise ValueError(f"{moved}, and both are given, as {_shown(value)} and {_shown(there)}: leave the old one out")
 
 
-def _override(values: dict, item: str) -> None:
-    key, sign, text = item.partition("=")
+def override(values: dict, item: str) -> None:
+    """Write `section.key=value` of a command line into `values`."""
+    _override(values, *item.partition("="), item)
+
+
+def _override(values: dict, key: str, sign: str, text: str, item: str) -> None:
+    shown = f"command line {_shown(item)}"
     if not sign or not key:
-        raise ValueError(f"{item!r} is not of the form section.key=value")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise ValueError(f"{item!r}: the value is not valid YAML ({error})") from error
+        raise ValueError(f"{shown} is not of the form section.key=value")
+    value = plain_yaml.parse(text, shown, comments=False) if text else ""
     node, parts = values, key.split(".")
+    if len(parts) > MOST_PARTS:
+        raise ValueError(f"{shown}: a key of {len(parts)} parts; none has more than {MOST_PARTS}")
     for depth, part in enumerate(parts[:-1]):
         if isinstance(node, list):
-            node = node[_index(part, node, item)]
-        elif isinstance(node.get(part), (dict, list)):
+            node = node[_index(part, node, shown)]
+        elif isinstance(node, dict) and isinstance(node.get(part), (dict, list)):
             node = node[part]
-        elif node.get(part) is None and not parts[depth + 1].isdigit():
-            node = node.setdefault(part, {})
+        elif isinstance(node, dict) and node.get(part) is None and not parts[depth + 1].isdigit():
+            node[part] = node = {}
         else:
-            near = difflib.get_close_matches(part, node, n=1)
+            near = difflib.get_close_matches(part, map(str, node), n=1) if isinstance(node, dict) else []
             raise ValueError(
-                f"{item!r}: {'.'.join(parts[: depth + 1])} is no section of the config in use"
+                f"{shown}: {'.'.join(parts[: depth + 1])} is no section of the config in use"
                 + (f": did you mean {near[0]!r}?" if near and near[0] != part else "")
             )
     if isinstance(node, list):
-        node[_index(parts[-1], node, item)] = value
-    else:
+        node[_index(parts[-1], node, shown)] = value
+    elif isinstance(node, dict):
         near = difflib.get_close_matches(parts[-1], map(str, node), n=1)
         if value is None and near and parts[-1] not in node:  # in a free dict nobody else would notice
-            raise ValueError(f"{item!r}: there is no {parts[-1]!r} to leave out: did you mean {near[0]!r}?")
+            raise ValueError(f"{shown}: there is no {parts[-1]!r} to leave out: did you mean {near[0]!r}?")
         node[parts[-1]] = value
+    else:
+        raise ValueError(f"{shown}: {'.'.join(parts[:-1])} is no section of the config in use")
 
 
-def _index(part: str, items: list, item: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ValueError(f"{item!r}: {part!r} must be a number from 0 to {len(items) - 1}")
+def _index(part: str, items: list, shown: str) -> int:
+    if not items:
+        raise ValueError(f"{shown}: {part!r} would be an item of a list that is empty: give the whole list")
+    if not NUMBER.fullmatch(part) or int(part) >= len(items):
+        raise ValueError(f"{shown}: {part!r} must be a number from 0 to {len(items) - 1}")
     return int(part)
 
 
@@ -350,7 +427,7 @@ def _convert(value, hint, name: str, defaults=None):
         return _built(hint, {} if value is None else value, name, defaults)
     if origin is list:
         if not isinstance(value, list):
-            raise ValueError(f"{name}: expected a list, got {value!r}")
+            raise ConfigError(name, f"{name}: expected a list, got {_shown(value)}")
         item = typing.get_args(hint)[0]
         kept = [
             (i, v) for i, v in enumerate(value) if v is not None or not dataclasses.is_dataclass(item)
@@ -358,32 +435,65 @@ def _convert(value, hint, name: str, defaults=None):
         return [_convert(v, item, f"{name}.{i}") for i, v in kept]
     if origin is types.UnionType:
         return None if value is None else _convert(value, typing.get_args(hint)[0], name)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and (number or isinstance(value, str)):  # text: 1e-4 of a file that was written by other means
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # a folder may be called 2024
-    if type(value) is not hint:
-        raise ValueError(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__})")
-    return value
+    elif hint is str and number:
+        return plain_yaml.written(value)  # a folder may be called 2024, a dataset 1.10
+    elif hint is int and number and isinstance(value, int):
+        return int(value)
+    elif hint is str and isinstance(value, str):
+        if control := re.search(r"[\0-\x08\x0b-\x1f\x7f\ud800-\udfff]", value):
+            raise ConfigError(name, f"{name}: {_shown(value)} holds a character that no name has: {control[0]!r}")
+        return value
+    elif type(value) is hint:
+        return plain_yaml.plain(value)
+    raise ConfigError(name, f"{name}: expected {hint.__name__}, got {_shown(value)} ({_kind(value)})")
+
+
+def _kind(value) -> str:
+    return "nothing" if value is None else next(t for t in (*type(value).mro(),) if t in _KINDS).__name__
+
+
+_KINDS = (bool, int, float, str, list, dict, object)
+
+
+def _shown(value) -> str:
+    """`value` as Python writes it, shortened to a line."""
+    return _short.repr(plain_yaml.plain(value))
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 160
+_short.maxlist = _short.maxdict = 8
+_short.maxlevel = 3
 
 
 def _check_range(value, metadata, name: str) -> None:
+    """The limits of a key hold for each item of a list."""
     low, high, choices = (metadata.get(k) for k in ("low", "high", "choices"))
+    if isinstance(value, list):
+        for place, item in enumerate(value):
+            _check_range(item, metadata, f"{name}.{place}")
+        return
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}{hint}")
+        raise ConfigError(
+            name, f"{name}: {_shown(value)} is not one of {', '.join(str(c) or repr(c) for c in choices)}{hint}"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}: {value} is not a finite number")
+        raise ConfigError(name, f"{name}: {value} is not a finite number")
+    if isinstance(value, int) and high is None:
+        high = GREATEST_INTEGER
+        low = -high if low is None else low
     if low is not None and value < low:
-        raise ValueError(f"{name}: {value!r} is below the least allowed value {low!r}")
+        raise ConfigError(name, f"{name}: {_shown(value)} is below the least allowed value {low!r}")
     if high is not None and value > high:
-        raise ValueError(f"{name}: {value!r} is above the greatest allowed value {high!r}")
+        raise ConfigError(name, f"{name}: {_shown(value)} is above the greatest allowed value {high!r}")
 
 
 def _plain(value):

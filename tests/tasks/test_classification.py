@@ -64,7 +64,7 @@ def build(folder, tmp_path):
             "finetune": {"epochs": 3, "min_steps": 3, "batch_size": 16, "patience": 0},
         }
         for item in overrides:
-            config._override(values, item)
+            config.override(values, item)
         return config.from_dict(task.ClassificationConfig, values)
 
     return settings

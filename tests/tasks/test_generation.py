@@ -68,7 +68,7 @@ def build(folder, tmp_path):
             "training": {"epochs": 1, "decay_epochs": 1, "steps": 2, "crop": 64, "batch_size": 2, "pool": 3},
         }
         for item in overrides:
-            config._override(values, item)
+            config.override(values, item)
         return config.from_dict(task.GenerationConfig, values)
 
     return settings

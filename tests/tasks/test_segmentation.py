@@ -72,7 +72,7 @@ def build(folder, tmp_path):
             "finetune": {"epochs": 2, "min_steps": 4, "batch_size": 4, "patience": 0},
         }
         for item in overrides:
-            config._override(values, item)
+            config.override(values, item)
         return config.from_dict(task.SegmentationConfig, values)
 
     return settings

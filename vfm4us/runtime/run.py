@@ -15,7 +15,7 @@ import torch.distributed as dist
 import yaml
 
 from vfm4us import __version__
-from vfm4us.config import changed_keys, to_dict
+from vfm4us.config import changed_keys, read_plain, to_dict
 from vfm4us.runtime.device import device_name
 from vfm4us.runtime.files import write_text
 
@@ -142,9 +142,8 @@ def describe_run() -> dict:
 
 def _read_config(path: Path) -> dict:
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, FileNotFoundError):
-        values = None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} cannot be read, so this run cannot be compared with it; restore it, or resume=false")
-    return values
+        return read_plain(path)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{path} cannot be read, so this run cannot be compared with it; restore it, or resume=false ({error})"
+        ) from error
