@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import vfm4us
 from vfm4us import checkpoints
-from vfm4us.encoders import BEITS, RESNETS, Encoder
+from vfm4us.encoders import Encoder
 from vfm4us.runtime.signals import exit_code
 
 ENDINGS = {
@@ -50,7 +50,7 @@ def main() -> int:
         program = to in ("onnx", "torchscript")
         encoder = vfm4us.load_encoder(arguments.file, in_channels=arguments.channels if program else 3)
         print(encoder.report)
-        size = arguments.size or (encoder.spec.image if encoder.spec.name in BEITS else 224)
+        size = arguments.size or (224 if encoder.any_size else encoder.spec.image)
         images = torch.rand(4, encoder.spec.in_channels, size, size, generator=torch.Generator().manual_seed(0))
         out.parent.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
@@ -80,7 +80,7 @@ def main() -> int:
 def to_torchvision(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
     from torchvision.models import get_model
 
-    name = _resnet(encoder, "torchvision")
+    name = _torchvision_name(encoder, "torchvision")
     checkpoints.save(out, encoder.published_state())
     model = get_model(name)
     model.fc = nn.Identity()
@@ -95,19 +95,8 @@ def to_timm(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
     """timm's loader wants a classifier: zeros, for the 1,000 classes it makes by default."""
     import timm
 
-    spec, head = encoder.spec, "fc" if encoder.spec.name in RESNETS else "head"
-    options: dict = {}
-    if spec.name in RESNETS:
-        name = spec.name
-    elif spec.name in BEITS:
-        name = f"{spec.name}_patch{spec.patch}_224"
-        options = {"img_size": spec.image} if spec.image != 224 else {}
-    elif spec.layer_scale:
-        name = f"{spec.name}_patch{spec.patch}{f'_reg{spec.registers}' if spec.registers else ''}_dinov2"
-        options = {"img_size": spec.image, "num_classes": 1000}
-    else:
-        name = f"{spec.name}_patch{spec.patch}_224"
-        options = {"img_size": spec.image} if spec.image != 224 else {}
+    spec, head = encoder.spec, encoder.head
+    name, options = encoder.timm_model()
     ours = encoder.published_state()
     zeros = {f"{head}.weight": torch.zeros(1000, encoder.width), f"{head}.bias": torch.zeros(1000)}
     try:
@@ -129,7 +118,7 @@ def to_timm(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
 def to_smp(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
     import segmentation_models_pytorch as smp
 
-    name = _resnet(encoder, "smp")
+    name = _torchvision_name(encoder, "smp")
     checkpoints.save(out, encoder.published_state())
     model = smp.Unet(name, encoder_weights=None)
     model.encoder.load_state_dict(torch.load(out, weights_only=True), strict=True)
@@ -162,10 +151,10 @@ def to_onnx(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
 
     batch = torch.export.Dim("batch")
     shapes = {0: batch}
-    if encoder.spec.name in RESNETS:
+    if not encoder.has_tokens:
         shapes |= {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}
     program = torch.onnx.export(
-        _Whole(encoder).eval(),
+        encoder.program(),
         (images[:2],),
         dynamo=True,
         verbose=False,
@@ -184,7 +173,7 @@ def to_onnx(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
 def to_torchscript(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that TorchScript is deprecated
-        torch.jit.trace(_Whole(encoder).eval(), images[:2], check_trace=False).save(str(out))
+        torch.jit.trace(encoder.program(), images[:2], check_trace=False).save(str(out))
         program = torch.jit.load(str(out))
     return program(images), (
         f'encoder = torch.jit.load("{out}")\n'
@@ -192,21 +181,11 @@ def to_torchscript(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor,
     )
 
 
-class _Whole(nn.Module):
-    """Normalisation and network without the checks of shapes, which a recorded program cannot hold."""
-
-    def __init__(self, encoder: Encoder):
-        super().__init__()
-        self.body, self.mean, self.std = encoder.body, encoder.spec.mean, encoder.spec.std
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.body((images - self.mean) / self.std)
-
-
-def _resnet(encoder: Encoder, library: str) -> str:
-    if encoder.spec.name not in RESNETS:
+def _torchvision_name(encoder: Encoder, library: str) -> str:
+    name = encoder.torchvision_name(encoder.spec.name)
+    if name is None:
         raise ValueError(f"{library} has no encoder for a {encoder.spec.name}: use --to timm or --to safetensors")
-    return encoder.spec.name
+    return name
 
 
 EXPORTS = {

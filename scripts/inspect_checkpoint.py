@@ -14,7 +14,6 @@ from pathlib import Path
 
 import vfm4us
 from vfm4us import checkpoints, loading
-from vfm4us.encoders import RESNETS
 
 
 def main() -> int:
@@ -66,10 +65,10 @@ def inspect(path: Path, keys: bool) -> bool:
         loads, spec = True, encoder.spec
         _row("encoder", f"{spec.name}, {encoder.width} features" + (f"; prefix={root!r}" if len(roots) > 1 else ""))
         _row("report", encoder.report)
-        if spec.name in RESNETS:
+        if published := encoder.torchvision_name(spec.name):
             _row(
                 "loads into",
-                f"vfm4us, torchvision {spec.name}, timm {spec.name}, smp Unet/DeepLabV3Plus({spec.name!r}).encoder "
+                f"vfm4us, torchvision {published}, timm {published}, smp Unet/DeepLabV3Plus({published!r}).encoder "
                 f"(scripts/export_encoder.py)",
             )
         else:

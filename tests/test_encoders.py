@@ -1,21 +1,65 @@
 """Encoders take grey and RGB, whole images and bags of patches, and give vectors of the width they state."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from vfm4us.encoders import RESNETS, Encoder, EncoderSpec, regular_patches
+from vfm4us.encoders import NAMES, Encoder, EncoderSpec, ViT, names, regular_patches
 
 
-@pytest.mark.parametrize("name", [*RESNETS, "vit_tiny", "vit_small", "vit_base"])
-def test_every_encoder_gives_its_width_and_a_pyramid(name):
-    encoder = Encoder(EncoderSpec(name)).eval()
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith(("large", "huge"))])
+def test_every_encoder_is_as_it_says_of_itself(name):
+    encoder = Encoder(EncoderSpec(name, image=64)).eval()
     with torch.no_grad():
         assert encoder(torch.rand(2, 1, 64, 64)).shape == (2, encoder.width)
         maps = encoder.pyramid(torch.rand(2, 3, 64, 64))
-    strides = [64 // m.shape[-1] for m in maps]
-    assert strides == ([2, 4, 8, 16, 32] if name.startswith("resnet") else [16])
+    assert [m.shape[1] for m in maps] == list(encoder.channels)
+    assert [64 // m.shape[-1] for m in maps] == list(encoder.strides)
+    assert encoder.strides == ((2, 4, 8, 16, 32) if name.startswith("resnet") else (16,))
+    depths = [encoder.depth_of(n) for n, _ in encoder.named_parameters()]
+    assert set(depths) == set(range(encoder.depths)) and encoder.depths == len(encoder.stages)
+    assert encoder.depth_of(f"body.{encoder.first_convolution}") == 0 and depths[-1] == encoder.depths - 1
+    assert (encoder.tokens is not None) == encoder.has_tokens
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny"])
+def test_dilation_leaves_the_tensors_and_says_its_strides(name):
+    encoder = Encoder(EncoderSpec(name)).eval()
+    before = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
+    encoder.dilate()
+    assert before == {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
+    with torch.no_grad():
+        maps = encoder.pyramid(torch.rand(1, 1, 64, 64))
+    assert [64 // m.shape[-1] for m in maps] == list(encoder.strides) and encoder.strides[-1] == 16
+
+
+@pytest.mark.parametrize("name", names(from_scratch=True)[:4])
+def test_the_deepest_stage_can_be_watched(name):
+    encoder = Encoder(EncoderSpec(name, in_channels=1)).eval()
+    with encoder.watching() as seen:
+        value = encoder(torch.rand(2, 1, 64, 64)).sum()
+    gradient = encoder.as_map(torch.autograd.grad(value, seen.tensor)[0])
+    assert gradient.shape[:2] == (2, encoder.channels[-1]) and gradient.shape[-1] == 64 // encoder.strides[-1]
+
+
+def test_tokens_are_pooled_as_the_encoder_does_and_only_some_encoders_can_mask():
+    spec = EncoderSpec("vit_tiny", in_channels=1, image=48, registers=2, norm="mean_of_norm")
+    encoder, x = Encoder(spec).eval(), torch.rand(2, 1, 48, 48)
+    with torch.no_grad():
+        tokens = encoder.embed_tokens(x)
+        torch.testing.assert_close(encoder.pool(tokens), encoder(x))
+    assert encoder.tokens == (16, 3, 3) and tokens.shape == (2, 3 + encoder.tokens.count, encoder.width)
+    for name in ("resnet18", "beit_base"):
+        with pytest.raises(ValueError, match=f"{name} has no tokens to mask: use one of vit_tiny"):
+            Encoder(EncoderSpec(name)).embed_tokens(x)
+
+
+def test_a_copy_is_of_the_same_family():
+    encoder = Encoder(EncoderSpec("vit_tiny"))
+    assert type(copy.deepcopy(encoder)) is type(encoder) is ViT
 
 
 def test_one_channel_vit_loads_its_published_form():

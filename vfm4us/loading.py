@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vfm4us import checkpoints
-from vfm4us.encoders import BEITS, RESNETS, VITS, Encoder, EncoderSpec
+from vfm4us.encoders import BEiT, Encoder, EncoderSpec, ResNet, ViT, family
 
 # First parts of an encoder's own keys. What begins otherwise is another module of the checkpoint, and is dropped by name;
 # what begins so must belong to the encoder, or the file holds another architecture.
@@ -35,7 +35,7 @@ PREFERRED = (
     ("model", "model_ema"),
     ("backbone", "backbone_momentum"),
 )
-BLOCKS = {"resnet18": ("basic", 2, 2, 2, 2), "resnet34": ("basic", 3, 4, 6, 3), "resnet50": ("bottleneck", 3, 4, 6, 3)}
+BLOCKS = ResNet.sizes
 
 
 @dataclass
@@ -92,10 +92,10 @@ def load_encoder(
     candidate = recognise(state, name, prefix)
     given = {"in_channels": in_channels, "mean": mean, "std": std}
     spec = dataclasses.replace(candidate.spec, **{k: v for k, v in given.items() if v is not None})
-    if image_size and spec.name not in RESNETS:
+    if image_size and family(spec.name).has_tokens:
         spec = _resize_positions(candidate, spec, image_size)
     # Random weights that would be overwritten are not drawn; a BEiT has index tables beside its weights, and is built whole.
-    encoder = Encoder(spec) if allow_missing or spec.name in BEITS else copy.deepcopy(_skeleton(spec))
+    encoder = Encoder(spec) if allow_missing or spec.name in BEiT.sizes else copy.deepcopy(_skeleton(spec))
     encoder.report = fill(encoder, candidate, name, allow_missing, aliased=isinstance(source, Mapping))
     return encoder.eval()
 
@@ -403,7 +403,7 @@ def _resnet_spec(candidate: Candidate, name: str) -> EncoderSpec:
         )
         if any(count > usual for count, usual in zip(counts, BLOCKS[near][1:], strict=True)):
             raise ValueError(
-                f"{name} holds a ResNet with {counts} {kind} blocks; this project knows {', '.join(RESNETS)}"
+                f"{name} holds a ResNet with {counts} {kind} blocks; this project knows {', '.join(BLOCKS)}"
             )
         known = near  # tensors are missing: the comparison with this one will name them
     return EncoderSpec(known)
@@ -414,7 +414,7 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
     kernel = tensors["patch_embed.proj.weight"]
     width, patch, depth = kernel.shape[0], kernel.shape[-1], _depth(tensors)
     table = tensors.get("blocks.0.attn.relative_position_bias_table")
-    sizes = VITS if table is None else BEITS
+    sizes = ViT.sizes if table is None else BEiT.sizes
     known = next((n for n, (w, d, _) in sizes.items() if w == width and (d == depth or depth == 0)), None)
     if known is None:
         raise ValueError(
@@ -482,7 +482,7 @@ def _resize_positions(candidate: Candidate, spec: EncoderSpec, image: int) -> En
         else:
             shape = ((2 * new - 1) ** 2 + 3, tensors[key].shape[1])
             tensors[key] = resize_rel_pos_bias_table(tensors[key].float(), (new, new), shape)
-    what = "relative positions" if spec.name in BEITS else "pos_embed"
+    what = "relative positions" if spec.name in BEiT.sizes else "pos_embed"
     candidate.resized.append(f"{what} {old}x{old} -> {new}x{new}")
     return dataclasses.replace(spec, image=image)
 

@@ -85,9 +85,9 @@ def test_tokens_pooled_are_the_encoders_own_vector(norm):
     for side in (32, 16):
         x = torch.rand(3, 1, side, side)
         with torch.no_grad():
-            found = tokens.embed_tokens(encoder, x)
+            found = encoder.embed_tokens(x)
             assert found.shape == (3, 1 + (side // 8) ** 2, 192)
-            torch.testing.assert_close(encoder.body.forward_head(found), encoder(x))
+            torch.testing.assert_close(encoder.pool(found), encoder(x))
 
 
 def test_tokens_are_cut_and_joined_without_loss():
@@ -249,7 +249,7 @@ def test_tokens_keep_their_places_through_the_decoder(one_step):
     assert (out[hidden] == -7).all()
     for block in body.blocks:  # without attention a token depends on itself alone
         block.attn.forward = lambda y, **_: torch.zeros_like(y)
-    out, every = network(x, hidden), tokens.embed_tokens(network.base_encoder, x)[:, 1:]
+    out, every = network(x, hidden), network.base_encoder.embed_tokens(x)[:, 1:]
     torch.testing.assert_close(out[~hidden], every[~hidden])
 
 

@@ -16,7 +16,7 @@ from vfm4us.tasks import classification, segmentation
 @pytest.fixture
 def usfm(tmp_path, monkeypatch):
     """A file with the keys of USFM's release, q and v biases and a table of relative positions in each block."""
-    monkeypatch.setitem(encoders.BEITS, "beit_base", (48, 2, 4))
+    monkeypatch.setitem(encoders.BEiT.sizes, "beit_base", (48, 2, 4))
     torch.manual_seed(0)
     model = Beit(
         img_size=64,

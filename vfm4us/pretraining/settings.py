@@ -8,7 +8,7 @@ from pathlib import Path
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section
 from vfm4us.data.pools import Locations, SourceConfig
-from vfm4us.encoders import RESNETS, VITS
+from vfm4us.encoders import family, names
 from vfm4us.pretraining.adversary import AdversaryConfig
 from vfm4us.pretraining.masking import MaskingConfig
 
@@ -17,7 +17,7 @@ METHODS = ("emp_ssl", "mae", "dinov2", "simclr", "spatial_frequency")
 
 @dataclass
 class EncoderConfig:
-    name: str = option("resnet18", "network", choices=[*RESNETS, *VITS])
+    name: str = option("resnet18", "network", choices=names(from_scratch=True))
     in_channels: int = option(1, "channels the network runs on; checkpoints always hold 3", choices=[1, 3])
     weights: str = option("", "checkpoint or run folder to start the first stage from; empty: random")
     patch: int = option(16, "side of a token of a ViT, px", choices=[8, 16])
@@ -256,7 +256,7 @@ def check(config: PretrainingConfig) -> None:
         _check_emp_ssl(config)
     else:
         _check_baseline(config)
-    if config.encoder.name not in RESNETS:
+    if family(config.encoder.name).has_tokens:
         sides = {f"{key}.size": crops.size for key, crops in crops_of(config).items()}
         sides["half of data.size"] = config.data.size // 2
         for key, side in sides.items():
@@ -282,9 +282,10 @@ def _check_baseline(config: PretrainingConfig) -> None:
         raise ValueError(
             f"method={method} takes its losses from the package lightly, which is not installed: pip install -e .[baselines]"
         ) from error
-    if method != "simclr" and config.encoder.name in RESNETS:
+    if method != "simclr" and not family(config.encoder.name).maskable:
         raise ValueError(
-            f"encoder.name {config.encoder.name} has no tokens to mask: method={method} needs one of {', '.join(VITS)}"
+            f"encoder.name {config.encoder.name} has no tokens to mask: method={method} needs one of "
+            + ", ".join(names(maskable=True))
         )
     for i, stage in enumerate(config.stages):
         if stage.learning_rate > 0.15:

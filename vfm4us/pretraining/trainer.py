@@ -25,7 +25,7 @@ from vfm4us import checkpoints, loading, plots
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.data.phantoms import write_phantoms
-from vfm4us.encoders import RESNETS, Encoder, EncoderSpec
+from vfm4us.encoders import Encoder, EncoderSpec, family
 from vfm4us.evaluation import representation
 from vfm4us.pretraining.method import Method
 from vfm4us.pretraining.methods import METHODS
@@ -70,7 +70,7 @@ def build_encoder(config: PretrainingConfig) -> Encoder:
     """The encoder that a run begins with: random, or read from `encoder.weights`."""
     wanted = config.encoder
     spec = EncoderSpec(wanted.name, wanted.in_channels)
-    if wanted.name not in RESNETS:
+    if family(wanted.name).has_tokens:
         masked = config.method in ("mae", "spatial_frequency")
         spec = dataclasses.replace(
             spec,
@@ -442,7 +442,7 @@ class Trainer:
                 "optimizer": self.method.optimizer.state_dict(),
                 "beside": {k: v.cpu() for k, v in self._beside().items() if not k.startswith("projector.")},
                 # a third of a kernel, summed three times, is not the same kernel in the last bit
-                "first_convolution": encoder.body.state_dict()[encoder.first_convolution].cpu(),
+                "first_convolution": encoder.first_kernel.detach().cpu(),
                 "stage": self.stage,
                 "epoch": self.epoch,
                 "step": self.step,
@@ -470,7 +470,7 @@ class Trainer:
                 )
         loading.fill(encoder, loading.recognise(state, str(path)), str(path))
         with torch.no_grad():
-            encoder.body.get_parameter(encoder.first_convolution).copy_(saved["first_convolution"])
+            encoder.first_kernel.copy_(saved["first_convolution"])
         prefix = checkpoints.PROJECTOR_PREFIX
         beside = {k.removeprefix("module."): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
         beside |= saved.get("beside", {})  # absent in runs of 0.1.0

@@ -44,9 +44,9 @@ def in_bfloat16(device: torch.device, precision: str) -> bool:
 def choose_attention(network: torch.nn.Module, device: torch.device, precision: str) -> None:
     """timm's attention written out where the fused kernel is slower: on a CPU in bf16 (`benchmark.py attention` has the ratio)."""
     if device.type == "cpu" and in_bfloat16(device, precision):
-        for module in network.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+        from vfm4us.encoders import write_attention_out
+
+        write_attention_out(network)
 
 
 def device_name() -> str:

@@ -496,28 +496,15 @@ def _pictures(
 def grad_cam(model: Classifier, images: Tensor, targets) -> np.ndarray:
     """Where the evidence for class `targets` (N,) lies: (N, H, W) in [0, 1] (Selvaraju et al. 2017, arXiv 1610.02391).
 
-    On the last stage of a ResNet, and on what enters the last block of a transformer.
+    On the map of the encoder's deepest stage (`Encoder.watching`).
     """
-    body, kept = model.encoder.body, {}
-    if hasattr(body, "layer4"):
-        handle = body.layer4.register_forward_hook(lambda _m, _i, out: kept.update(map=out))
-    else:
-        handle = body.blocks[-1].register_forward_pre_hook(lambda _m, inputs: kept.update(map=inputs[0]))
     model.eval()
-    try:
-        with torch.enable_grad():
-            x = images.to(model.temperature.device).detach().clone().requires_grad_()
-            logits = model(x)
-            chosen = logits[torch.arange(len(x)), torch.as_tensor(np.asarray(targets), device=logits.device)].sum()
-            gradient = torch.autograd.grad(chosen, kept["map"])[0]
-    finally:
-        handle.remove()
-    activation, gradient = kept["map"].detach(), gradient.detach()
-    if activation.ndim == 3:  # tokens: those of patches, as a square
-        side = int((activation.shape[1] - 1) ** 0.5)
-        activation, gradient = (
-            t[:, -side * side :].transpose(1, 2).unflatten(2, (side, side)) for t in (activation, gradient)
-        )
+    with model.encoder.watching() as seen, torch.enable_grad():
+        x = images.to(model.temperature.device).detach().clone().requires_grad_()
+        logits = model(x)
+        chosen = logits[torch.arange(len(x)), torch.as_tensor(np.asarray(targets), device=logits.device)].sum()
+        gradient = torch.autograd.grad(chosen, seen.tensor)[0]
+    activation, gradient = (model.encoder.as_map(t.detach()) for t in (seen.tensor, gradient))
     heat = (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()

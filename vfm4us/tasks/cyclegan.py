@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from vfm4us import checkpoints
 from vfm4us.config import option
-from vfm4us.encoders import RESNETS, Encoder
+from vfm4us.encoders import Encoder
 from vfm4us.runtime import signals
 from vfm4us.runtime.device import autocast
 from vfm4us.runtime.rng import stream
@@ -109,10 +109,8 @@ class EncoderBranch(nn.Module):
 
     def __init__(self, encoder: Encoder, width: int):
         super().__init__()
-        self.encoder, full = encoder, encoder.width
-        channels = (
-            [full // 8, full // 4, full // 2, full] if encoder.spec.name in RESNETS else [full]
-        )  # strides 4 to 32
+        self.encoder = encoder
+        channels = [count for count, stride in zip(encoder.channels, encoder.strides, strict=True) if stride >= 4]
         self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
         self.smooth = nn.ModuleList(
             normalised(nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), channels=width)

@@ -7,7 +7,6 @@ and continued ends in the same weights, bit for bit on a CPU.
 
 import copy
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from vfm4us import checkpoints
 from vfm4us.config import option
 from vfm4us.data.pools import epoch_order
-from vfm4us.encoders import RESNETS, VITS, Encoder, EncoderSpec
+from vfm4us.encoders import Encoder, EncoderSpec, family, names
 from vfm4us.loading import LoadReport, load_encoder
 from vfm4us.runtime import signals
 from vfm4us.runtime.device import autocast, choose_attention
@@ -36,7 +35,7 @@ SAVE_EVERY = (
 
 @dataclass
 class EncoderConfig:
-    name: str = option("resnet18", "network, where weights is none or imagenet", choices=[*RESNETS, *VITS])
+    name: str = option("resnet18", "network, where weights is none or imagenet", choices=names(from_scratch=True))
     patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4)
     norm: str = option(
         "token",
@@ -115,27 +114,20 @@ def imagenet_file(name: str) -> tuple[str, Path]:
     """Where torchvision's ImageNet weights of a ResNet come from, and the file in its cache, be it there or not."""
     from torchvision.models import get_model_weights
 
-    if name not in RESNETS:
-        raise ValueError(f"encoder.weights=imagenet: for {', '.join(RESNETS)}, not for {name}; give a file instead")
-    url = get_model_weights(name).IMAGENET1K_V1.url
+    published = family(name).torchvision_name(name)
+    if published is None:
+        known = [n for n in names() if family(n).torchvision_name(n)]
+        raise ValueError(f"encoder.weights=imagenet: for {', '.join(known)}, not for {name}; give a file instead")
+    url = get_model_weights(published).IMAGENET1K_V1.url
     return url, Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-
-
-def depth_of(name: str) -> int:
-    """Stage of an encoder parameter by its name, from 0 (stem) upward; -1 for what comes after the last block."""
-    if found := re.match(r"(?:layer|blocks\.)(\d+)", name):
-        return int(found[1]) + (1 if name.startswith("blocks") else 0)
-    return -1 if name.startswith(("norm", "fc_norm")) else 0
 
 
 def parameter_groups(model: nn.Module, config: FinetuneConfig) -> list[dict]:
     """Groups for AdamW with `scale`, the share of the scheduled rate that each gets."""
-    encoder = dict(model.encoder.body.named_parameters())
-    last = max(depth_of(name) for name in encoder)
-    share = {}
-    for name, parameter in encoder.items():
-        depth = depth_of(name)
-        share[id(parameter)] = config.encoder_rate * config.layer_decay ** (0 if depth < 0 else last - depth)
+    encoder, share = model.encoder, {}
+    for name, parameter in encoder.named_parameters():
+        below = encoder.depths - 1 - encoder.depth_of(name)
+        share[id(parameter)] = config.encoder_rate * config.layer_decay**below
     groups: dict[tuple[float, float], list] = {}
     for parameter in model.parameters():
         scale, decay = share.get(id(parameter), 1.0), config.weight_decay

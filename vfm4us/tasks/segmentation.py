@@ -26,7 +26,7 @@ from vfm4us.config import option, section, to_dict
 from vfm4us.data.images import image_array, image_batch, image_paths
 from vfm4us.data.manifest import Record, source_root
 from vfm4us.data.store import CLASS_LIMIT, is_prepared, read_grey, read_masks
-from vfm4us.encoders import RESNETS, Encoder
+from vfm4us.encoders import Encoder
 from vfm4us.evaluation import statistics
 from vfm4us.loading import load_encoder
 from vfm4us.runtime.device import autocast, choose_device
@@ -100,8 +100,8 @@ class Segmenter(nn.Module):
         if len(rates) != 3 or min(rates) < 1:
             raise ValueError(f"atrous_rates: {rates} are not three positive numbers, e.g. [12, 24, 36]")
         self.encoder, self.classes, self.join = encoder, classes, join  # join: all classes of the masks are one here
-        if decoder == "deeplabv3plus" and encoder.spec.name in RESNETS:
-            dilate(encoder.body.layer4)
+        if decoder == "deeplabv3plus":
+            encoder.dilate()
         self.head = Decoder(encoder, 1 + len(classes), decoder, width, rates)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ class Decoder(nn.Module):
         from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 
         full = encoder.width
-        if encoder.spec.name in RESNETS:
-            self.neck, channels = None, [64, full // 8, full // 4, full // 2, full]  # strides 2 to 32
+        if len(encoder.channels) > 1:
+            self.neck, channels = None, list(encoder.channels)  # strides 2 to 32
         elif kind == "unet":
             self.neck = FeaturePyramid(full, steps=3)
             channels = self.neck.channels  # strides 2 to 16
@@ -171,14 +171,6 @@ class FeaturePyramid(nn.Module):
         for step in self.steps:
             maps.append(step(maps[-1]))
         return maps[::-1]
-
-
-def dilate(stage: nn.Module) -> None:
-    """Let a ResNet stage work at its input's resolution: stride 1, and kernels twice as wide with holes."""
-    for module in stage.modules():
-        if isinstance(module, nn.Conv2d):
-            module.stride, module.dilation = (1, 1), (2, 2)
-            module.padding = tuple(2 * (size // 2) for size in module.kernel_size)
 
 
 def overlap_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) -> Tensor:

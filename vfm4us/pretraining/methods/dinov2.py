@@ -13,7 +13,6 @@ from vfm4us.encoders import Encoder
 from vfm4us.pretraining.method import Baseline
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.tokens import (
-    embed_tokens,
     join_tokens,
     split_into_tokens,
 )
@@ -48,7 +47,7 @@ class Distilled(nn.Module):
 
     def forward(self, crops: Tensor, hidden: Tensor | None = None) -> Tensor:
         """The student's tokens of crops (N, 1, P, P), after its last norm."""
-        return embed_tokens(self.student, crops, hidden, self.mask_token)
+        return self.student.embed_tokens(crops, hidden, self.mask_token)
 
 
 def block_masks(batch: int, side: int, config, draw: torch.Generator) -> Tensor:
@@ -137,7 +136,7 @@ class DINOv2(Baseline):
         self.set_weight_decay(progress)
         c, network, b = self.own, self.network, len(images)
         network.student_head.last_layer.requires_grad_(progress >= c.frozen_prototypes)
-        prefix = network.student.body.num_prefix_tokens
+        prefix = network.student.tokens.prefix
         large = self.large(images, valid, draw, rank, world_size).flatten(0, 1)  # (2 b, 1, P, P), first crops first
         small = self.small(images, valid, draw, rank, world_size) if self.small else None
         side = c.global_crops.size // network.student.spec.patch
@@ -150,18 +149,18 @@ class DINOv2(Baseline):
         temperature = c.teacher_temperature_start + warm * (c.teacher_temperature - c.teacher_temperature_start)
 
         with torch.no_grad():
-            tokens = embed_tokens(network.base_encoder, large)
-            teacher_class = network.teacher_head(network.base_encoder.body.forward_head(tokens)).float()
+            tokens = network.base_encoder.embed_tokens(large)
+            teacher_class = network.teacher_head(network.base_encoder.pool(tokens)).float()
             if any_hidden:
                 teacher_hidden = network.teacher_head(tokens[:, prefix:][hidden]).float()
         tokens = self.forward(large, hidden)
-        vectors = network.student.body.forward_head(tokens)
+        vectors = network.student.pool(tokens)
         student_class = list(network.student_head(vectors).float().chunk(2))
         if any_hidden:
             student_hidden = network.student_head(tokens[:, prefix:][hidden]).float()
         if small is not None:
             n = len(small)
-            local = network.student.body.forward_head(self.forward(small.flatten(0, 1)))
+            local = network.student.pool(self.forward(small.flatten(0, 1)))
             student_class += network.student_head(local).float().chunk(n)
 
         with torch.autocast(large.device.type, enabled=False):

@@ -12,8 +12,6 @@ from vfm4us.encoders import Encoder
 from vfm4us.pretraining.method import Baseline
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.tokens import (
-    begin_as_mae,
-    embed_tokens,
     hidden_tokens,
     join_tokens,
     split_into_tokens,
@@ -33,16 +31,16 @@ class MaskedAutoencoder(nn.Module):
         from lightly.models.modules import MaskedVisionTransformerDecoderTIMM
 
         c, encoder = self.config, self.base_encoder
-        body, side = encoder.body, encoder.spec.patch
+        grid, side = encoder.tokens, encoder.spec.patch
         decoder = nn.ModuleDict(
             {
                 "embed": nn.Linear(encoder.width, c.decoder_width),
                 "blocks": MaskedVisionTransformerDecoderTIMM(
-                    body.patch_embed.num_patches,
+                    grid.count,
                     c.decoder_width,
                     c.decoder_depth,
                     c.decoder_heads,
-                    body.num_prefix_tokens,
+                    grid.prefix,
                 ),
                 "predict": nn.Linear(c.decoder_width, side**2 * encoder.spec.in_channels),
             }
@@ -50,10 +48,10 @@ class MaskedAutoencoder(nn.Module):
         return decoder
 
     def forward(self, crops: Tensor, hidden: Tensor) -> Tensor:
-        prefix = self.base_encoder.body.num_prefix_tokens
+        prefix = self.base_encoder.tokens.prefix
         places = hidden.to(torch.uint8).argsort(dim=1, stable=True)  # the visible first, in order
         kept = places[:, : int((~hidden[0]).sum())]
-        tokens = self.decoder["embed"](embed_tokens(self.base_encoder, crops, kept=kept))
+        tokens = self.decoder["embed"](self.base_encoder.embed_tokens(crops, kept=kept))
         blank = (
             self.decoder["blocks"].mask_token.to(tokens.dtype).expand(len(crops), hidden.shape[1] - kept.shape[1], -1)
         )
@@ -91,10 +89,10 @@ class MAE(Baseline):
 
     def __init__(self, encoder: Encoder, config: PretrainingConfig):
         super().__init__(config)
-        begin_as_mae(encoder)
+        encoder.begin_as_mae()
         self.network = self.forward = MaskedAutoencoder(encoder, config)
         self.sampler, self.views = PatchSampler(self.own.crops), self.own.crops.count
-        self.tokens = encoder.body.patch_embed.num_patches
+        self.tokens = encoder.tokens.count
 
     def renew(self) -> None:
         self.network.decoder.load_state_dict(self.network.build_decoder().state_dict())

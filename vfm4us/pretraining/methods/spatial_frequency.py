@@ -11,8 +11,6 @@ from vfm4us.encoders import Encoder
 from vfm4us.pretraining.method import Baseline
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.tokens import (
-    begin_as_mae,
-    embed_tokens,
     hidden_tokens,
     join_tokens,
     split_into_tokens,
@@ -48,8 +46,8 @@ class MaskedImage(nn.Module):
         self.predict = nn.Linear(encoder.width, encoder.spec.patch**2)
 
     def forward(self, crops: Tensor, hidden: Tensor) -> Tensor:
-        tokens = embed_tokens(self.base_encoder, crops, hidden, self.mask_token)
-        return self.predict(tokens[:, self.base_encoder.body.num_prefix_tokens :])
+        tokens = self.base_encoder.embed_tokens(crops, hidden, self.mask_token)
+        return self.predict(tokens[:, self.base_encoder.tokens.prefix :])
 
 
 class SpatialFrequency(Baseline):
@@ -68,10 +66,10 @@ class SpatialFrequency(Baseline):
 
     def __init__(self, encoder: Encoder, config: PretrainingConfig):
         super().__init__(config)
-        begin_as_mae(encoder)
+        encoder.begin_as_mae()
         self.network = self.forward = MaskedImage(encoder)
         self.sampler, self.views = PatchSampler(self.own.crops), self.own.crops.count
-        self.tokens = encoder.body.patch_embed.num_patches
+        self.tokens = encoder.tokens.count
 
     def renew(self) -> None:
         new = MaskedImage(self.network.base_encoder)
