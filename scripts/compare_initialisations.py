@@ -29,7 +29,8 @@ import torch
 
 import vfm4us
 from vfm4us import config, plots
-from vfm4us.data.store import PreparedDataset, open_or_prepare
+from vfm4us.data.dataset import PreparedDataset
+from vfm4us.data.prepare import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import representation, statistics
 from vfm4us.evaluation.classification import weighted_balanced_accuracy

@@ -16,7 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vfm4us.data import phantoms, splits, store
+from vfm4us.data import splits
+from vfm4us.data.dataset import PreparedDataset, is_prepared
+from vfm4us.data.prepare import prepare
+from vfm4us.phantoms.folders import write_phantoms
 
 
 def main(arguments=None) -> int:
@@ -68,21 +71,21 @@ def pack_folder(options) -> None:
         shares = tuple(float(share) for share in options.splits.split(","))
     except ValueError:
         raise ValueError(f"--splits {options.splits}: give three shares, e.g. 0.8,0.1,0.1") from None
-    dataset = store.prepare(
+    dataset = prepare(
         options.root, options.out, size=options.size, splits=shares, seed=options.seed, workers=options.workers
     )
     print(summary(dataset))
 
 
 def make_phantoms(options) -> None:
-    folder = phantoms.write_phantoms(options.out, count=options.count, size=options.size, seed=options.seed)
-    if store.is_prepared(folder):
-        print(summary(store.PreparedDataset(folder)))
+    folder = write_phantoms(options.out, count=options.count, size=options.size, seed=options.seed)
+    if is_prepared(folder):
+        print(summary(PreparedDataset(folder)))
     else:
         print(f"phantoms: {options.count} images in {folder}")
 
 
-def summary(dataset: store.PreparedDataset) -> str:
+def summary(dataset: PreparedDataset) -> str:
     """What was packed, in words: counts per label and split, what was rejected, the size on disk."""
     told = dataset.description
     lines = [f"{dataset.name}: {len(dataset)} images of {dataset.size} x {dataset.size} in {dataset.folder}"]
@@ -113,10 +116,10 @@ def summary(dataset: store.PreparedDataset) -> str:
 
 def report_leakage(options) -> None:
     rows, compared = [], 0
-    for pool in map(store.PreparedDataset, options.pool):
+    for pool in map(PreparedDataset, options.pool):
         train = pool.fingerprints(pool.indices("train"))
         compared += len(train.ids)
-        for dataset in map(store.PreparedDataset, options.protected):
+        for dataset in map(PreparedDataset, options.protected):
             held_out = np.concatenate([dataset.indices("val"), dataset.indices("test")])
             protected = dataset.fingerprints(held_out)
             for leak in splits.leakage(train, protected):

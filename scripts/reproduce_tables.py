@@ -39,7 +39,7 @@ def main() -> int:
     )
     settings, built_in = config.from_command_line(TableConfig, __doc__, BUILT_IN, said)
     if built_in:
-        from vfm4us.data.phantoms import write_quickstart_phantoms
+        from vfm4us.phantoms.folders import write_quickstart_phantoms
 
         write_quickstart_phantoms()
     plan, out = make_plan(settings), Path(settings.logs) / settings.name

@@ -11,7 +11,7 @@ import yaml
 
 from tests.conftest import ROOT, TINY
 from vfm4us import config
-from vfm4us.data.store import open_or_prepare
+from vfm4us.data.prepare import open_or_prepare
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.tables.plan import TableConfig, list_cells, list_pretrainings
 from vfm4us.tasks.classification import ClassificationConfig

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vfm4us.data.manifest import source_root
-from vfm4us.data.store import read_grey
+from vfm4us.data.decode import read_grey
+from vfm4us.data.sources import source_root
 from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.signals import exit_code

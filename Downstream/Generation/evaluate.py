@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
+from vfm4us.data.decode import read_grey
 from vfm4us.data.images import image_paths
-from vfm4us.data.manifest import source_root
-from vfm4us.data.store import read_grey
+from vfm4us.data.sources import source_root
 from vfm4us.evaluation import likeness
 from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.files import write_text

@@ -24,7 +24,7 @@ def main() -> None:
     said = f"No --config and no data.path: enhancing built-in synthetic ultrasound ({BUILT_IN})."
     settings, built_in = config.from_command_line(GenerationConfig, __doc__, BUILT_IN, said, unless="data.path")
     if built_in:
-        from vfm4us.data.phantoms import write_quickstart_phantoms
+        from vfm4us.phantoms.folders import write_quickstart_phantoms
 
         write_quickstart_phantoms()
     result = run_seeds(settings)

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from vfm4us import plots
-from vfm4us.data.manifest import source_root
-from vfm4us.data.store import read_grey, read_masks
+from vfm4us.data.decode import read_grey
+from vfm4us.data.masks import read_masks
+from vfm4us.data.sources import source_root
 from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.signals import exit_code

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vfm4us.data import arrays
-from vfm4us.data.store import read_mask
+from vfm4us.data.masks import read_mask
 
 
 def saved(content) -> bytes:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vfm4us.data import layouts
-from vfm4us.data.manifest import find_source
-from vfm4us.data.store import prepare
+from vfm4us.data.prepare import prepare
+from vfm4us.data.sources import find_source
 
 
 def picture(path, seed=0, size=(40, 32)):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from vfm4us.data import store
+from vfm4us.data import prepare as preparing
 from vfm4us.data.splits import (
     assign,
     duplicate_clusters,
@@ -169,7 +169,7 @@ def test_bad_fractions_are_refused(fractions):
 
 @pytest.mark.skipif(not (REAL / "busi" / "manifest.csv").is_file(), reason=f"the real BUSI set is not in {REAL}")
 def test_published_duplicates_of_busi_are_found(tmp_path):
-    dataset = store.prepare(REAL / "busi", tmp_path / "busi", size=128, progress=False)
+    dataset = preparing.prepare(REAL / "busi", tmp_path / "busi", size=128, progress=False)
     clusters = duplicate_clusters(dataset.sha256, dataset.phash, thumbnail_of=dataset.thumbnail_of)
     published = {}
     for index, group in enumerate(dataset.groups.tolist()):

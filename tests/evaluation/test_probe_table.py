@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests.conftest import ROOT, module_of
 from vfm4us import checkpoints
-from vfm4us.data.manifest import Record
+from vfm4us.data.records import Record
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import anchors, probe_table, representation
 from vfm4us.evaluation.probe_table import FeatureCache, Row, Setting

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vfm4us.data.store import open_or_prepare, prepare
+from vfm4us.data.prepare import open_or_prepare, prepare
 from vfm4us.evaluation import representation
 
 

@@ -18,10 +18,11 @@ from skimage.metrics import peak_signal_noise_ratio
 import vfm4us
 from tests.conftest import ROOT
 from vfm4us import checkpoints, config, results, tables
-from vfm4us.data.degradation import degraded
-from vfm4us.data.manifest import Record, find_source
+from vfm4us.data.records import Record
+from vfm4us.data.sources import find_source
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import likeness
+from vfm4us.phantoms.degradation import degraded
 from vfm4us.runtime import signals
 from vfm4us.runtime.rng import generator
 from vfm4us.tasks import cyclegan

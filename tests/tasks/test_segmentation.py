@@ -16,8 +16,9 @@ import vfm4us
 from tests.conftest import ROOT
 from vfm4us import checkpoints, config
 from vfm4us.data.images import image_paths
-from vfm4us.data.manifest import Record, find_source
-from vfm4us.data.store import read_mask, read_masks
+from vfm4us.data.masks import read_mask, read_masks
+from vfm4us.data.records import Record
+from vfm4us.data.sources import find_source
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import statistics
 from vfm4us.runtime import signals

@@ -13,7 +13,7 @@ def grey_of_image(image: Image.Image) -> np.ndarray:
     brought to 8 bits as `full_range` says. Raises ValueError for NaN and infinity.
     """
     mode = image.mode
-    if mode in ("L", "1"):
+    if mode in ("L", "1") and "transparency" not in image.info:
         return np.asarray(image if mode == "L" else image.convert("L"))
     if mode == "F" or mode.startswith("I"):
         return to_8_bit(np.asarray(image))

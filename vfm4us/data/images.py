@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vfm4us.data.manifest import find_source, source_root
-from vfm4us.data.store import RESAMPLING, packed_size, read_grey
+from vfm4us.data.dataset import RESAMPLING, packed_size
+from vfm4us.data.decode import read_grey
+from vfm4us.data.sources import find_source, source_root
 
 
 def image_paths(folder) -> list[Path]:

@@ -1,6 +1,6 @@
 """Published ultrasound datasets as they lie on disk -> records with label, patient, split and masks; told by their own names.
 
-`recognise(folder)` is asked by `manifest.find_source` before it takes a folder for a plain tree of class folders. Each
+`recognise(folder)` is asked by `sources.find_source` before it takes a folder for a plain tree of class folders. Each
 layout fails with a message that names the file when the disk says otherwise than the publication.
 
     busi            Dataset_BUSI_with_GT/{benign,malignant,normal}/<class> (N).png with _mask, _mask_1 (Al-Dhabyani 2020)
@@ -25,8 +25,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from vfm4us.data import manifest
-from vfm4us.data.manifest import Record
+from vfm4us.data.records import (
+    LESION_MASK,
+    PATH_SEPARATOR,
+    Record,
+    image_files,
+    masks_beside,
+    natural_key,
+    table_text,
+    without_extension,
+)
 from vfm4us.data.splits import assign
 
 BUSI_CLASSES = ("benign", "malignant", "normal")
@@ -59,11 +67,15 @@ def busi(folder: Path) -> list[Record] | None:
     if not all((root / name).is_dir() for name in BUSI_CLASSES) or not any((root / "benign").glob("benign (*).png")):
         return None
     before = _prefix(folder, root)
-    files = [f for f in manifest._image_files(root) if f.split("/")[0] in BUSI_CLASSES]
-    records = manifest._from_tree(root, files)
-    for record in records:
-        record.id, record.path = before + record.id, before + record.path
-        record.mask = manifest.PATH_SEPARATOR.join(before + part for part in record.mask_paths)
+    files = [f for f in image_files(root) if f.split("/")[0] in BUSI_CLASSES]
+    images, masks = masks_beside(files)
+    records = []
+    for file in images:
+        name = without_extension(file)
+        mask = PATH_SEPARATOR.join(before + part for part in masks.get(name, []))
+        # a mask whose image is missing is kept on record and used for nothing
+        split = "exclude" if LESION_MASK.match(name) else ""
+        records.append(Record(id=before + name, path=before + file, label=file.split("/")[0], split=split, mask=mask))
     return records
 
 
@@ -76,13 +88,13 @@ def fetal_planes(folder: Path) -> list[Record] | None:
     table = folder / FETAL_CSV
     if not table.is_file():
         return None
-    rows = list(csv.DictReader(manifest._decoded(table).splitlines(), delimiter=";"))
+    rows = list(csv.DictReader(table_text(table).splitlines(), delimiter=";"))
     rows = [{(k or "").strip(): (v or "").strip() for k, v in row.items() if not isinstance(v, list)} for row in rows]
     wanted = {"Image_name", "Patient_num", "Plane", "Brain_plane", "Train"}  # the published header says "Train "
     if not rows or (lacking := wanted - rows[0].keys()):
         found = ", ".join(rows[0]) if rows else "no rows"
         raise ValueError(f"{table} lacks {', '.join(sorted(lacking)) if rows else 'rows'}; found: {found}")
-    there = {Path(name).stem: name for name in manifest._image_files(folder)}
+    there = {Path(name).stem: name for name in image_files(folder)}
     records = []
     for number, row in enumerate(rows, start=2):
         plane, brain = row["Plane"], row["Brain_plane"]
@@ -207,7 +219,7 @@ def nerve(folder: Path) -> list[Record] | None:
     """Brachial plexus: group = subject; most masks are empty. The published test part has no masks and is left out."""
     root = folder / "train" if (folder / "train").is_dir() else folder
     stems = {f.stem for f in root.glob("*_*.tif") if re.fullmatch(r"\d+_\d+(_mask)?", f.stem)}
-    images = sorted((stem for stem in stems if not stem.endswith("_mask")), key=manifest.natural_key)
+    images = sorted((stem for stem in stems if not stem.endswith("_mask")), key=natural_key)
     if not any(f"{stem}_mask" in stems for stem in images):
         return None
     records = []
@@ -224,7 +236,7 @@ def fetal_abdomen(folder: Path) -> list[Record] | None:
     if not ((folder / "IMAGES").is_dir() and (folder / "ARRAY_FORMAT").is_dir()):
         return None
     records = []
-    for file in manifest._image_files(folder / "IMAGES"):
+    for file in image_files(folder / "IMAGES"):
         stem = Path(file).stem
         found = re.fullmatch(r"(P\d+)_IMG\d+", stem)
         if not found:
@@ -240,7 +252,7 @@ def c_trus(folder: Path) -> list[Record] | None:
     table = root / "c-trus.csv"
     if not table.is_file():
         return None
-    rows = list(csv.DictReader(manifest._decoded(table).splitlines()))
+    rows = list(csv.DictReader(table_text(table).splitlines()))
     if not rows or (lacking := {"file", "patient"} - rows[0].keys()):
         raise ValueError(f"{table} lacks {', '.join(sorted(lacking)) if rows else 'rows'}")
     patients = {Path(row["file"]).stem: row for row in rows}
@@ -266,11 +278,7 @@ def usenhance(folder: Path) -> list[Record] | None:
     records = []
     for organ in organs:
         before, (first, last) = _prefix(folder, organ), USENHANCE[organ.name]
-        files = {
-            Path(f).stem: f
-            for f in manifest._image_files(organ / "low_quality")
-            if re.fullmatch(r"\d{4}", Path(f).stem)
-        }
+        files = {Path(f).stem: f for f in image_files(organ / "low_quality") if re.fullmatch(r"\d{4}", Path(f).stem)}
         if not files:
             return None  # somebody's own pairs of this organ
         if not (organ / "high_quality").is_dir():
@@ -278,7 +286,7 @@ def usenhance(folder: Path) -> list[Record] | None:
         if outside := [stem for stem in sorted(files) if not first <= int(stem) <= last]:
             where = organ / "low_quality" / files[outside[0]]
             raise ValueError(f"{where}: the ids of {organ.name} are {first:04d} to {last:04d}; move it elsewhere")
-        targets = {Path(f).stem: f for f in manifest._image_files(organ / "high_quality")}
+        targets = {Path(f).stem: f for f in image_files(organ / "high_quality")}
         blocks = sorted({(int(stem) - first) // USENHANCE_BLOCK for stem in files})
         training = max(1, round(0.7 * len(blocks)))
         tested = max(training + 1, round(0.8 * len(blocks)))
@@ -291,7 +299,7 @@ def usenhance(folder: Path) -> list[Record] | None:
             )  # a missing one is listed when it is packed
             records.append(
                 Record(
-                    id=manifest._without_extension(path),
+                    id=without_extension(path),
                     path=path,
                     target=f"{before}high_quality/{target}",
                     label=organ.name,
@@ -305,22 +313,22 @@ def usenhance(folder: Path) -> list[Record] | None:
 def _beside_each_other(folder: Path, root: Path, images: str, masks: str) -> list[Record]:
     """Records of root/images, each with the file of the same name in root/masks, in the order of their names."""
     before = _prefix(folder, root)
-    mask_of = {Path(file).stem: file for file in manifest._image_files(root / masks)} if (root / masks).is_dir() else {}
+    mask_of = {Path(file).stem: file for file in image_files(root / masks)} if (root / masks).is_dir() else {}
     if not mask_of:
         raise ValueError(f"{root / masks} holds no masks: unpack the whole download")
     records = []
-    for file in sorted(manifest._image_files(root / images), key=manifest.natural_key):
+    for file in sorted(image_files(root / images), key=natural_key):
         path = f"{before}{images}/{file}"
         mask = mask_of.get(Path(file).stem, file)  # a missing mask is listed when the image is packed
-        records.append(Record(id=manifest._without_extension(path), path=path, mask=f"{before}{masks}/{mask}"))
+        records.append(Record(id=without_extension(path), path=path, mask=f"{before}{masks}/{mask}"))
     return records
 
 
 def _class_folders(folder: Path, root: Path) -> list[Record]:
     """One record per image below `root`: label = its first folder there. No patients, no splits."""
     before = _prefix(folder, root)
-    files = [file for file in manifest._image_files(root) if "/" in file]
-    return [Record(id=manifest._without_extension(before + f), path=before + f, label=f.split("/")[0]) for f in files]
+    files = [file for file in image_files(root) if "/" in file]
+    return [Record(id=without_extension(before + f), path=before + f, label=f.split("/")[0]) for f in files]
 
 
 def _prefix(folder: Path, root: Path) -> str:

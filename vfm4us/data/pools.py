@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vfm4us.config import option
+from vfm4us.data.dataset import PreparedDataset
+from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.splits import leakage
-from vfm4us.data.store import PreparedDataset, open_or_prepare
 
 
 @dataclass

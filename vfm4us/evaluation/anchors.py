@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vfm4us import config, loading
-from vfm4us.data.manifest import Record
+from vfm4us.data.records import Record
 from vfm4us.encoders import RESNETS, Encoder, EncoderSpec
 from vfm4us.runtime.device import autocast, choose_device
 

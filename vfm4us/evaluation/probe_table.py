@@ -26,7 +26,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from vfm4us.data.store import PreparedDataset, open_or_prepare
+from vfm4us.data.dataset import PreparedDataset
+from vfm4us.data.prepare import open_or_prepare
 from vfm4us.evaluation import statistics
 from vfm4us.evaluation.anchors import LAST, Unavailable, layer_of, open_embedder
 from vfm4us.evaluation.representation import CentralSquares, knn_votes

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from vfm4us.data.store import PreparedDataset
+from vfm4us.data.dataset import PreparedDataset
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation.classification import balanced_accuracy
 from vfm4us.runtime.device import autocast

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from vfm4us import checkpoints, loading, plots
 from vfm4us.config import to_dict
 from vfm4us.data import pools
-from vfm4us.data.phantoms import write_phantoms
 from vfm4us.encoders import Encoder, EncoderSpec, family
 from vfm4us.evaluation import representation
+from vfm4us.phantoms.folders import write_phantoms
 from vfm4us.pretraining.method import Method
 from vfm4us.pretraining.methods import METHODS
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vfm4us import checkpoints, config
 from vfm4us.data.pools import StagePool, stage_pools
+from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.splits import leakage
-from vfm4us.data.store import open_or_prepare
 from vfm4us.tables.plan import Cell, Plan, Pretraining
 
 
@@ -30,7 +30,7 @@ def check_leakage(plan: Plan) -> dict[str, str]:
         first = key not in opened
         if first:
             if own.data.phantoms:
-                from vfm4us.data.phantoms import write_phantoms
+                from vfm4us.phantoms.folders import write_phantoms
 
                 write_phantoms(own.data.locations().phantoms, own.data.phantoms, own.data.size)
             opened[key] = stage_pools(own.stages, own.data.protect, own.data.locations(), own.seed)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vfm4us import config, plots
-from vfm4us.data.store import open_or_prepare
+from vfm4us.data.prepare import open_or_prepare
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
 from vfm4us.tables.plan import STAGES, Cell, Plan, Pretraining, TableConfig, absences

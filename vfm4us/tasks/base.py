@@ -19,8 +19,10 @@ import numpy as np
 
 from vfm4us.config import option, section
 from vfm4us.data import splits as splitting
-from vfm4us.data.manifest import Record, find_source
-from vfm4us.data.store import PreparedDataset, open_or_prepare
+from vfm4us.data.dataset import PreparedDataset
+from vfm4us.data.prepare import open_or_prepare
+from vfm4us.data.records import Record
+from vfm4us.data.sources import find_source
 from vfm4us.evaluation.statistics import INTERVAL, Outcome
 from vfm4us.runtime.device import device_name
 from vfm4us.runtime.files import write_text

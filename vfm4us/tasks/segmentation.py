@@ -23,9 +23,12 @@ from tqdm import tqdm
 from vfm4us import checkpoints, plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section, to_dict
+from vfm4us.data.dataset import is_prepared
+from vfm4us.data.decode import read_grey
 from vfm4us.data.images import image_array, image_batch, image_paths
-from vfm4us.data.manifest import Record, source_root
-from vfm4us.data.store import CLASS_LIMIT, is_prepared, read_grey, read_masks
+from vfm4us.data.masks import CLASS_LIMIT, read_masks
+from vfm4us.data.records import Record
+from vfm4us.data.sources import source_root
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import statistics
 from vfm4us.loading import load_encoder

@@ -18,8 +18,11 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from vfm4us.data import store
-from vfm4us.data.store import PreparedDataset, open_or_prepare, packed_size, prepare, read_grey, read_mask
+from vfm4us.data import prepare as preparing
+from vfm4us.data.dataset import PreparedDataset, packed_size
+from vfm4us.data.decode import read_grey
+from vfm4us.data.masks import read_mask
+from vfm4us.data.prepare import open_or_prepare, prepare
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
@@ -214,7 +217,7 @@ def test_unreadable_file_is_a_reason(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")  # tests may run as root, whom no mode bits stop
 
-    monkeypatch.setattr(store, "open", refuse, raising=False)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ValueError, match="Permission denied"):
         read_grey(path)
 
@@ -415,13 +418,13 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
 
 PREPARE_SLOWLY = """
 import sys, time
-from vfm4us.data import store
-plain = store._prepare_one
+from vfm4us.data import prepare as preparing
+plain = preparing._prepare_one
 def slow(*arguments):
     time.sleep(0.02)
     return plain(*arguments)
-store._prepare_one, store.SAVE_EVERY = slow, 0.05
-store.prepare(sys.argv[1], sys.argv[2], size=48, workers=2, progress=False)
+preparing._prepare_one, preparing.SAVE_EVERY = slow, 0.05
+preparing.prepare(sys.argv[1], sys.argv[2], size=48, workers=2, progress=False)
 """
 
 
@@ -455,7 +458,7 @@ def test_killed_at_any_moment_and_continued_gives_the_same_bytes(tmp_path):
 
 
 def test_continuing_does_not_decode_what_is_done(tmp_path, monkeypatch):
-    root, plain, seen = small_source(tmp_path / "source"), store._prepare_one, []
+    root, plain, seen = small_source(tmp_path / "source"), preparing._prepare_one, []
 
     def stop_at_seven(root, record, size):
         seen.append(record.path)
@@ -463,12 +466,12 @@ def test_continuing_does_not_decode_what_is_done(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return plain(root, record, size)
 
-    monkeypatch.setattr(store, "_prepare_one", stop_at_seven)
-    monkeypatch.setattr(store, "SAVE_EVERY", 0)
+    monkeypatch.setattr(preparing, "_prepare_one", stop_at_seven)
+    monkeypatch.setattr(preparing, "SAVE_EVERY", 0)
     with pytest.raises(KeyboardInterrupt):
         prepare(root, tmp_path / "out", size=32, workers=1, progress=False)
     seen.clear()
-    monkeypatch.setattr(store, "_prepare_one", lambda *a: seen.append(a[1].path) or plain(*a))
+    monkeypatch.setattr(preparing, "_prepare_one", lambda *a: seen.append(a[1].path) or plain(*a))
     dataset = prepare(root, tmp_path / "out", size=32, workers=1, progress=False)
     assert len(dataset) == 12 and len(seen) == 6
 
@@ -489,11 +492,11 @@ def test_full_disk_is_a_clear_error_and_the_earlier_dataset_stays(tmp_path, monk
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(preparing.os, "fsync", full)
     with pytest.raises(OSError, match="disk is full.*goes on") as error:
         prepare(root, tmp_path / "out", size=48, progress=False)
     assert error.value.errno == errno.ENOSPC
-    monkeypatch.setattr(store.os, "fsync", plain)
+    monkeypatch.setattr(preparing.os, "fsync", plain)
     assert contents(PreparedDataset(tmp_path / "out").folder) == before
     assert prepare(root, tmp_path / "out", size=48, progress=False).size == 48
 
@@ -547,7 +550,7 @@ def test_open_or_prepare_opens_prepared_and_packs_plain_folders_once(tmp_path, m
     root = small_source(tmp_path / "scans")
     first = open_or_prepare(root, tmp_path / "cache", 32)
     assert first.folder.parent == tmp_path / "cache" and first.folder.name.startswith("scans-32-")
-    monkeypatch.setattr(store, "_prepare_one", None)  # a second packing would fail
+    monkeypatch.setattr(preparing, "_prepare_one", None)  # a second packing would fail
     assert open_or_prepare(root, tmp_path / "cache", 32).folder == first.folder
     assert open_or_prepare(first.folder, tmp_path / "cache", 64).size == 32  # prepared is prepared
     monkeypatch.undo()
@@ -613,7 +616,8 @@ def test_script_interrupted_by_ctrl_c_says_how_to_go_on(tmp_path):
     small_source(tmp_path / "source", 60)
     patch = (  # a job started in the background inherits an ignored SIGINT: the terminal's default is set first
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import runpy, sys, time\nfrom vfm4us.data import store\n" + PREPARE_SLOWLY.split("\n", 3)[3].rsplit("\n", 2)[0]
+        "import runpy, sys, time\nfrom vfm4us.data import prepare as preparing\n"
+        + PREPARE_SLOWLY.split("\n", 3)[3].rsplit("\n", 2)[0]
     )
     patch += "\nsys.argv = ['prepare_data.py', 'folder', '--root', 'source', '--out', 'out', '--size', '48']\n"
     patch += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"

@@ -6,62 +6,23 @@ import io
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, fields
 from pathlib import Path
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-SPLITS = ("train", "val", "test", "exclude")
-SPLIT_SYNONYMS = {
-    "training": "train",
-    "tr": "train",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "testing": "test",
-    "excluded": "exclude",
-}
-PATH_SEPARATOR = ";"  # between several masks of one image
-LESION_MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")  # BUSI: `x_mask.png`, `x_mask_1.png` belong to `x.png`
-
-
-@dataclass
-class Record:
-    """One image: where it lies, what is known of it, and where its pixels stand in the packed S x S frame.
-
-    `path`, `mask` and `target` stand as in the source; several masks are joined by ";". `height` and `width` are the
-    native size in pixels, the valid rectangle is in pixels of the packed frame, `phash` is 16 hex digits.
-    `split` is one of train, val, test, exclude, or "" while not yet decided.
-    """
-
-    id: str
-    path: str
-    label: str = ""
-    group: str = ""
-    split: str = ""
-    mask: str = ""
-    target: str = ""
-    height: int = 0
-    width: int = 0
-    top: int = 0
-    left: int = 0
-    valid_height: int = 0
-    valid_width: int = 0
-    sha256: str = ""
-    phash: str = ""
-
-    @property
-    def mask_paths(self) -> list[str]:
-        return [part for part in self.mask.split(PATH_SEPARATOR) if part]
-
-
-COLUMNS = tuple(field.name for field in fields(Record))
-INTEGER_COLUMNS = tuple(field.name for field in fields(Record) if field.type is int)
-
-
-def natural_key(text: str) -> tuple:
-    """Sorting key that puts `image 2` before `image 10`; ties are broken by the text itself."""
-    parts = re.split(r"(\d+)", text)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], text
+from vfm4us.data import layouts
+from vfm4us.data.records import (
+    IMAGE_EXTENSIONS,
+    LESION_MASK,
+    PATH_SEPARATOR,
+    SPLIT_SYNONYMS,
+    Record,
+    image_files,
+    masks_beside,
+    natural_key,
+    split_name,
+    table_text,
+    with_unique_ids,
+    without_extension,
+)
 
 
 def source_root(path) -> Path:
@@ -89,12 +50,10 @@ def find_source(path) -> list[Record]:
         raise ValueError(f"{path} is already a prepared dataset: open it with PreparedDataset, or give its source")
     if (path / "manifest.csv").is_file():
         return _from_csv(path / "manifest.csv")
-    from vfm4us.data import layouts  # they build on this module
-
     published = layouts.recognise(path)
     if published is not None:
-        return _with_unique_ids(sorted(published, key=lambda record: natural_key(record.path)))
-    files = _image_files(path)
+        return with_unique_ids(sorted(published, key=lambda record: natural_key(record.path)))
+    files = image_files(path)
     tops = {file.split("/")[0] for file in files if "/" in file}
     if "low_quality" in tops and (path / "high_quality").is_dir():
         records = _paired(files, "low_quality", "high_quality", "target")
@@ -105,51 +64,14 @@ def find_source(path) -> list[Record]:
     if not records:
         raise ValueError(f"{path} holds no images{_looked_for(path)}")
     records.sort(key=lambda record: natural_key(record.path))
-    return _with_unique_ids(records)
-
-
-def read_manifest(path) -> list[Record]:
-    """Read the manifest.csv of a prepared dataset."""
-    path = Path(path)
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} is not the manifest of a prepared dataset: it lacks {', '.join(missing)}")
-        records = []
-        for row in reader:
-            try:
-                values = {name: int(row[name]) if name in INTEGER_COLUMNS else row[name] for name in COLUMNS}
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path} line {reader.line_num} is damaged ({error}): prepare it again") from error
-            records.append(Record(**values))
-    return records
-
-
-def write_manifest(path, records: list[Record]) -> None:
-    """Write records as manifest.csv (UTF-8, comma, one line per image)."""
-    # surrogateescape: a file name that is not UTF-8 comes back as the same bytes
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(record, name) for name in COLUMNS] for record in records)
-
-
-def split_name(text: str, where: str) -> str:
-    """The split that a source's word stands for; raises ValueError listing the allowed words."""
-    word = text.strip().lower()
-    word = SPLIT_SYNONYMS.get(word, word)
-    if word and word not in SPLITS:
-        allowed = ", ".join(SPLITS + tuple(SPLIT_SYNONYMS))
-        raise ValueError(f"{where}: unknown split {text!r}; use one of {allowed}, or leave it empty")
-    return word
+    return with_unique_ids(records)
 
 
 # CSV manifests
 
 
 def _from_csv(path: Path) -> list[Record]:
-    text = _decoded(path)
+    text = table_text(path)
     first_line = text.lstrip("\r\n").split("\n", 1)[0]
     for delimiter in (",", ";", "\t"):
         names = [name.strip().strip('"').lower() for name in first_line.split(delimiter)]
@@ -186,7 +108,7 @@ def _from_csv(path: Path) -> list[Record]:
         masks = [_posix(part.strip()) for part in re.split(r"[;|]", cells.get("mask", "")) if part.strip()]
         records.append(
             Record(
-                id=_without_extension(image),
+                id=without_extension(image),
                 path=image,
                 label=cells.get("label", ""),
                 group=cells.get("group", ""),
@@ -197,21 +119,7 @@ def _from_csv(path: Path) -> list[Record]:
         )
     if not records:
         raise ValueError(f"{path} lists no images: it has a header line and nothing else")
-    return _with_unique_ids(records)
-
-
-def _decoded(path: Path) -> str:
-    """The text of a CSV: UTF-8 with or without a byte-order mark, or UTF-16 with one (what spreadsheets write)."""
-    data = path.read_bytes()
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        place = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is not a CSV in UTF-8 ({place}): save it as UTF-8") from error
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} is {'empty' if not text.strip() else 'not text'}: give a CSV manifest or a folder")
-    return text
+    return with_unique_ids(records)
 
 
 def _with_further_lesions(root: Path, masks: list[str]) -> list[str]:
@@ -232,39 +140,21 @@ def _with_further_lesions(root: Path, masks: list[str]) -> list[str]:
 # folders
 
 
-def _image_files(root: Path) -> list[str]:
-    """Image files below `root` as relative POSIX paths; symbolic links are followed, each folder once."""
-    files, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above would go round for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        # hidden files include macOS's `._x.png`, which hold no image
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        prefix = Path(folder).relative_to(root).as_posix()
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS):
-                files.append(name if prefix == "." else f"{prefix}/{name}")
-    return files
-
-
 def _paired(files: list[str], images: str, partners: str, role: str) -> list[Record]:
     """Records of `images/...`, each with the file of the same relative name below `partners/` as mask or target."""
     partner_of = {}
     for file in files:
         if file.startswith(partners + "/"):
-            partner_of.setdefault(_without_extension(file[len(partners) + 1 :]), []).append(file)
+            partner_of.setdefault(without_extension(file[len(partners) + 1 :]), []).append(file)
     records, used = [], 0
     for file in files:
         if not file.startswith(images + "/"):
             continue
         name = file[len(images) + 1 :]
-        found = sorted(partner_of.get(_without_extension(name), []))
+        found = sorted(partner_of.get(without_extension(name), []))
         exact = [partner for partner in found if partner[len(partners) + 1 :] == name]
         label = name.split("/")[0] if "/" in name else ""
-        record = Record(id=_without_extension(file), path=file, label=label)
+        record = Record(id=without_extension(file), path=file, label=label)
         setattr(record, role, (exact or found or [""])[0])
         used += bool(found)
         records.append(record)
@@ -286,14 +176,7 @@ def _from_tree(root: Path, files: list[str]) -> list[Record]:
                 f"{root} holds {first}/ and {second}/ beside or below other folders: prepare {inner} on its own, or "
                 "write a manifest.csv with the columns path,label,group,split,mask,target"
             )
-    names = {_without_extension(file) for file in files}
-    masks, images = {}, []
-    for file in files:
-        match = LESION_MASK.match(_without_extension(file))
-        if match and match["image"] in names:
-            masks.setdefault(match["image"], []).append(file)
-        else:
-            images.append(file)
+    images, masks = masks_beside(files)
     first_folders = {file.split("/")[0] for file in images if "/" in file}
     split_folders = {name for name in first_folders if _split_or_none(name)}
     # train/ and val/ as first folders are splits; a single class called "test" is a class
@@ -303,25 +186,12 @@ def _from_tree(root: Path, files: list[str]) -> list[Record]:
         parts = file.split("/")
         split = _split_or_none(parts[0]) if by_split and len(parts) > 1 else ""
         folders = parts[1:-1] if split else parts[:-1]
-        name = _without_extension(file)
+        name = without_extension(file)
         record = Record(id=name, path=file, label=folders[0] if folders else "", split=split)
-        record.mask = PATH_SEPARATOR.join(sorted(masks.get(name, []), key=natural_key))
+        record.mask = PATH_SEPARATOR.join(masks.get(name, []))
         if masks and LESION_MASK.match(name):
             record.split = "exclude"  # a mask whose image is missing: kept on record, used for nothing
         records.append(record)
-    return records
-
-
-def _with_unique_ids(records: list[Record]) -> list[Record]:
-    counts = Counter(record.id for record in records)
-    taken = {record.id for record in records if counts[record.id] == 1}
-    for record in records:
-        if counts[record.id] > 1:  # x.png and x.jpg: the extension tells them apart
-            name, number = record.path, 2
-            while name in taken:
-                name, number = f"{record.path}#{number}", number + 1
-            record.id = name
-            taken.add(name)
     return records
 
 
@@ -330,17 +200,8 @@ def _split_or_none(name: str) -> str:
     return word if word in ("train", "val", "test") else ""
 
 
-def _without_extension(path: str) -> str:
-    stem, extension = os.path.splitext(path)
-    return stem if extension.lower() in IMAGE_EXTENSIONS else path
-
-
 def _posix(path: str) -> str:
     return path.replace("\\", "/")
-
-
-def _raise(error: OSError):
-    raise error
 
 
 def _nearest(path: Path) -> str:

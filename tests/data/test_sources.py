@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfm4us.data.manifest import Record, find_source, read_manifest, write_manifest
+from vfm4us.data.records import Record, read_manifest, write_manifest
+from vfm4us.data.sources import find_source
 
 
 def touch(root, *paths):

@@ -16,8 +16,11 @@ from skimage.metrics import structural_similarity
 from skimage.morphology import convex_hull_image
 from sklearn.linear_model import LogisticRegression
 
-from vfm4us.data import phantoms
-from vfm4us.data.phantoms import IMAGES_PER_BLOCK, ORGANS, Probe, envelope, make_phantom, write_phantoms
+from vfm4us.phantoms import folders, physics
+from vfm4us.phantoms.folders import write_phantoms
+from vfm4us.phantoms.make import IMAGES_PER_BLOCK, make_phantom
+from vfm4us.phantoms.organs import ORGANS
+from vfm4us.phantoms.physics import Probe, envelope
 
 COUNT = 4 * IMAGES_PER_BLOCK
 
@@ -54,9 +57,9 @@ def lateral_correlation_width(image: np.ndarray) -> float:
 
 def test_same_arguments_same_bytes_in_another_process_and_other_seeds_differ():
     here = digest(make_phantom(5, seed=3, size=96))
-    code = "import hashlib; from vfm4us.data.phantoms import make_phantom as m; p = m(5, seed=3, size=96); "
+    code = "import hashlib; from vfm4us.phantoms.make import make_phantom as m; p = m(5, seed=3, size=96); "
     code += "print(hashlib.sha256(p.image.tobytes() + p.low_quality.tobytes() + p.mask.tobytes()).hexdigest())"
-    root = Path(phantoms.__file__).parents[2]
+    root = Path(folders.__file__).parents[2]
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert there.stdout.strip() == here
     assert digest(make_phantom(5, seed=4, size=96)) != here
@@ -117,7 +120,7 @@ def test_mean_grey_alone_does_not_tell_the_organ(sample):
 
 def test_speckle_is_rayleigh_before_log_compression():
     probe = Probe(depth=40, frequency=10, f_number=3, focus=20)
-    field = phantoms.complex_noise(np.random.default_rng(0), (320, 192))
+    field = physics.complex_noise(np.random.default_rng(0), (320, 192))
     echo = envelope(field, probe, 0.2)[20:-20, 20:-20]
     assert echo.mean() / echo.std() == pytest.approx(1.91, abs=0.15)
 
@@ -219,7 +222,7 @@ def test_no_group_in_two_splits_and_no_empty_split(folder):
 
 def test_splits_are_70_10_20_for_every_organ():
     for organ in range(len(ORGANS)):
-        counts = Counter(phantoms._split(block, organ) for block in range(50))
+        counts = Counter(folders._split(block, organ) for block in range(50))
         assert counts == {"train": 35, "val": 5, "test": 10}
 
 
@@ -242,7 +245,7 @@ def test_interrupted_writing_continues_with_more_workers_to_the_same_files(folde
             raise KeyboardInterrupt
         return make_phantom(index, *arguments, **more)
 
-    monkeypatch.setattr(phantoms, "make_phantom", interrupted)
+    monkeypatch.setattr(folders, "make_phantom", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_phantoms(tmp_path / "p", COUNT, size=64, workers=1, progress=False)
     monkeypatch.undo()

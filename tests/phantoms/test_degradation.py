@@ -5,10 +5,10 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from vfm4us.data.degradation import degrade, degraded, lateral_spread
-from vfm4us.data.manifest import find_source
-from vfm4us.data.phantoms import make_phantom
-from vfm4us.data.store import read_grey
+from vfm4us.data.decode import read_grey
+from vfm4us.data.sources import find_source
+from vfm4us.phantoms.degradation import degrade, degraded, lateral_spread
+from vfm4us.phantoms.make import make_phantom
 
 
 def test_it_is_seeded_coarser_smoother_and_grows_with_strength():

@@ -2,7 +2,7 @@
 
     low = degraded(image, strength=1.0)      # uint8 (H, W); the same image gives the same answer
 
-The physics of `phantoms.py` applied to a finished picture. The grey of a log-compressed image is turned back into echo amplitude,
+The physics of the phantoms applied to a finished picture. The grey of a log-compressed image is turned back into echo amplitude,
 and then it loses what a cheaper scanner loses:
 
 - a lower frequency widens the point spread along the beam and across it;

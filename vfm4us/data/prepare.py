@@ -1,0 +1,433 @@
+"""Packed pixels: every image of a source decoded once, checked, and laid down as one memory-mapped array.
+
+A prepared dataset is a folder: `images.npy` uint8 (N, S, S), perhaps `masks.npy` and `targets.npy` of the same shape,
+`manifest.csv`, `rejected.csv`, `dataset.json`. It appears whole, by a rename, or not at all.
+"""
+
+import contextlib
+import csv
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vfm4us.data import splits as splitting
+from vfm4us.data.dataset import (
+    RESAMPLING,
+    PreparedDataset,
+    beside,
+    check_same_shape,
+    in_frame,
+    is_prepared,
+    packed_size,
+    valid_part,
+)
+from vfm4us.data.decode import grey_of_bytes, read_grey
+from vfm4us.data.limits import MINIMUM_SIDE, file_bytes
+from vfm4us.data.masks import read_masks
+from vfm4us.data.records import Record, write_manifest
+from vfm4us.data.sources import find_source, source_root
+
+try:
+    import fcntl
+except ImportError:  # Windows: no file locks, so two processes must not prepare the same folder at once
+    fcntl = None
+
+
+VERSION = 1  # of the packed format: a dataset of another version is prepared anew
+NPY_HEADER = 128  # bytes, for any N and S
+SAVE_EVERY = 3.0  # seconds of work that an interruption may cost
+
+
+def open_or_prepare(path, cache: Path, size: int, splits=(0.8, 0.1, 0.1), seed: int = 0) -> PreparedDataset:
+    """Open a prepared folder as it is, or prepare a plain folder or CSV once into `cache` and open it from there.
+
+    The folder in `cache` is named by the source's name, the size and a fingerprint of its files (paths, sizes, times),
+    so a changed source is prepared anew. Two processes may ask at once: one prepares, the other waits.
+    """
+    path = Path(path)
+    if is_prepared(path) or (not path.exists() and beside(path, ".partial").exists()):
+        return PreparedDataset(path)
+    records = find_source(path)
+    key = f"{path.resolve()} {_source_fingerprint(source_root(path), records)} {VERSION} {splits} {seed}"
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8]
+    folder = Path(cache) / f"{_source_name(path)}-{size}-{digest}"
+    if is_prepared(folder):
+        return PreparedDataset(folder)
+    return prepare(path, folder, size=size, splits=splits, seed=seed)
+
+
+def prepare(
+    source,
+    out,
+    size: int = 256,
+    splits=(0.8, 0.1, 0.1),
+    seed: int = 0,
+    progress: bool = True,
+    workers: int | None = None,
+) -> PreparedDataset:
+    """Pack a source (see `find_source`) into the folder `out` and open it; the same call continues an interrupted one.
+
+    Images are packed in the order of the source, the longer side resized to `size` pixels, padded with zeros at the
+    bottom and right; bad ones are listed with a reason in rejected.csv. Groups the source leaves out are duplicate
+    clusters, splits it leaves out are assigned by group in the shares `splits`. The work lies in `<out>.partial` until
+    it is complete; an earlier dataset in `out` stays untouched until then. The bytes do not depend on `workers`
+    (threads, by default one per core).
+    Raises FileNotFoundError and ValueError (source, options, everything rejected, a group in two splits) and OSError
+    (disk full).
+    """
+    source, out = Path(source), Path(os.path.abspath(out))
+    splits = splitting.check_fractions(splits)
+    if not isinstance(size, int) or not MINIMUM_SIDE <= size <= 4096:
+        raise ValueError(f"size={size}: give the side of the packed images in pixels, {MINIMUM_SIDE} to 4096")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: give 1 or more")
+    if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is no prepared dataset: choose another folder, nothing is overwritten")
+    records = find_source(source)
+    _check_groups(records)
+    root = source_root(source)
+    plan = {
+        "version": VERSION,
+        "size": size,
+        "fractions": list(splits),
+        "seed": seed,
+        "source": str(source.resolve()),
+        "fingerprint": _source_fingerprint(root, records),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(beside(out, ".lock"), progress):
+        if _is_of_plan(out, plan):
+            return PreparedDataset(out)
+        partial = beside(out, ".partial")
+        try:
+            _pack_all(root, records, partial, plan, progress, workers)
+            _finish(records, partial, out, plan)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            layers = 1 + any(record.mask for record in records) + any(record.target for record in records)
+            needed = layers * len(records) * size * size / 1e6
+            raise OSError(
+                error.errno,
+                f"the disk is full while preparing {out} (about {needed:.0f} MB in all): free some space and repeat "
+                f"the same call, it goes on from {partial.name}",
+            ) from error
+    return PreparedDataset(out)
+
+
+def _prepare_one(root: Path, record: Record, size: int):
+    """Read, check and pack one record: (record, image, mask or None, target or None), or the reason for refusing it."""
+    try:
+        data = file_bytes(root / record.path)
+        grey = grey_of_bytes(data)
+        height, width = packed_size(*grey.shape, size)
+        target = None
+        mask = read_masks(root, record, grey, size)
+        if mask is not None:
+            mask = in_frame(mask, height, width, size, Image.Resampling.NEAREST)
+        if record.target:
+            try:
+                target = read_grey(root / record.target)
+            except ValueError as error:
+                raise ValueError(f"its target {record.target}: {error}") from error
+            check_same_shape(f"its target {record.target}", target, grey, size)
+            target = in_frame(target, height, width, size, RESAMPLING)
+    except ValueError as error:
+        return str(error)
+    done = replace(
+        record,
+        height=grey.shape[0],
+        width=grey.shape[1],
+        valid_height=height,
+        valid_width=width,
+        sha256=hashlib.sha256(data).hexdigest(),
+        phash=f"{int(splitting.perceptual_hash(grey)):016x}",
+    )
+    return done, in_frame(grey, height, width, size, RESAMPLING), mask, target
+
+
+def _pack_all(root: Path, records: list[Record], partial: Path, plan: dict, progress: bool, workers: int | None):
+    """Fill the partial folder: pixel rows at the end of images.npy and its like, one line per record in a journal.
+
+    A journal line is written after the rows it stands for are on the disk, so what the journal says is always there;
+    rows beyond it are written again. Plain writes, no memory map: on a full disk those raise, a map kills the process.
+    """
+    size = plan["size"]
+    plan_file, journal = partial / "plan.json", partial / "journal.jsonl"
+    if not (plan_file.is_file() and _read_json(plan_file) == plan):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_json(plan_file, plan)
+    done, packed = _read_journal(journal)
+    roles = ["images"] + ["masks"] * any(r.mask for r in records) + ["targets"] * any(r.target for r in records)
+    with contextlib.ExitStack() as stack:
+        rows = {}
+        for role in roles:
+            path = partial / f"{role}.npy"
+            rows[role] = stack.enter_context(open(path, "r+b" if path.exists() else "w+b"))
+            rows[role].truncate(NPY_HEADER + packed * size * size)
+            rows[role].seek(0, os.SEEK_END)
+            if rows[role].tell() < NPY_HEADER + packed * size * size:
+                raise ValueError(f"{partial} is damaged: delete it and start again")
+            rows[role].seek(NPY_HEADER + packed * size * size)
+        log = stack.enter_context(open(journal, "ab"))
+        bar = stack.enter_context(
+            tqdm(total=len(records), initial=len(done), unit="image", disable=not progress, desc="packing")
+        )
+        lines, saved = [], time.monotonic()
+
+        def save():
+            for file in rows.values():
+                file.flush()
+                os.fsync(file.fileno())
+            log.write(b"".join(lines))
+            log.flush()
+            os.fsync(log.fileno())
+            lines.clear()
+
+        remaining = range(len(done), len(records))
+        for result in _in_order(lambda i: _prepare_one(root, records[i], size), remaining, workers):
+            if isinstance(result, str):
+                lines.append(json.dumps({"reason": result}).encode() + b"\n")
+            else:
+                record, *layers = result
+                for role, layer in zip(("images", "masks", "targets"), layers, strict=True):
+                    if role in rows:
+                        rows[role].write(layer if layer is not None else bytes(size * size))
+                lines.append(json.dumps({"record": asdict(record)}).encode() + b"\n")
+            bar.update()
+            if time.monotonic() - saved > SAVE_EVERY:
+                save()
+                saved = time.monotonic()
+        save()
+
+
+def _in_order(function, items, workers: int | None):
+    """function(item) for every item, computed by threads, yielded in order, with a bounded number under way.
+
+    Threads, because decoding, resizing and hashing release the interpreter lock, and because processes would need a
+    main guard in every notebook.
+    """
+    workers = workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    pool = ThreadPoolExecutor(workers)
+    under_way = deque()
+    try:
+        for item in items:
+            under_way.append(pool.submit(function, item))
+            if len(under_way) >= 4 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_journal(path: Path) -> tuple[list[dict], int]:
+    """The entries of a journal and how many of them are packed; a last line cut off by a crash is cut away."""
+    if not path.exists():
+        return [], 0
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with open(path, "r+b") as file:
+            file.truncate(len(whole))
+    entries = [json.loads(line) for line in whole.splitlines()]
+    return entries, sum("record" in entry for entry in entries)
+
+
+def _finish(sources: list[Record], partial: Path, out: Path, plan: dict) -> None:
+    """Write what is known only at the end, then let the dataset appear by one rename."""
+    size = plan["size"]
+    entries, count = _read_journal(partial / "journal.jsonl")
+    rejected = [(r.path, e["reason"]) for r, e in zip(sources, entries, strict=True) if "reason" in e]
+    if not count:
+        first = "; ".join(f"{path}: {reason}" for path, reason in rejected[:3])
+        shutil.rmtree(partial)
+        raise ValueError(f"none of the {len(rejected)} images of {plan['source']} can be used: {first}")
+    records = [Record(**entry["record"]) for entry in entries if "record" in entry]
+    present = {"images": True, "masks": any(r.mask for r in records), "targets": any(r.target for r in records)}
+    for role, wanted in present.items():
+        path = partial / f"{role}.npy"
+        if wanted:
+            with open(path, "r+b") as file:
+                file.write(_npy_header(count, size))
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            path.unlink(missing_ok=True)
+    images = np.load(partial / "images.npy", mmap_mode="r")
+    crossing = _complete_groups_and_splits(records, images, plan)
+    write_manifest(partial / "manifest.csv", records)
+    with open(partial / "rejected.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "reason"])
+        writer.writerows(rejected)
+    for name in ("manifest.csv", "rejected.csv"):
+        with open(partial / name, "rb") as file:
+            os.fsync(file.fileno())
+    description = {
+        "name": out.name,
+        **plan,
+        "count": count,
+        "rejected": len(rejected),
+        "labels": dict(sorted(Counter(r.label for r in records).items())),
+        "splits": dict(sorted(Counter(r.split for r in records).items())),
+        "groups": len({r.group for r in records}),
+        "masks": sum(bool(r.mask) for r in records),
+        "targets": sum(bool(r.target) for r in records),
+        "groups_in_two_splits": crossing,
+        "complete": True,
+    }
+    _write_json(partial / "dataset.json", description)
+    replaced = beside(out, ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        os.rename(out, replaced)
+    os.rename(partial, out)
+    _sync_folder(out.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    for name in ("plan.json", "journal.jsonl"):  # they let a call killed before the rename go on; now they are done
+        (out / name).unlink(missing_ok=True)
+
+
+def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan: dict) -> list[str]:
+    """Fill in empty groups and splits; returns duplicate clusters that the source's own splits divide."""
+    if any(not record.group for record in records):
+        clusters = splitting.duplicate_clusters(
+            [record.sha256 for record in records],
+            np.array([int(record.phash, 16) for record in records], dtype=np.uint64),
+            thumbnail_of=lambda i: splitting.thumbnail(valid_part(images, records[i], i)),
+        )
+        names, members = {}, Counter(clusters.tolist())
+        for record, cluster in zip(records, clusters.tolist(), strict=True):
+            if record.group:
+                names.setdefault(cluster, record.group)
+        for record, cluster in zip(records, clusters.tolist(), strict=True):
+            if not record.group:
+                fallback = f"dup{cluster:06d}" if members[cluster] > 1 else record.id
+                record.group = names.setdefault(cluster, fallback)
+    given = {record.group: record.split for record in records if record.split not in ("", "exclude")}
+    for record in records:
+        if not record.split:
+            record.split = given.get(record.group, "")
+    open_ = [record for record in records if not record.split]
+    names = splitting.assign([r.group for r in open_], plan["fractions"], [r.label for r in open_], plan["seed"])
+    for record, name in zip(open_, names.tolist(), strict=True):
+        record.split = name
+    return _groups_in_two_splits(records)
+
+
+def _groups_in_two_splits(records: list[Record]) -> list[str]:
+    seen: dict[str, set] = {}
+    for record in records:
+        if record.group and record.split not in ("", "exclude"):
+            seen.setdefault(record.group, set()).add(record.split)
+    return sorted(group for group, found in seen.items() if len(found) > 1)
+
+
+def _check_groups(records: list[Record]) -> None:
+    divided = _groups_in_two_splits(records)
+    if divided:
+        where = sorted({r.split for r in records if r.group == divided[0]} - {"", "exclude"})
+        raise ValueError(
+            f"group {divided[0]!r} lies in the splits {' and '.join(where)} ({len(divided)} such groups): put each "
+            "group into one split, or leave the split column empty"
+        )
+
+
+# files
+
+
+def _npy_header(count: int, size: int) -> bytes:
+    """An NPY 1.0 header of NPY_HEADER bytes whatever N is, so that rows can be written before N is known."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({count}, {size}, {size}), }}"
+    prefix = b"\x93NUMPY\x01\x00" + (NPY_HEADER - 10).to_bytes(2, "little")
+    return prefix + text.encode().ljust(NPY_HEADER - 11) + b"\n"
+
+
+def _source_fingerprint(root: Path, records: list[Record]) -> str:
+    """A cheap fingerprint of what a source says and of its files' sizes and times; no file is opened."""
+    digest = hashlib.sha256()
+    for record in records:
+        told = (record.id, record.path, record.label, record.group, record.split, record.mask, record.target)
+        for path in (record.path, *record.mask_paths, record.target):
+            with contextlib.suppress(OSError):  # a missing file is refused when it is read
+                status = os.stat(root / path)
+                told += (status.st_size, status.st_mtime_ns)
+        digest.update(repr(told).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _source_name(path: Path) -> str:
+    path = path.resolve()
+    named_by_folder = path.is_file() and path.stem == "manifest"
+    return (path.parent.name if named_by_folder else path.stem if path.is_file() else path.name) or "images"
+
+
+def _is_of_plan(out: Path, plan: dict) -> bool:
+    if not is_prepared(out):
+        return False
+    description = _read_json(out / "dataset.json")
+    return bool(description.get("complete")) and all(description.get(key) == value for key, value in plan.items())
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # cut off by a crash: the same as absent
+        return {}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, progress: bool):
+    """Hold a lock file alone; a process that dies lets go of it by itself."""
+    if fcntl is None:
+        yield
+        return
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if progress:
+                tqdm.write(f"another process is preparing {path.stem}: waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # the holder before us deletes the file: what we then hold is a name nobody else will find
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(handle).st_ino == os.stat(path).st_ino:
+                break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)

@@ -1,0 +1,167 @@
+"""One image as a record, and the manifest.csv that holds them; names of files and of splits."""
+
+import csv
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SPLITS = ("train", "val", "test", "exclude")
+SPLIT_SYNONYMS = {
+    "training": "train",
+    "tr": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+    "excluded": "exclude",
+}
+PATH_SEPARATOR = ";"  # between several masks of one image
+
+LESION_MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")  # BUSI: `x_mask.png`, `x_mask_1.png` belong to `x.png`
+
+
+@dataclass
+class Record:
+    """One image: where it lies, what is known of it, and where its pixels stand in the packed S x S frame.
+
+    `path`, `mask` and `target` stand as in the source; several masks are joined by ";". `height` and `width` are the
+    native size in pixels, the valid rectangle is in pixels of the packed frame, `phash` is 16 hex digits.
+    `split` is one of train, val, test, exclude, or "" while not yet decided.
+    """
+
+    id: str
+    path: str
+    label: str = ""
+    group: str = ""
+    split: str = ""
+    mask: str = ""
+    target: str = ""
+    height: int = 0
+    width: int = 0
+    top: int = 0
+    left: int = 0
+    valid_height: int = 0
+    valid_width: int = 0
+    sha256: str = ""
+    phash: str = ""
+
+    @property
+    def mask_paths(self) -> list[str]:
+        return [part for part in self.mask.split(PATH_SEPARATOR) if part]
+
+
+COLUMNS = tuple(field.name for field in fields(Record))
+INTEGER_COLUMNS = tuple(field.name for field in fields(Record) if field.type is int)
+
+
+def natural_key(text: str) -> tuple:
+    """Sorting key that puts `image 2` before `image 10`; ties are broken by the text itself."""
+    parts = re.split(r"(\d+)", text)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], text
+
+
+def without_extension(path: str) -> str:
+    stem, extension = os.path.splitext(path)
+    return stem if extension.lower() in IMAGE_EXTENSIONS else path
+
+
+def image_files(root: Path) -> list[str]:
+    """Image files below `root` as relative POSIX paths; symbolic links are followed, each folder once."""
+    files, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above would go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        # hidden files include macOS's `._x.png`, which hold no image
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        prefix = Path(folder).relative_to(root).as_posix()
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS):
+                files.append(name if prefix == "." else f"{prefix}/{name}")
+    return files
+
+
+def with_unique_ids(records: list[Record]) -> list[Record]:
+    counts = Counter(record.id for record in records)
+    taken = {record.id for record in records if counts[record.id] == 1}
+    for record in records:
+        if counts[record.id] > 1:  # x.png and x.jpg: the extension tells them apart
+            name, number = record.path, 2
+            while name in taken:
+                name, number = f"{record.path}#{number}", number + 1
+            record.id = name
+            taken.add(name)
+    return records
+
+
+def read_manifest(path) -> list[Record]:
+    """Read the manifest.csv of a prepared dataset."""
+    path = Path(path)
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} is not the manifest of a prepared dataset: it lacks {', '.join(missing)}")
+        records = []
+        for row in reader:
+            try:
+                values = {name: int(row[name]) if name in INTEGER_COLUMNS else row[name] for name in COLUMNS}
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path} line {reader.line_num} is damaged ({error}): prepare it again") from error
+            records.append(Record(**values))
+    return records
+
+
+def write_manifest(path, records: list[Record]) -> None:
+    """Write records as manifest.csv (UTF-8, comma, one line per image)."""
+    # surrogateescape: a file name that is not UTF-8 comes back as the same bytes
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(record, name) for name in COLUMNS] for record in records)
+
+
+def split_name(text: str, where: str) -> str:
+    """The split that a source's word stands for; raises ValueError listing the allowed words."""
+    word = text.strip().lower()
+    word = SPLIT_SYNONYMS.get(word, word)
+    if word and word not in SPLITS:
+        allowed = ", ".join(SPLITS + tuple(SPLIT_SYNONYMS))
+        raise ValueError(f"{where}: unknown split {text!r}; use one of {allowed}, or leave it empty")
+    return word
+
+
+def table_text(path: Path) -> str:
+    """The text of a CSV: UTF-8 with or without a byte-order mark, or UTF-16 with one (what spreadsheets write)."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        place = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{path} is not a CSV in UTF-8 ({place}): save it as UTF-8") from error
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} is {'empty' if not text.strip() else 'not text'}: give a CSV manifest or a folder")
+    return text
+
+
+def _raise(error: OSError):
+    raise error
+
+
+def masks_beside(files: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The files that are no `x_mask.png` of an `x.png` beside them, and those masks by the image's path without ending."""
+    names = {without_extension(file) for file in files}
+    images, masks = [], {}
+    for file in files:
+        match = LESION_MASK.match(without_extension(file))
+        if match and match["image"] in names:
+            masks.setdefault(match["image"], []).append(file)
+        else:
+            images.append(file)
+    return images, {name: sorted(found, key=natural_key) for name, found in masks.items()}
