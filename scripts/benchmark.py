@@ -26,9 +26,9 @@ from PIL import Image
 from torchvision import transforms
 
 from vfm4us.augment import PatchConfig, PatchSampler
+from vfm4us.checkpoints import load_encoder
 from vfm4us.config import from_dict
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.loading import load_encoder
 from vfm4us.phantoms.folders import write_phantoms
 from vfm4us.phantoms.make import make_phantom
 from vfm4us.pretraining.methods.emp_ssl import Draws, Network, compute_loss, lars

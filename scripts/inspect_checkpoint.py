@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import vfm4us
-from vfm4us import checkpoints, loading
+from vfm4us import checkpoints
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def inspect(path: Path, keys: bool) -> bool:
     """Print one file's block; whether it loads."""
     print(f"\n{path}")
     try:
-        path = loading.latest(path) if path.is_dir() else path
+        path = checkpoints.latest(path) if path.is_dir() else path
         state = checkpoints.read(path)
     except (ValueError, OSError) as error:
         _row("refused", str(error).removeprefix(f"{path} is refused: "))
@@ -36,7 +36,7 @@ def inspect(path: Path, keys: bool) -> bool:
     with open(path, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     _row("size", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {sha256}")
-    flat = loading.flatten(state)
+    flat = checkpoints.flatten(state)
     bad = [k for k, v in flat.items() if v.is_floating_point() and not v.isfinite().all()]
     numbers = sum(v.numel() for v in flat.values())
     kinds = ", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in flat.values()}))
@@ -54,7 +54,7 @@ def inspect(path: Path, keys: bool) -> bool:
     if keys:
         for key, value in flat.items():
             print(f"    {key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}")
-    roots = loading.roots(flat)
+    roots = checkpoints.roots(flat)
     loads = False
     for root in roots or [None]:
         try:

@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def load_encoder(source, in_channels: int = 3, **options):
-    """The encoder of any published checkpoint or of a run folder, wholly loaded; see `vfm4us.loading.load_encoder`."""
-    from vfm4us.loading import load_encoder  # torch takes seconds to import; `import vfm4us` does not
+    """The encoder of any published checkpoint or of a run folder, wholly loaded; see `vfm4us.checkpoints.load_encoder`."""
+    from vfm4us.checkpoints import load_encoder  # torch takes seconds to import; `import vfm4us` does not
 
     return load_encoder(source, in_channels, **options)

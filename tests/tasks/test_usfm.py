@@ -1,6 +1,6 @@
 """Released USFM weights, which are a BEiT-B, go through the tasks: a file of that layout, shallow and narrow, trains and predicts.
 
-That a BEiT-B of full size is filled tensor by tensor is in tests/test_loading.py.
+That a BEiT-B of full size is filled tensor by tensor is in tests/checkpoints/test_loading.py.
 """
 
 import numpy as np

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vfm4us import config, loading
+from vfm4us import checkpoints, config
 from vfm4us.data.records import Record
-from vfm4us.encoders import RESNETS, Encoder, EncoderSpec
+from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.runtime.device import autocast, choose_device
 
 RANDOM_SEEDS = range(6)  # the scores of random weights differ by 0.1 from seed to seed: one is no baseline
@@ -133,8 +133,8 @@ def _encoder(source: str) -> tuple[str, Callable[[], Encoder]]:
                 f"{source} does not exist (looked from {Path.cwd()}): give a checkpoint, a run folder, or one of "
                 f"random:SEED, timm:NAME[:FILE], imagenet, efficientnet_lite0, {', '.join(HANDMADE)}"
             )
-        path = loading.latest(path) if path.is_dir() else path
-    return f"file {file_sha256(path)}", lambda: loading.load_encoder(path, in_channels=1)
+        path = checkpoints.latest(path) if path.is_dir() else path
+    return f"file {file_sha256(path)}", lambda: checkpoints.load_encoder(path, in_channels=1)
 
 
 def _random(seed: int, spec: EncoderSpec) -> Encoder:
@@ -163,7 +163,7 @@ def _imagenet_file() -> Path:
 
 
 def _stages(encoder: Encoder, x: Tensor, _valid) -> dict[str, Tensor]:
-    if encoder.spec.name not in RESNETS:
+    if len(encoder.channels) == 1:
         return {LAST: encoder(x)}
     pooled = [m.float().mean((2, 3)) for m in encoder.pyramid(x)[1:]]
     return dict(zip(STAGES, pooled, strict=True))

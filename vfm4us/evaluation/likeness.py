@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from vfm4us import checkpoints
+from vfm4us.checkpoints import load_encoder
 from vfm4us.data.images import image_batch
-from vfm4us.loading import load_encoder
 
 WINDOW = 9  # px, of LNCC
 LEAST_FOR_KID = 50  # images on either side

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
-from vfm4us import checkpoints, loading, plots
+from vfm4us import checkpoints, plots
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.encoders import Encoder, EncoderSpec, family
@@ -81,7 +81,7 @@ def build_encoder(config: PretrainingConfig) -> Encoder:
     encoder = Encoder(spec)
     if not wanted.weights:
         return encoder
-    source = loading.load_encoder(
+    source = checkpoints.load_encoder(
         wanted.weights, wanted.in_channels, image_size=spec.image if config.method != "emp_ssl" else None
     )
     if (source.spec.name, source.spec.patch) != (spec.name, spec.patch):
@@ -468,7 +468,7 @@ class Trainer:
                     f"the images of stage {stage.name} have changed since {path} was written, so it cannot go on as it would "
                     "have: put them back, or give the run another name (encoder.weights=FILE starts from its encoder)"
                 )
-        loading.fill(encoder, loading.recognise(state, str(path)), str(path))
+        checkpoints.fill(encoder, checkpoints.recognise(state, str(path)), str(path))
         with torch.no_grad():
             encoder.first_kernel.copy_(saved["first_convolution"])
         prefix = checkpoints.PROJECTOR_PREFIX

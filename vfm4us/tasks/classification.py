@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from vfm4us import checkpoints, plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
+from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.images import image_batch
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import statistics
 from vfm4us.evaluation.classification import balanced_accuracy
-from vfm4us.loading import load_encoder
 from vfm4us.runtime.device import autocast, choose_device
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base

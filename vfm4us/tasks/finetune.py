@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import checkpoints
+from vfm4us.checkpoints import LoadReport, load_encoder
 from vfm4us.config import option
 from vfm4us.data.pools import epoch_order
 from vfm4us.encoders import Encoder, EncoderSpec, family, names
-from vfm4us.loading import LoadReport, load_encoder
 from vfm4us.runtime import signals
 from vfm4us.runtime.device import autocast, choose_attention
 from vfm4us.runtime.loop import cosine_with_warmup

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import checkpoints, plots
+from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import RESAMPLING, PreparedDataset, is_prepared, packed_size
 from vfm4us.data.decode import read_grey
@@ -34,7 +35,6 @@ from vfm4us.data.sources import source_root
 from vfm4us.data.splits import assign
 from vfm4us.evaluation import statistics
 from vfm4us.evaluation.likeness import FIGURES, LEAST_FOR_KID, WINDOW, Features, kid, kid_rule
-from vfm4us.loading import load_encoder
 from vfm4us.phantoms import degradation
 from vfm4us.runtime.device import autocast, choose_device
 from vfm4us.runtime.run import RunFolder

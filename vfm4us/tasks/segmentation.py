@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from vfm4us import checkpoints, plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
+from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import is_prepared
 from vfm4us.data.decode import read_grey
@@ -31,7 +32,6 @@ from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import statistics
-from vfm4us.loading import load_encoder
 from vfm4us.runtime.device import autocast, choose_device
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base

@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 import vfm4us
 from tests.conftest import ROOT
-from vfm4us import checkpoints, loading
+from vfm4us import checkpoints
 from vfm4us.encoders import MEAN, STD, Encoder, EncoderSpec
 from vfm4us.pretraining.trainer import pretrain
 
@@ -533,8 +533,8 @@ def test_a_thousand_damaged_files_are_refused_or_load_what_was_saved(tmp_path):
 def test_a_quick_look_at_every_key_is_enough_to_flatten_anything():
     loop: dict = {"a": torch.ones(1)}
     loop["again"] = loop
-    assert len(loading.flatten(loop)) < 20
-    assert loading.flatten({"x": {"y": [torch.ones(1)], 3: {"z": torch.ones(2)}}}).keys() == {"x.3.z"}
+    assert len(checkpoints.flatten(loop)) < 20
+    assert checkpoints.flatten({"x": {"y": [torch.ones(1)], 3: {"z": torch.ones(2)}}}).keys() == {"x.3.z"}
 
 
 def test_normalised_vectors_of_two_layouts_agree(resnet, tmp_path):

@@ -13,8 +13,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import vfm4us
+from tests.checkpoints.test_loading import put, shaken
 from tests.conftest import ROOT, module_of, write_textures
-from tests.test_loading import put, shaken
 from vfm4us import checkpoints
 from vfm4us.data.images import image_batch, image_paths
 from vfm4us.encoders import Encoder, EncoderSpec

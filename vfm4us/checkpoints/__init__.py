@@ -1,0 +1,21 @@
+"""Checkpoint files: written whole, read without running code, and the encoder in them found and loaded wholly or not at all."""
+
+from vfm4us.checkpoints.files import ENCODER_PREFIX, PROJECTOR_PREFIX, keep_last, read, save, verify_sha256
+from vfm4us.checkpoints.layouts import flatten, recognise, roots
+from vfm4us.checkpoints.loading import LoadReport, fill, latest, load_encoder
+
+__all__ = [
+    "ENCODER_PREFIX",
+    "PROJECTOR_PREFIX",
+    "LoadReport",
+    "fill",
+    "flatten",
+    "keep_last",
+    "latest",
+    "load_encoder",
+    "read",
+    "recognise",
+    "roots",
+    "save",
+    "verify_sha256",
+]

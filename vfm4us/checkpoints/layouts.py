@@ -1,0 +1,323 @@
+"""Which published layout is this checkpoint, and which encoder do its tensors make?
+
+A checkpoint is flattened to one dict of tensors, so wrappers (`state_dict`, `model`, `teacher`, `module.`, `_orig_mod.`,
+`encoder.`, in any order) become mere prefixes. A *root* is a prefix under which the tensors of a ResNet, a ViT or a BEiT
+stand. The root is told by the keys themselves, the architecture by the tensors' shapes; nothing is guessed from file names.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from vfm4us.checkpoints.files import ENCODER_PREFIX
+from vfm4us.encoders import BEiT, EncoderSpec, ResNet, ViT
+
+# First parts of an encoder's own keys. What begins otherwise is another module of the checkpoint, and is dropped by name;
+# what begins so must belong to the encoder, or the file holds another architecture.
+RESNET_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+TRANSFORMER_PARTS = ("cls_token", "pos_embed", "patch_embed", "blocks", "norm", "fc_norm", "reg_token")
+SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}  # lightly
+# Of two copies of the network that differ in this word, the first is what its authors evaluate.
+PREFERRED = (
+    ("teacher", "student"),
+    ("base_encoder", "momentum_encoder"),
+    ("encoder_q", "encoder_k"),
+    ("online", "target"),
+    ("state_dict", "state_dict_ema"),
+    ("model", "model_ema"),
+    ("backbone", "backbone_momentum"),
+)
+BLOCKS = ResNet.sizes
+
+
+@dataclass
+class Candidate:
+    """One encoder found in a checkpoint, its keys already in torchvision's or timm's form."""
+
+    layout: str
+    root: str
+    spec: EncoderSpec
+    tensors: dict[str, Tensor]
+    dropped: dict[str, int]
+    resized: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)  # of the file, for messages
+
+
+def recognise(state: Mapping, name: str, prefix: str | None = None) -> Candidate:
+    """Find the one encoder in a checkpoint; ValueError names what was found instead."""
+    flat = flatten(state)
+    if not flat:
+        raise ValueError(f"{name} holds no tensors; its keys are: {', '.join(map(str, list(state)[:8])) or 'none'}")
+    root, aside = _choose_root(flat, name, prefix)
+    inside = {key[len(root) :]: value for key, value in flat.items() if key.startswith(root)}
+    dropped: dict[str, int] = {}
+    for key in flat:
+        if not key.startswith(root):
+            module = next((a for a in aside if key.startswith(a)), None) or _module_of(key, root)
+            dropped[module.rstrip(".")] = dropped.get(module.rstrip("."), 0) + 1
+    resnet = not _is_transformer(inside)
+    if resnet and "0.weight" in inside and "conv1.weight" not in inside:
+        inside = {_named(key): value for key, value in inside.items()}
+    elif not resnet:
+        inside = _timm_keys(inside, name)
+    parts = RESNET_PARTS if resnet else TRANSFORMER_PARTS
+    tensors = {}
+    for key, value in inside.items():
+        if key.split(".")[0] in parts:
+            tensors[key] = value
+        else:
+            dropped[key.split(".")[0]] = dropped.get(key.split(".")[0], 0) + 1
+    candidate = Candidate("", root, EncoderSpec(), tensors, dropped, keys=list(flat))
+    candidate.layout = _layout(state, flat, root, inside, dropped)
+    if resnet:
+        candidate.spec = _resnet_spec(candidate, name)
+    else:
+        candidate.spec = _transformer_spec(candidate, name)
+    own = state.get("encoder")
+    if isinstance(own, Mapping) and isinstance(own.get("name"), str):  # our own file says it in words
+        if own["name"] != candidate.spec.name:
+            raise ValueError(
+                f"{name} says that it holds a {own['name']}, but its tensors are those of a {candidate.spec.name}"
+            )
+        known = {f.name for f in fields(EncoderSpec)} - {"name", "in_channels"}
+        said = {k: v[0] if isinstance(v, list) else v for k, v in own.items() if k in known}
+        candidate.spec = dataclasses.replace(candidate.spec, **said)
+    return candidate
+
+
+def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
+    """Every tensor in nested dicts, by its dotted path. Optimizer states and the resuming run's own are left out."""
+    flat: dict[str, Tensor] = {}
+
+    def walk(node: Mapping, prefix: str, level: int) -> None:
+        for key, value in node.items():
+            if isinstance(value, Tensor):
+                flat[f"{prefix}{key}"] = value
+            elif (
+                isinstance(value, Mapping)
+                and level < depth
+                and not (
+                    level == 0
+                    and key in ("optimizer", "optimizers", "optim", "resume", "scaler", "lr_scheduler", "config")
+                )
+            ):
+                walk(value, f"{prefix}{key}.", level + 1)
+
+    walk(state, "", 0)
+    return flat
+
+
+# ---- roots ----------------------------------------------------------------------------------------------------------
+
+
+def roots(flat: Mapping[str, Tensor]) -> list[str]:
+    """Prefixes under which an encoder stands, in the order of the file."""
+    found = []
+    for key, value in flat.items():
+        for last, also in (
+            ("conv1.weight", "layer1.0.conv1.weight"),
+            ("0.weight", "4.0.conv1.weight"),
+            ("patch_embed.proj.weight", ""),
+        ):
+            root = key[: -len(last)]
+            if (
+                key.endswith(last)
+                and value.ndim == 4
+                and root.endswith((".", ""))
+                and (not root or root[-1] == ".")
+                and (f"{root}{also}" in flat if also else any(k.startswith(f"{root}blocks.") for k in flat))
+            ):
+                found.append(root)
+    return found
+
+
+def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> tuple[str, list[str]]:
+    """The root to load from, and the roots set aside."""
+    found = roots(flat)
+    if not found:
+        raise ValueError(
+            f"{name} holds no encoder that this project knows (ResNet, ViT, BEiT). {prefixes_of(list(flat))} "
+            f"Keys, for example: {list(flat)[:3]}; expected, after any prefix, 'conv1.weight' and 'layer1.0.conv1.weight', "
+            f"or 'patch_embed.proj.weight' and 'blocks.0.norm1.weight'"
+        )
+    if prefix is not None:
+        wanted = [r for r in found if r.rstrip(".") == prefix.rstrip(".") or r.endswith(f".{prefix.rstrip('.')}.")]
+        if len(wanted) != 1:
+            raise ValueError(f"prefix {prefix!r} names no encoder of {name}; there are: {', '.join(map(repr, found))}")
+        return wanted[0], [r for r in found if r != wanted[0]]
+    kept = [r for r in found if not any(_less_preferred(r, other) for other in found)]
+    if len(kept) > 1:
+        raise ValueError(
+            f"{name} holds {len(kept)} encoders: say which by prefix={kept[0]!r} or {', '.join(map(repr, kept[1:]))}"
+        )
+    return kept[0], [r for r in found if r != kept[0]]
+
+
+def _less_preferred(root: str, other: str) -> bool:
+    parts = root.split(".")
+    return any(
+        worse in parts and other.split(".") == [better if p == worse else p for p in parts]
+        for better, worse in PREFERRED
+    )
+
+
+def _module_of(key: str, root: str) -> str:
+    """The module a key outside the root belongs to: the first part in which it differs from the root."""
+    parts, base = key.split("."), root.split(".")
+    at = next((i for i, part in enumerate(parts) if i >= len(base) or part != base[i]), 0)
+    return ".".join(parts[at : at + 1])
+
+
+def prefixes_of(keys: list[str]) -> str:
+    prefixes = sorted({".".join(k.split(".")[:-1][:2]) or k for k in keys})
+    return f"Prefixes found: {', '.join(prefixes[:6])}{', ...' if len(prefixes) > 6 else ''}."
+
+
+# ---- keys and architectures -----------------------------------------------------------------------------------------
+
+
+def _is_transformer(inside: Mapping[str, Tensor]) -> bool:
+    return "patch_embed.proj.weight" in inside
+
+
+def _named(key: str) -> str:
+    """torchvision's name for a key of `nn.Sequential(*resnet.children())`; other numbers belong to no encoder."""
+    head, _, rest = key.partition(".")
+    return f"{SEQUENTIAL[head]}.{rest}" if head in SEQUENTIAL else key
+
+
+def _timm_keys(inside: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """timm's names and shapes for the keys of a ViT or BEiT as DINOv2, MAE, MoCo v3, BEiT and USFM write them."""
+    if any(".mlp.w12." in k for k in inside):
+        raise ValueError(f"{name} holds a DINOv2 with SwiGLU (ViT-g): this project has no encoder of that kind or size")
+    # chunked for FSDP: blocks.<chunk>.<block>., where <block> counts over all chunks
+    if any(re.match(r"blocks\.\d+\.\d+\.", k) for k in inside):
+        inside = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", k): v for k, v in inside.items()}
+    inside = {k: v for k, v in inside.items() if not k.endswith(("relative_position_index", "attn.k_bias"))}
+    shared = inside.pop("rel_pos_bias.relative_position_bias_table", None)
+    if shared is not None:
+        depth = _depth(inside)
+        inside |= {f"blocks.{i}.attn.relative_position_bias_table": shared for i in range(depth)}
+    if "register_tokens" in inside:
+        inside["reg_token"] = inside.pop("register_tokens")
+        positions, cls = inside.get("pos_embed"), inside.get("cls_token")
+        if positions is not None and cls is not None and positions.ndim == 3 and _square(positions.shape[1] - 1):
+            inside["cls_token"] = cls + positions[:, :1]  # timm adds no position to class and register tokens
+            inside["pos_embed"] = positions[:, 1:]
+    return inside
+
+
+def _layout(state, flat: Mapping, root: str, inside: Mapping, dropped: Mapping) -> str:
+    """The published layout's name."""
+    siblings = {k[len(root.rsplit(".", 2)[0]) + 1 :].split(".")[0] for k in flat if root.count(".") > 1}
+    siblings |= {k.split(".")[0] for k in flat}
+    if isinstance(state.get("encoder"), Mapping) and root.endswith(ENCODER_PREFIX):
+        return "VFM4US"
+    if root.endswith("base_encoder."):
+        return "MoCo v3" if any("momentum_encoder." in k for k in flat) else "base_encoder (VFM4US README, MoCo v3)"
+    if root.endswith("backbone.") and {"pre_feature", "projection"} & siblings:
+        return "EMP-SSL"
+    if any(k.startswith("decoder_") for k in inside):
+        return "MAE"
+    if "rel_pos_bias" in dropped or any("relative_position_bias_table" in k for k in inside):
+        return "BEiT (USFM)"
+    if any(".ls1.gamma" in k for k in inside):
+        return "DINOv2"
+    if _is_transformer(inside):
+        return "DINO (ViT)" if {"teacher", "student"} & set(root.split(".")) else "ViT (timm, MAE)"
+    if f"{root}0.weight" in flat and f"{root}conv1.weight" not in flat:
+        return "Sequential of children (lightly)"
+    if root.endswith("encoder.") and {"decoder", "segmentation_head"} & siblings:
+        return "segmentation_models_pytorch"
+    return "ResNet (torchvision, timm)"
+
+
+def _resnet_spec(candidate: Candidate, name: str) -> EncoderSpec:
+    tensors = candidate.tensors
+    kind = "bottleneck" if "layer1.0.conv3.weight" in tensors else "basic"
+    counts = [
+        1 + max((int(m.group(1)) for k in tensors if (m := re.match(rf"layer{i}\.(\d+)\.", k))), default=-1)
+        for i in (1, 2, 3, 4)
+    ]
+    known = next((n for n, blocks in BLOCKS.items() if blocks == (kind, *counts)), None)
+    if known is None:
+        near = min(
+            (n for n in BLOCKS if BLOCKS[n][0] == kind),
+            key=lambda n: sum(abs(a - b) for a, b in zip(BLOCKS[n][1:], counts, strict=True)),
+        )
+        if any(count > usual for count, usual in zip(counts, BLOCKS[near][1:], strict=True)):
+            raise ValueError(
+                f"{name} holds a ResNet with {counts} {kind} blocks; this project knows {', '.join(BLOCKS)}"
+            )
+        known = near  # tensors are missing: the comparison with this one will name them
+    return EncoderSpec(known)
+
+
+def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
+    tensors = candidate.tensors
+    kernel = tensors["patch_embed.proj.weight"]
+    width, patch, depth = kernel.shape[0], kernel.shape[-1], _depth(tensors)
+    table = tensors.get("blocks.0.attn.relative_position_bias_table")
+    sizes = ViT.sizes if table is None else BEiT.sizes
+    known = next((n for n, (w, d, _) in sizes.items() if w == width and (d == depth or depth == 0)), None)
+    if known is None:
+        raise ValueError(
+            f"{name} holds a transformer of width {width} with {depth} blocks; this project knows "
+            + ", ".join(f"{n} ({w} x {d})" for n, (w, d, _) in sizes.items())
+        )
+    options: dict = {"patch": patch}
+    positions = tensors.get("pos_embed")
+    if table is not None:
+        side = math.isqrt(table.shape[0] - 3)
+        if side * side + 3 != table.shape[0] or side % 2 == 0:
+            raise ValueError(f"{name}: a relative position table of {table.shape[0]} rows belongs to no square window")
+        options |= {"image": (side + 1) // 2 * patch, "positions": "absolute" if positions is not None else "relative"}
+        if table.shape[1] != sizes[known][2]:
+            options["heads"] = table.shape[1]
+    elif positions is None or positions.ndim != 3:
+        raise ValueError(
+            f"{name} ({candidate.layout}) has no position embedding 'pos_embed' of shape (1, tokens, width)"
+        )
+    else:
+        registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+        count = positions.shape[1]
+        if not registers and _square(count):  # embedded without class token: as if its position were 0
+            tensors["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+            candidate.notes.append("no position embedding of the class token: taken as 0")
+            count += 1
+        grid = count - (0 if registers else 1)
+        if not _square(grid):
+            raise ValueError(
+                f"{name}: pos_embed of {positions.shape[1]} tokens is no square of patches and a class token"
+            )
+        options |= {"image": math.isqrt(grid) * patch, "registers": registers}
+        options["layer_scale"] = "blocks.0.ls1.gamma" in tensors
+    if known == "vit_small" and candidate.layout == "MoCo v3":
+        options["heads"] = 12
+        candidate.notes.append("12 heads, as MoCo v3's ViT-S has")
+    if "norm.weight" in tensors and "fc_norm.weight" in tensors:
+        for key in ("fc_norm.weight", "fc_norm.bias"):
+            tensors.pop(key, None)
+        candidate.dropped["fc_norm"] = 2
+    if "norm.weight" in tensors:
+        options["norm"] = "token" if table is None else "mean_of_norm"
+    elif "fc_norm.weight" in tensors:
+        options["norm"] = "mean"
+    else:
+        options["norm"] = "none"
+        candidate.notes.append("no last norm in the file: vectors are the mean of the last block's tokens")
+    return EncoderSpec(known, **options)
+
+
+def _depth(tensors: Mapping[str, Tensor]) -> int:
+    return 1 + max((int(m.group(1)) for k in tensors if (m := re.match(r"blocks\.(\d+)\.", k))), default=-1)
+
+
+def _square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number

@@ -1,0 +1,183 @@
+"""Fill an encoder from a checkpoint: all of it, with a report, or an error that says why not."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from vfm4us.checkpoints.files import read
+from vfm4us.checkpoints.layouts import Candidate, prefixes_of, recognise
+from vfm4us.encoders import BEiT, Encoder, EncoderSpec, family
+
+
+@dataclass
+class LoadReport:
+    """What became of a file's tensors: `str(report)` is one line."""
+
+    layout: str
+    matched: int
+    expected: int
+    dropped: dict[str, int] = field(default_factory=dict)  # module -> tensors
+    resized: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    encoder: str = ""
+    root: str = ""  # what stands before the encoder's keys in the file
+
+    def __str__(self) -> str:
+        dropped = ", ".join(f"{name} ({count})" for name, count in self.dropped.items()) or "none"
+        line = (
+            f"layout {self.layout}, {self.matched}/{self.expected} tensors, dropped: {dropped}, "
+            f"resized: {', '.join(self.resized) or 'none'}"
+        )
+        return "; ".join([line, *self.notes])
+
+
+def load_encoder(
+    source: str | Path | Mapping,
+    in_channels: int = 3,
+    *,
+    prefix: str | None = None,
+    image_size: int | None = None,
+    allow_missing: tuple[str, ...] = (),
+    sha256: str | None = None,
+    mean: float | None = None,
+    std: float | None = None,
+) -> Encoder:
+    """The encoder in a checkpoint, wholly loaded, in evaluation mode, with `encoder.report`.
+
+    source:        .pt, .pth or .safetensors file, run folder (its latest checkpoint), or a dict already read
+    in_channels:   3, or 1: the first convolution is summed over RGB, which is exact for grey images
+    prefix:        what stands before the encoder's keys, where a file holds several encoders
+    image_size:    side that a transformer's position embeddings are resampled to, px; by default they stay as they are
+    allow_missing: beginnings of keys that may be missing ("layer4.", "norm"); those tensors stay random
+    sha256:        refuse any other file
+    mean, std:     of the input in [0, 1], equal for all channels; by default the file's own, or ImageNet's average
+
+    Raises FileNotFoundError, or ValueError unless every tensor of the encoder is there in name and shape and finite.
+    """
+    if isinstance(source, Mapping):
+        name, state = "the given dict", source
+    else:
+        path = Path(source)
+        path = latest(path) if path.is_dir() else path
+        name, state = str(path), read(path, sha256)
+    candidate = recognise(state, name, prefix)
+    given = {"in_channels": in_channels, "mean": mean, "std": std}
+    spec = dataclasses.replace(candidate.spec, **{k: v for k, v in given.items() if v is not None})
+    if image_size and family(spec.name).has_tokens:
+        spec = _resize_positions(candidate, spec, image_size)
+    # Random weights that would be overwritten are not drawn; a BEiT has index tables beside its weights, and is built whole.
+    encoder = Encoder(spec) if allow_missing or spec.name in BEiT.sizes else copy.deepcopy(_skeleton(spec))
+    encoder.report = fill(encoder, candidate, name, allow_missing, aliased=isinstance(source, Mapping))
+    return encoder.eval()
+
+
+@functools.lru_cache(maxsize=8)
+def _skeleton(spec: EncoderSpec) -> Encoder:
+    """The encoder without memory for its weights; a copy of it is made several times as fast as it is."""
+    with torch.device("meta"):
+        return Encoder(spec)
+
+
+def latest(run_folder: Path) -> Path:
+    """The newest checkpoint of a run folder."""
+    path = Path(run_folder) / "checkpoints" / "last.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run_folder} holds no checkpoints/last.pt: is it the folder of a pretraining run?")
+    return path
+
+
+def fill(
+    encoder: Encoder, candidate: Candidate, name: str, allow_missing: tuple[str, ...] = (), aliased: bool = True
+) -> LoadReport:
+    """Put a candidate's tensors into `encoder`, all of them or ValueError; the report of it.
+
+    An encoder on the meta device takes the tensors themselves (copies, where they are `aliased`: the caller keeps them), any
+    other encoder their values.
+    """
+    spec, found, notes = encoder.spec, dict(candidate.tensors), list(candidate.notes)
+    body = encoder.body.state_dict()
+    expected = {k: tuple(v.shape) for k, v in body.items()}
+    first = encoder.first_convolution
+    expected[first] = (expected[first][0], 3, *expected[first][2:])
+    if first in found and found[first].ndim == 4 and found[first].shape[1] == 1:  # saved by a grey network
+        found[first] = (found[first] / 3).expand(-1, 3, -1, -1)
+        notes.append("first convolution of one channel spread over three")
+    counters = [k for k in expected if k.endswith("num_batches_tracked")]
+    if counters and not any(
+        k in found for k in counters
+    ):  # files from before torch 0.4.1; the counters take no part in the result
+        found |= {k: torch.zeros((), dtype=torch.long) for k in counters}
+        notes.append(f"num_batches_tracked absent ({len(counters)}), set to 0")
+    missing = [k for k in expected if k not in found]
+    left = [k for k in missing if k.startswith(tuple(allow_missing))] if allow_missing else []
+    missing = [k for k in missing if k not in left]
+    extra = [k for k in found if k not in expected]
+    wrong = [
+        f"{k} {tuple(found[k].shape)} instead of {shape}"
+        for k, shape in expected.items()
+        if k in found and tuple(found[k].shape) != shape
+    ]
+    if missing or extra or wrong:
+        raise ValueError(
+            f"{name} ({candidate.layout}) does not hold a {spec.name}: of {len(expected)} encoder tensors {len(missing)} are "
+            f"missing (for example {missing[:3]}), {len(wrong)} have another shape ({'; '.join(wrong[:3]) or 'none'}), "
+            f"{len(extra)} do not belong ({extra[:3]}). {prefixes_of(candidate.keys)} If a part may be missing, name it: "
+            f"allow_missing={tuple(sorted({k.split('.')[0] for k in missing})) or ('...',)}"
+        )
+    for key in expected.keys() - set(left):
+        value = found[key]
+        if value.is_floating_point():
+            # the sum is finite whenever all are, at a tenth of the cost; if not, look closer
+            if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
+                bad = sum(not v.isfinite().all() for k, v in found.items() if k in expected and v.is_floating_point())
+                raise ValueError(f"{name}: {bad} encoder tensors hold NaN or infinity, for example {key}")
+            if key.endswith("running_var") and value.min() < 0:
+                raise ValueError(f"{name}: {key} holds a variance below 0: the file is damaged")
+        elif body[key].is_floating_point():
+            raise ValueError(f"{name}: {key} holds {value.dtype}, expected floating point (a quantised checkpoint?)")
+    if left:
+        notes.append(
+            f"left random, as allow_missing says: {', '.join(sorted({k.split('.')[0] for k in left}))} ({len(left)})"
+        )
+    if spec.in_channels == 1 and first not in left:
+        found[first] = found[first].sum(1, keepdim=True)
+    values = {k: body[k] if k in left else found[k].to(body[k].dtype).contiguous() for k in expected}
+    take = any(v.is_meta for v in body.values())
+    if take:  # a tensor that shares its memory with another, or is a piece of a larger one, is copied in any case
+        memory = [v.untyped_storage() for v in values.values()]
+        for (key, value), storage in zip(list(values.items()), memory, strict=True):
+            shared = sum(other.data_ptr() == storage.data_ptr() for other in memory) > 1
+            if aliased or shared or storage.nbytes() > value.nbytes:
+                values[key] = value.clone()
+    encoder.body.load_state_dict(values, assign=take)
+    matched = len(expected) - len(left)
+    return LoadReport(
+        candidate.layout, matched, len(expected), candidate.dropped, candidate.resized, notes, spec.name, candidate.root
+    )
+
+
+def _resize_positions(candidate: Candidate, spec: EncoderSpec, image: int) -> EncoderSpec:
+    """Resample position embeddings to images of `image` px, in place; says so in the candidate."""
+    from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+
+    if image % spec.patch:
+        raise ValueError(f"image_size {image} is not a multiple of this encoder's patch of {spec.patch} px")
+    old, new = spec.image // spec.patch, image // spec.patch
+    if old == new:
+        return spec
+    tensors = candidate.tensors
+    for key in [k for k in tensors if k == "pos_embed" or k.endswith("relative_position_bias_table")]:
+        if key == "pos_embed":
+            prefix = 0 if spec.registers else 1
+            tensors[key] = resample_abs_pos_embed(tensors[key].float(), [new, new], num_prefix_tokens=prefix)
+        else:
+            shape = ((2 * new - 1) ** 2 + 3, tensors[key].shape[1])
+            tensors[key] = resize_rel_pos_bias_table(tensors[key].float(), (new, new), shape)
+    what = "relative positions" if spec.name in BEiT.sizes else "pos_embed"
+    candidate.resized.append(f"{what} {old}x{old} -> {new}x{new}")
+    return dataclasses.replace(spec, image=image)
