@@ -26,7 +26,9 @@ from pathlib import Path
 
 from vfm4us import plain_yaml
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+# The folder that holds configs/, scripts/ and the like: the checkout, or what the wheel brings of it.
+REPOSITORY = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
 GREATEST_INTEGER = 2**31 - 1  # of a key that names no greatest value
 MOST_PARTS = 20  # of a dotted key
 
