@@ -98,33 +98,34 @@ def test_tokens_are_cut_and_joined_without_loss():
 
 
 @pytest.mark.parametrize("method", list(SMALL))
-def test_a_run_stopped_twice_and_continued_ends_in_the_same_weights(build, method, capsys):
-    class StopAfter:
+def test_a_run_stopped_twice_and_continued_ends_in_the_same_weights(build, method, monkeypatch):
+    class StopAfter(signals.StopSignal):
         """Asks to stop after so many steps."""
 
-        def __init__(self, steps):
-            self.left, self.number = steps, 2
+        left = 0
 
-        def seen_by_any(self, *_):
-            self.left -= 1
-            return self.left == 0
+        def asked(self, _):
+            StopAfter.left -= 1
+            return 2 if StopAfter.left == 0 else 0
 
     short = ["stages.0.epoch_images=32", "stages.1.epoch_images=32"]
     whole = pretrain(build(method, "name=whole", *short))
+    monkeypatch.setattr(signals, "StopSignal", StopAfter)
     for steps in (2, 4, 100):  # in the first stage, in the second, to the end
-        trainer = Trainer(build(method, "name=parts", *short), torch.device("cpu"), 0, 1)
+        trained = Trainer(build(method, "name=parts", *short), torch.device("cpu"), 0, 1)
         try:
-            trainer.fit(StopAfter(steps))
+            StopAfter.left = steps
+            trained.fit()
         except signals.Stopped:
             assert steps < 100
         finally:
-            trainer.folder.close()
-    a, b = (checkpoints.read(f / "checkpoints" / "last.pt") for f in (whole, trainer.folder.folder))
+            trained.folder.close()
+    a, b = (checkpoints.read(f / "checkpoints" / "last.pt") for f in (whole, trained.folder.folder))
     assert a["step"] == b["step"] == 8 and b["resume"]["finished"]
     for kind in (a["state_dict"], a["resume"]["beside"]):
         other = b["state_dict"] if kind is a["state_dict"] else b["resume"]["beside"]
         assert kind.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in kind.items())
-    logs = [RunFolder(f, None, main=False).metrics() for f in (whole, trainer.folder.folder)]
+    logs = [RunFolder(f, None, main=False).metrics() for f in (whole, trained.folder.folder)]
     assert logs[0] == logs[1] and len([x for x in logs[0] if x["kind"] == "train"]) == 8
 
     # what a run leaves: an encoder any task loads, its cost, and pictures
@@ -141,8 +142,8 @@ def test_a_run_stopped_twice_and_continued_ends_in_the_same_weights(build, metho
     for name in ("contact_sheet_coarse.png", "contact_sheet_fine.png", "curve.png"):
         assert np.asarray(Image.open(whole / name)).std() > 10
     lines = [x for x in logs[0] if x["kind"] == "train"]
-    keys = {key for _, keys, _ in trainer.method.panels for key in keys.values()}
-    assert keys | {key for key, _ in trainer.method.bar.values()} <= lines[0].keys()
+    keys = {key for _, keys, _ in trained.method.panels for key in keys.values()}
+    assert keys | {key for key, _ in trained.method.bar.values()} <= lines[0].keys()
 
 
 def test_the_first_weights_differ_from_the_last_and_a_new_head_only_where_asked(build):
@@ -428,13 +429,13 @@ def test_the_loss_falls_on_images_seen_again(build, method):
     """25 steps on the same 8 images and the same crops; a loss whose sign or target is wrong does not fall."""
     settings = build(method, "stages.0.epochs=25", "stages.0.epoch_images=8", "dinov2.teacher_momentum=1.0")
     settings.stages[0].learning_rate = 0.03 if method != "dinov2" else 0.01
-    trainer = Trainer(settings, torch.device("cpu"), 0, 1)
-    images, valid = trainer.training[0].batch(np.arange(8))
+    trained = Trainer(settings, torch.device("cpu"), 0, 1)
+    images, valid = trained.training[0].batch(np.arange(8))
     values = []
     for _ in range(25):
-        trainer.step = 6  # the same random numbers and the same rate
-        values.append(trainer.update(images, valid)["dino" if method == "dinov2" else "loss"])
-    trainer.folder.close()
+        trained.loop.epoch, trained.loop.step = 0, 6  # the same random numbers and the same rate
+        values.append(trained.update((images, valid))["dino" if method == "dinov2" else "loss"])
+    trained.folder.close()
     assert values[-1] < 0.97 * values[0], values[::8]
 
 

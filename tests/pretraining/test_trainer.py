@@ -95,7 +95,7 @@ def test_vectors_are_learnt_at_their_own_share_of_the_rate(tiny):
         trained = trainer.Trainer(config, torch.device("cpu"), 0, 1)
         body = trained.network.base_encoder.body
         before = body.conv1.weight.detach().clone(), body.bn1.weight.detach().clone()
-        trained.update(*trained.training[0].batch(np.arange(8)))
+        trained.update(trained.training[0].batch(np.arange(8)))
         trained.folder.close()
         return body.conv1.weight.detach() - before[0], body.bn1.weight.detach() - before[1]
 

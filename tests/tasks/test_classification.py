@@ -208,20 +208,6 @@ def test_pretrained_weights_are_wholly_loaded_and_said(build, tmp_path):
         task.run_seeds(build("mode=linear", "name=b", f"encoder.weights={tmp_path}/bad.pt"), quiet)
 
 
-def test_a_signal_while_an_epoch_is_shown_loses_nothing(build, tmp_path, monkeypatch):
-    class Late(finetune.tqdm):
-        def update(self, n=1):  # after it was decided whether to save
-            if self.n == 0:
-                signal.raise_signal(signal.SIGTERM)
-            return super().update(n)
-
-    monkeypatch.setattr(finetune, "tqdm", Late)
-    with pytest.raises(signals.Stopped):
-        task.run_seeds(build(), quiet)
-    state = checkpoints.read(tmp_path / "logs/t/seed-0/checkpoints/last.pt")
-    assert (state["epoch"], state["step"]) == (1, 1)
-
-
 def test_imagenet_weights_that_cannot_be_fetched_say_where_to_put_them(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     from urllib.error import URLError

@@ -8,10 +8,8 @@ and continued ends in the same weights.
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +28,9 @@ from vfm4us.phantoms.folders import write_phantoms
 from vfm4us.pretraining.method import Method
 from vfm4us.pretraining.methods import METHODS
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
-from vfm4us.runtime import signals
 from vfm4us.runtime.device import autocast, choose_attention, choose_device
 from vfm4us.runtime.files import write_text
-from vfm4us.runtime.loop import cosine_with_warmup
+from vfm4us.runtime.loop import NEVER, PLACE, Loop, Training, cosine_with_warmup
 from vfm4us.runtime.processes import average_gradients, processes
 from vfm4us.runtime.rng import generator
 from vfm4us.runtime.run import RunFolder
@@ -50,8 +47,7 @@ def pretrain(config: PretrainingConfig, method: str = "") -> Path:
     with processes(device.type) as (rank, world_size):
         trainer = Trainer(config, device, rank, world_size)
         try:
-            with signals.StopSignal() as stop:
-                trainer.fit(stop)
+            trainer.fit()
         finally:
             trainer.folder.close()
     return trainer.folder.folder
@@ -113,8 +109,8 @@ def _leave_signals(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class Trainer:
-    """State of a run: network, optimizer, position; `fit` goes through all stages from wherever that is."""
+class Trainer(Training):
+    """What the loop trains here: the network by a method, on a pool of images per stage."""
 
     def __init__(self, config: PretrainingConfig, device: torch.device, rank: int, world_size: int):
         self.config, self.device, self.rank, self.world_size = config, device, rank, world_size
@@ -138,8 +134,17 @@ class Trainer:
         if world_size > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.method.optimizer = self.method.new_optimizer()
-        self.stage, self.epoch, self.step = 0, 0, 0  # step counts within the stage
-        self.best, self.seconds, self.finished = -math.inf, 0.0, False
+        self.loop = Loop(
+            self,
+            self.folder,
+            [(stage.epochs, self.steps_per_epoch(i)) for i, stage in enumerate(config.stages)],
+            device,
+            save_every=60 * config.save_minutes,
+            log_every=config.log_every,
+            stop_after=config.stop_after,
+            rank=rank,
+            world_size=world_size,
+        )
         self.flops, self.compiled = 0, False  # flops of one step over all processes; 0: not counted yet
         self.values: dict[str, float] = {}  # of the latest step
 
@@ -184,23 +189,21 @@ class Trainer:
         images = self.config.stages[stage].epoch_images or len(self.training[stage])
         return max(1, images // self.config.batch_size)
 
-    def _batches(self):
+    def batches(self):
         """This process's (images, valid) of the rest of the current epoch, in an order that only the seed decides."""
-        stage = self.config.stages[self.stage]
-        used = [self.training[self.stage]] + (self.training[: self.stage] if stage.replay else [])
+        at = self.loop
+        stage = self.config.stages[at.stage]
+        used = [self.training[at.stage]] + (self.training[: at.stage] if stage.replay else [])
         pool = pools.concatenate(used) if len(used) > 1 else used[0]
         shares = pools.source_shares(used[0].sizes, stage.balance)
         if stage.replay:
             earlier = [size for p in used[1:] for size in p.sizes]
             shares = [(1 - stage.replay) * s for s in shares]
             shares += [stage.replay * s for s in pools.source_shares(earlier, stage.balance)]
-        steps, b = self.steps_per_epoch(self.stage), self.config.batch_size
-        order = pools.epoch_order(pool.sizes, shares, steps * b, (self.config.seed, self.stage, self.epoch))
+        steps, b = at.per_epoch, self.config.batch_size
+        order = pools.epoch_order(pool.sizes, shares, steps * b, (self.config.seed, at.stage, at.epoch))
         local = b // self.world_size
-        lists = [
-            order[s * b + self.rank * local : s * b + (self.rank + 1) * local]
-            for s in range(self.step - self.epoch * steps, steps)
-        ]
+        lists = [order[s * b + self.rank * local : s * b + (self.rank + 1) * local] for s in range(at.step, steps)]
         workers = self.config.num_workers
         return torch.utils.data.DataLoader(
             pool,
@@ -212,77 +215,30 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
 
-    # ---- the loop -------------------------------------------------------------------------------------------------
+    # ---- what the loop asks ---------------------------------------------------------------------------------------
 
-    def fit(self, stop: signals.StopSignal) -> None:
-        continuing = self._restore()
-        self._agree(continuing)
-        if not continuing:
-            self.folder.open_log(-1)
-            if self.rank == 0:
-                for i in range(len(self.config.stages)):
-                    self._monitor(i, "initial", both=True)
-        if self.finished:
-            return self._say(f"{self.folder.folder}: this run is finished; resume=false starts it afresh")
-        epochs_done, saved = 0, time.monotonic()
-        for index in range(self.stage, len(self.config.stages)):
-            self.stage = index
-            stage = self.config.stages[self.stage]
-            if self.epoch == 0 and self.step == 0:
-                self._enter_stage()
-            per_epoch = self.steps_per_epoch(self.stage)
-            for epoch in range(self.epoch, stage.epochs):
-                self.epoch = epoch
-                bar = tqdm(
-                    self._batches(),
-                    desc=f"{stage.name} {self.epoch + 1}/{stage.epochs}",
-                    unit="step",
-                    initial=self.step - self.epoch * per_epoch,
-                    total=per_epoch,
-                    disable=self.rank > 0,
-                    dynamic_ncols=True,
-                )
-                for images, valid in bar:
-                    began = time.monotonic()
-                    values = self.values = self.update(images, valid)
-                    self.step += 1
-                    self.seconds += time.monotonic() - began
-                    shown = {short: f"{values[key]:{how}}" for short, (key, how) in self.method.bar.items()}
-                    bar.set_postfix(shown, refresh=False)
-                    if self.step % self.config.log_every == 0:
-                        self.folder.log(
-                            "train", self._global_step(), {"stage": stage.name, "epoch": self.epoch} | values
-                        )
-                    asked = stop.seen_by_any(self.world_size, self.device)
-                    if asked or time.monotonic() - saved > 60 * self.config.save_minutes:
-                        self._save("last")
-                        saved = time.monotonic()
-                    if asked:
-                        bar.close()
-                        raise signals.Stopped(stop.number, self.folder.folder)
-                last_epoch = self.epoch + 1 == stage.epochs
-                self._after_epoch(last_epoch)
-                self.epoch += 1  # what is saved is the position to go on from
-                if last_epoch and self.stage + 1 == len(self.config.stages):
-                    self.finished = True
-                    self._write_budget()
-                self._save("last")
-                saved, epochs_done = time.monotonic(), epochs_done + 1
-                if epochs_done == self.config.stop_after and not self.finished:
-                    return self._say(f"stopped after {epochs_done} epochs as asked; the same command goes on")
-            self.epoch, self.step = 0, 0
+    def fit(self) -> None:
+        """From wherever the run is to its end."""
+        if not self.loop.run():
+            self._say(f"{self.folder.folder}: this run is finished; resume=false starts it afresh")
 
-    def update(self, images: Tensor, valid: Tensor) -> dict[str, float]:
+    def begin(self) -> None:
+        if self.rank == 0:
+            for i in range(len(self.config.stages)):
+                self._monitor(i, "initial", both=True)
+
+    def update(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor | float]:
         """One optimizer step on this process's images (b / k, S, S) uint8; returns loss, its terms and the rate."""
-        config, stage, method = self.config, self.config.stages[self.stage], self.method
-        steps = stage.epochs * self.steps_per_epoch(self.stage)
+        (images, valid), at = batch, self.loop
+        config, stage, method = self.config, self.config.stages[at.stage], self.method
+        steps = at.epochs * at.per_epoch
         rate = cosine_with_warmup(
-            self.step, steps, stage.warmup, stage.learning_rate * config.batch_size / method.rate_images
+            at.in_stage, steps, stage.warmup, stage.learning_rate * config.batch_size / method.rate_images
         )
         for group in method.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.network.train()
-        draw, progress = generator(config.seed, self.stage, self.step), self.step / steps
+        draw, progress = generator(config.seed, at.stage, at.in_stage), at.in_stage / steps
         if config.compile and self.flops and not self.compiled:  # the first step is counted, which needs it as it is
             method.forward, self.compiled = torch.compile(method.forward), True
         counter = (
@@ -297,53 +253,69 @@ class Trainer:
         self.flops = self.flops or counter.get_total_flops() * self.world_size
         parameters = list(self.network.parameters())
         average_gradients(parameters)
-        values = {"loss": loss.item()} | {k: v.item() for k, v in terms.items()} | {"learning_rate": rate}
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss is {values['loss']} at step {self.step} of stage {stage.name}: lower "
-                f"stages.{self.stage}.learning_rate; the last checkpoint is from before that"
-            )
         if method.clip:
             nn.utils.clip_grad_norm_(parameters, method.clip)
         method.optimizer.step()
         method.after_step(progress)
-        return values
+        return {"loss": loss.detach()} | terms | {"learning_rate": rate}
 
-    def _enter_stage(self) -> None:
+    def begin_stage(self) -> None:
         """A fresh optimizer, and a new projector if asked; the encoder goes on as it is."""
-        stage = self.config.stages[self.stage]
-        if self.stage and stage.projector == "reset":
+        stage = self.config.stages[self.loop.stage]
+        if self.loop.stage and stage.projector == "reset":
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.config.seed + self.stage)
+                torch.manual_seed(self.config.seed + self.loop.stage)
                 self.method.renew()
         self.method.optimizer = self.method.new_optimizer()
         if self.world_size > 1:
             for tensor in self.network.state_dict().values():
                 dist.broadcast(tensor, 0)
-        self.best = -math.inf
+
+    def seen(self, values: dict[str, float]) -> None:
+        self.values = values
+
+    def context(self) -> dict[str, str | int]:
+        return {"stage": self.config.stages[self.loop.stage].name, "epoch": self.loop.epoch}
+
+    def title(self) -> str:
+        return self.config.stages[self.loop.stage].name
+
+    def shown(self, values: dict[str, float]) -> dict[str, str]:
+        return {short: f"{values[key]:{how}}" for short, (key, how) in self.method.bar.items() if key in values}
+
+    def remedy(self) -> str:
+        return f"Lower stages.{self.loop.stage}.learning_rate."
 
     # ---- measuring ------------------------------------------------------------------------------------------------
 
-    def _after_epoch(self, last_epoch: bool) -> None:
-        if self.rank == 0:
-            stage = self.config.stages[self.stage]
-            result = {}
-            for i in range(len(self.config.stages)) if last_epoch else [self.stage]:
-                measured = self._monitor(i, stage.name, both=last_epoch)
-                result = measured if i == self.stage else result
-            score = result.get("knn", result.get("effective_rank"))
-            if score is not None and score > self.best:
-                self.best = score
-                self._save("best")
+    def measure(self) -> dict[str, float]:
+        if self.rank:
+            return {}
+        at, result = self.loop, {}
+        last_epoch = at.epoch + 1 == at.epochs
+        for i in range(len(self.config.stages)) if last_epoch else [at.stage]:
+            measured = self._monitor(i, self.config.stages[at.stage].name, both=last_epoch)
+            result = measured if i == at.stage else result
+        score = result.get("knn", result.get("effective_rank"))
+        return {} if score is None else {"score": score}
+
+    def after_epoch(self, improved: bool, again: bool = False) -> None:
+        """best.pt, the stage's file, and what the run was for; the epoch's own file comes last, as the sign that all is there."""
+        at, checkpoint = self.loop, self.folder.checkpoints
+        stage = self.config.stages[at.stage].name
+        epochs_file = checkpoint / f"{stage}_{at.epoch:04d}.pt"
+        if self.rank == 0 and not (again and epochs_file.is_file()):
+            state = self._state()
+            if improved:
+                checkpoints.save(checkpoint / "best.pt", state)
+            if at.epoch == at.epochs:
+                checkpoints.save(checkpoint / f"{stage}.pt", state)
+            if at.finished:  # who finds encoder.pt finds what it has cost, too
+                self._write_budget()
+                checkpoints.save(self.folder.folder / "encoder.pt", state)
             self._pictures()
-            checkpoints.save(self.folder.checkpoints / f"{stage.name}_{self.epoch + 1:04d}.pt", self._state())
-            checkpoints.keep_last(
-                self.folder.checkpoints, f"{stage.name}_[0-9][0-9][0-9][0-9].pt", self.config.keep_last
-            )
-            if last_epoch:
-                self._save(stage.name)
-                if self.stage + 1 == len(self.config.stages):
-                    checkpoints.save(self.folder.folder / "encoder.pt", self._state())
+            checkpoints.save(epochs_file, state)
+            checkpoints.keep_last(checkpoint, f"{stage}_[0-9][0-9][0-9][0-9].pt", self.config.keep_last)
         if self.world_size > 1:
             dist.barrier()
 
@@ -366,63 +338,57 @@ class Trainer:
             if not patches:
                 embeddings = sides[1]
         name = self.config.stages[index].name
-        self.folder.log("monitor", self._global_step(), {"dataset": name, "after": after} | result)
+        self.folder.log("monitor", self.loop.total, {"dataset": name, "after": after} | result)
         numbers = ", ".join(f"{k} {v:.3f}" if "knn" in k else f"{k} {v:.1f}" for k, v in result.items())
         self._say(f"  {after}: held-out {name} images: {numbers}")
         values = self.values
         told = (self.method.said(values), self.method.advice) if values else ()
         if told and (warning := representation.collapse_warning(embeddings, *told)):
             self._say(f"  WARNING: {warning}")
-            self.folder.log("warning", self._global_step(), {"text": warning})
+            self.folder.log("warning", self.loop.total, {"text": warning})
         return result
 
     def _pictures(self) -> None:
         """What the network saw of a few images of the stage, cut and varied as in training; and the curve."""
-        config, stage, pool = self.config, self.config.stages[self.stage], self.training[self.stage]
+        config, at = self.config, self.loop
+        stage, pool = config.stages[at.stage], self.training[at.stage]
         images, valid = pool.batch(pool.take(self.method.pictured, config.seed))
-        draw = generator(config.seed, self.stage, self.step)
+        draw = generator(config.seed, at.stage, at.in_stage)
         self.network.eval()  # running statistics: a picture takes one process, and must not change the network
         path = self.folder.folder / f"contact_sheet_{stage.name}.png"
-        title = f"{config.name}, {stage.name} epoch {self.epoch + 1}"
+        title = f"{config.name}, {stage.name} epoch {at.epoch}"
         sheet = self.method.picture(path, images, valid, draw, title)
-        self.folder.tensorboard.add_image("what_the_network_saw", sheet, self._global_step(), dataformats="HWC")
+        self.folder.tensorboard.add_image("what_the_network_saw", sheet, self.loop.total, dataformats="HWC")
         plots.training_curve(self.folder.folder / "curve.png", self.folder.metrics(), config.name, self.method.panels)
 
     def _write_budget(self) -> None:
         """budget.json: what the run has cost, for tables that compare methods at equal cost."""
-        if self.rank:
-            return
-        per_stage = [s.epochs * self.steps_per_epoch(i) for i, s in enumerate(self.config.stages)]
-        images, encoder = self.config.batch_size * sum(per_stage), self.network.base_encoder
+        steps = sum(epochs * steps for epochs, steps in self.loop.lengths)
+        images, encoder = self.config.batch_size * steps, self.network.base_encoder
         budget = {
             "method": self.config.method,
             "encoder": encoder.spec.name,
             "parameters": sum(p.numel() for p in encoder.parameters()),
             "images": images,
             "views": images * self.method.views,
-            "flops": self.flops * sum(per_stage),
-            "seconds": round(self.seconds, 1),
+            "flops": self.flops * steps,
+            "seconds": round(self.loop.seconds, 1),
         }
         write_text(self.folder.folder / "budget.json", json.dumps(budget, indent=1) + "\n")
-
-    def _global_step(self) -> int:
-        """Steps since the start of the run."""
-        before = sum(self.config.stages[i].epochs * self.steps_per_epoch(i) for i in range(self.stage))
-        return before + self.step
 
     # ---- saving ---------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict:
         """A checkpoint in the published form."""
-        encoder, stage = self.network.base_encoder, self.config.stages[self.stage]
+        encoder, stage = self.network.base_encoder, self.config.stages[self.loop.stage]
         tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
         tensors |= {"module." + k: v.detach().cpu() for k, v in self._beside().items() if k.startswith("projector.")}
         return {
             "state_dict": tensors,
             "encoder": encoder.spec_dict(),
             "stage": stage.name,
-            "epoch": self.epoch + 1,
-            "step": self._global_step(),
+            "epoch": self.loop.epoch,
+            "step": self.loop.total,
             "config": to_dict(self.config),
         }
 
@@ -430,37 +396,24 @@ class Trainer:
         """The network's tensors that are not the encoder's."""
         return {k: v for k, v in self.network.state_dict().items() if not k.startswith("base_encoder.")}
 
-    def _save(self, name: str) -> None:
-        """checkpoints/<name>.pt; `last` also holds what the run needs to go on."""
-        if self.rank:
-            return
-        state = self._state()
-        if name == "last":
-            encoder = self.network.base_encoder
-            state["epoch"] = self.epoch
-            state["resume"] = {
-                "optimizer": self.method.optimizer.state_dict(),
-                "beside": {k: v.cpu() for k, v in self._beside().items() if not k.startswith("projector.")},
-                # a third of a kernel, summed three times, is not the same kernel in the last bit
-                "first_convolution": encoder.first_kernel.detach().cpu(),
-                "stage": self.stage,
-                "epoch": self.epoch,
-                "step": self.step,
-                "best": self.best,
-                "seconds": self.seconds,
-                "flops": self.flops,
-                "finished": self.finished,
-                "values": self.values,
-                "data": [pool.fingerprint() for pool in self.training],
-            }
-        checkpoints.save(self.folder.checkpoints / f"{name}.pt", state)
+    def state(self) -> dict:
+        """What last.pt holds: a checkpoint in the published form, and what the run needs to go on."""
+        encoder, at = self.network.base_encoder, self.loop
+        resume = {
+            "optimizer": self.method.optimizer.state_dict(),
+            "beside": {k: v.cpu() for k, v in self._beside().items() if not k.startswith("projector.")},
+            # a third of a kernel, summed three times, is not the same kernel in the last bit
+            "first_convolution": encoder.first_kernel.detach().cpu(),
+            "flops": self.flops,
+            "values": self.values,
+            "data": [pool.fingerprint() for pool in self.training],
+        }
+        # `step` counts within the stage, and `best` is the score alone, as in files of 0.1.0
+        place = at.place() | {"step": at.in_stage, "best": at.best["score"]}
+        return self._state() | {"resume": resume | place}
 
-    def _restore(self) -> bool:
-        """Go back to where last.pt was written; False where there is none."""
+    def restore(self, state: dict) -> dict:
         path = self.folder.checkpoints / "last.pt"
-        if not path.is_file():
-            return False
-        state = checkpoints.read(path)
         encoder, saved = self.network.base_encoder, state["resume"]
         for stage, pool, before in zip(self.config.stages, self.training, saved["data"], strict=True):
             if pool.fingerprint() != before:
@@ -483,28 +436,16 @@ class Trainer:
             for key, tensor in own.items():
                 tensor.copy_(beside[key])
         self.method.optimizer.load_state_dict(saved["optimizer"])
-        self.stage, self.epoch, self.step = saved["stage"], saved["epoch"], saved["step"]
-        self.best, self.seconds, self.finished = saved["best"], saved["seconds"], saved["finished"]
         self.values, self.flops = saved["values"], saved.get("flops", 0)
-        boundary = self.step == self.epoch * self.steps_per_epoch(self.stage)
-        self.folder.open_log(self._global_step(), epoch_ended=boundary)
-        if not self.finished:
+        place = {name: saved[name] for name in PLACE if name in saved}
+        place["step"] -= saved["epoch"] * self.steps_per_epoch(saved["stage"])
+        place["best"] = NEVER | {"score": saved["best"]}
+        if not saved["finished"]:
             self._say(
-                f"continuing {self.folder.folder}: stage {self.config.stages[self.stage].name}, "
-                f"epoch {self.epoch + 1}, step {self.step}"
+                f"continuing {self.folder.folder}: stage {self.config.stages[saved['stage']].name}, "
+                f"epoch {saved['epoch'] + 1}, step {saved['step']}"
             )
-        return True
-
-    def _agree(self, continuing: bool) -> None:
-        """Every process must stand where process 0 stands, or their collective calls would not meet."""
-        if self.world_size > 1:
-            place = [continuing, self.stage, self.epoch, self.step]
-            first = [list(place)]
-            dist.broadcast_object_list(first, 0)
-            if first[0] != place:
-                raise ValueError(
-                    "the processes found different checkpoints: logs must be on a file system all machines share"
-                )
+        return place
 
     def _say(self, text: str) -> None:
         if self.rank == 0:

@@ -7,6 +7,8 @@ import os
 import torch
 import torch.distributed as dist
 
+_cpu_group = None  # None: the only one there is
+
 
 @contextlib.contextmanager
 def processes(device_type: str):
@@ -16,10 +18,17 @@ def processes(device_type: str):
         return
     # Process 0 alone packs data, measures and draws while the others wait, for longer than the default 10 minutes.
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
+    global _cpu_group
+    _cpu_group = dist.new_group(backend="gloo") if device_type == "cuda" else None
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:
         dist.destroy_process_group()
+
+
+def cpu_group():
+    """The group of all processes whose messages lie in the memory of the CPU."""
+    return _cpu_group
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:

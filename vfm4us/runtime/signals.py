@@ -4,10 +4,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Stopped(Exception):
@@ -23,6 +19,7 @@ class StopSignal:
 
     def __init__(self):
         self.number = 0
+        self._asking = None  # of several processes: the question of the step before
 
     def __enter__(self):
         self.before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -38,16 +35,26 @@ class StopSignal:
         self.number = number
         print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
 
-    def seen_by_any(self, world_size: int, device: "torch.device") -> bool:
-        """Whether any process has been asked to stop; all of them agree."""
+    def asked(self, world_size: int) -> int:
+        """The number of the signal that any process has been sent, or 0; all processes get the same answer.
+
+        Several processes ask at one step and hear the answer at the next, so that none of them waits for the others.
+        """
         if world_size == 1:
-            return self.number != 0
+            return self.number
         import torch  # not needed to show the help of a script
         import torch.distributed as dist
 
-        flag = torch.tensor([float(self.number != 0)], device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return flag.item() > 0
+        from vfm4us.runtime.processes import cpu_group
+
+        answer = 0
+        if self._asking is not None:
+            handle, flag = self._asking
+            handle.wait()
+            answer = int(flag)
+        flag = torch.tensor([self.number])
+        self._asking = (dist.all_reduce(flag, dist.ReduceOp.MAX, group=cpu_group(), async_op=True), flag)
+        return answer
 
 
 def exit_code(main: Callable[[], int | None]) -> int:

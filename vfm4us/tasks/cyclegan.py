@@ -12,7 +12,6 @@ anywhere and continued ends in the same weights, bit for bit on a CPU. Images ar
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,16 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from vfm4us import checkpoints
 from vfm4us.config import option
 from vfm4us.encoders import Encoder
-from vfm4us.runtime import signals
 from vfm4us.runtime.device import autocast
+from vfm4us.runtime.loop import PLACE, Loop, Training
 from vfm4us.runtime.rng import stream
 from vfm4us.runtime.run import RunFolder
-from vfm4us.tasks.finetune import SAVE_EVERY, move_average
+from vfm4us.tasks.finetune import move_average
 
 COARSEST = 32  # px, of a ResNet's last stage: inputs are padded to a multiple of it
 DRAW = 0.25  # loss of a discriminator that says 1/2 to everything
@@ -238,8 +235,8 @@ def learning_rate(epoch: int, config: TrainingConfig) -> float:
 # ---- the loop -------------------------------------------------------------------------------------------------------
 
 
-class CycleGAN:
-    """State of one run: both generators and their average, both discriminators, optimizers, pools, position, best epoch."""
+class CycleGAN(Training):
+    """What the loop trains here: both generators and their average, both discriminators, their optimizers and pools."""
 
     def __init__(
         self,
@@ -276,10 +273,7 @@ class CycleGAN:
         }
         self.pools = {"low": ImagePool(config.pool), "high": ImagePool(config.pool)}
         self.standing = {"low": DRAW, "high": DRAW}  # running mean of each discriminator's loss
-        self.epoch, self.step = 0, 0  # step counts within the epoch
-        self.best = {"score": -math.inf, "epoch": -1}
         self.best_state: dict[str, Tensor] = {}
-        self.finished = False
 
     def fit(
         self,
@@ -292,61 +286,82 @@ class CycleGAN:
         batches(epoch) lists pairs of row arrays (low, high); crops(low rows, high rows, generator) gives their images in [-1, 1];
         validate(generators, epoch) has a `score`. FloatingPointError where training has failed: what was saved last is kept.
         """
-        with signals.StopSignal() as stop:
-            self._train(batches, crops, validate, stop)
+        self._batches, self._crops, self._validate = batches, crops, validate
+        epochs = self.config.epochs + self.config.decay_epochs
+        Loop(self, self.folder, [(epochs, len(batches(0)))], self.device).run()
         self.averaged.load_state_dict(self.best_state)
         return self.averaged.eval()
 
-    def _train(self, batches, crops, validate, stop: signals.StopSignal) -> None:
-        config, per_epoch = self.config, len(batches(0))
-        total = config.epochs + config.decay_epochs
-        self._restore()
-        self.folder.open_log(self.epoch * per_epoch + self.step, epoch_ended=self.step == 0)
-        saved = time.monotonic()
-        bar = tqdm(
-            total=total * per_epoch,
-            initial=self.epoch * per_epoch + self.step,
-            unit="step",
-            disable=self.finished,
-            desc=self.folder.folder.name,
-        )
-        while not self.finished:
-            rate = learning_rate(self.epoch, config)
-            for optimizer in self.optimizers.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["scale"]
-            self.generators.train()
-            self.generators["enhancer"].branch.encoder.requires_grad_(self.epoch >= self.frozen_epochs)
-            for low_rows, high_rows in batches(self.epoch)[self.step :]:
-                at = self.epoch * per_epoch + self.step
-                generator = stream("CycleGAN", self.seed, at)
-                low, high = (x.to(self.device) for x in crops(low_rows, high_rows, generator))
-                losses = self._update(low, high, generator, at)
-                self.step += 1
-                self.folder.log("train", at + 1, losses | {"learning_rate": rate})
-                bar.update()
-                if stop.number or time.monotonic() - saved > SAVE_EVERY:
-                    self._save()
-                    saved = time.monotonic()
-                    if stop.number:
-                        bar.close()
-                        raise signals.Stopped(stop.number, self.folder.folder)
-            found = validate(self.averaged, self.epoch + 1)
-            self.folder.log("monitor", (self.epoch + 1) * per_epoch, found)
-            if found["score"] > self.best["score"]:
-                self.best = found | {"epoch": self.epoch + 1}
-                self.best_state = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
-            self.epoch, self.step = self.epoch + 1, 0
-            self.finished = self.epoch == total
-            self._save()
-            saved = time.monotonic()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
-            if stop.number:  # while it was measured
-                bar.close()
-                raise signals.Stopped(stop.number, self.folder.folder)
-        bar.close()
+    # ---- what the loop asks ---------------------------------------------------------------------------------------
 
-    def _update(self, low: Tensor, high: Tensor, generator: torch.Generator, at: int) -> dict[str, float]:
+    def begin_epoch(self) -> None:
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.loop.epoch, self.config) * group["scale"]
+        self.generators.train()
+        self.generators["enhancer"].branch.encoder.requires_grad_(self.loop.epoch >= self.frozen_epochs)
+
+    def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return self._batches(self.loop.epoch)[self.loop.step :]
+
+    def update(self, batch: tuple[np.ndarray, np.ndarray]) -> dict[str, Tensor | float]:
+        at = self.loop.total
+        draw = stream("CycleGAN", self.seed, at)
+        low, high = (x.to(self.device) for x in self._crops(*batch, draw))
+        return self._update(low, high, draw, at) | {"learning_rate": learning_rate(self.loop.epoch, self.config)}
+
+    def seen(self, values: dict[str, float]) -> None:
+        """Raises FloatingPointError where a discriminator has won."""
+        for domain in self.standing:
+            self.standing[domain] = MEMORY * self.standing[domain] + (1 - MEMORY) * values[f"discriminator_{domain}"]
+            if self.standing[domain] < self.config.won:
+                raise FloatingPointError(
+                    f"the discriminator of {domain}-quality images has won at step {self.loop.total}: its loss is "
+                    f"{self.standing[domain]:.4f} on average over some 50 steps ({DRAW} is a draw), so the generators learn "
+                    f"nothing from it any more. {self.loop.left()} Give both domains like images (size, borders, overlays), or "
+                    "a smaller generator.discriminator_width or training.learning_rate; training.won=0 goes on regardless"
+                )
+
+    def measure(self) -> dict[str, float]:
+        found = self._validate(self.averaged, self.loop.epoch + 1)
+        self.folder.log("monitor", self.loop.total, found)
+        return found
+
+    def remember(self) -> None:
+        self.best_state = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
+
+    def remedy(self) -> str:
+        return "Lower training.learning_rate, or precision=float32."
+
+    def shown(self, values: dict[str, float]) -> dict[str, str]:
+        return {k: f"{v:.3f}" for k, v in values.items() if k == "loss" or k.startswith("val_")}
+
+    def state(self) -> dict:
+        return self.loop.place() | {
+            "generators": self.generators.state_dict(),
+            "averaged": self.averaged.state_dict() if self.config.average else {},
+            "discriminators": self.discriminators.state_dict(),
+            "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
+            "pools": {k: v.images for k, v in self.pools.items()},
+            "standing": self.standing,
+            "best_state": self.best_state,
+        }
+
+    def restore(self, state: dict) -> dict:
+        self.generators.load_state_dict(state["generators"])
+        if self.config.average:
+            self.averaged.load_state_dict(state["averaged"])
+        self.discriminators.load_state_dict(state["discriminators"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, pool in self.pools.items():
+            pool.images = [image.to(self.device) for image in state["pools"][name]]
+        self.standing, self.best_state = state["standing"], state["best_state"]
+        return {name: state[name] for name in PLACE if name in state}
+
+    # ---- one step -------------------------------------------------------------------------------------------------
+
+    def _update(self, low: Tensor, high: Tensor, generator: torch.Generator, at: int) -> dict[str, Tensor]:
         """One step of the generators on the first crops, then those of the discriminators, on the images just made or earlier ones.
 
         low, high: batch_size crops for each of the discriminators' steps.
@@ -375,7 +390,6 @@ class CycleGAN:
             "l1": config.l1_weight,
         }
         loss = sum(weights[name.split("_")[0]] * value for name, value in parts.items())
-        self._check({"generators": loss} | parts, at)
         self._step("generators", loss)
         if config.average:
             move_average(self.averaged, self.generators, config.average, at)
@@ -388,79 +402,13 @@ class CycleGAN:
                     parts[f"discriminator_{domain}"] = (
                         verdict(network(real), 1.0) + verdict(network(earlier), 0.0)
                     ) / 2
-            self._check(parts, at)
             self._step("discriminators", parts["discriminator_low"] + parts["discriminator_high"])
-        values = {"loss": loss.item()} | {name: value.item() for name, value in parts.items()}
-        for domain in self.standing:
-            self.standing[domain] = MEMORY * self.standing[domain] + (1 - MEMORY) * values[f"discriminator_{domain}"]
-            if self.standing[domain] < config.won:
-                raise FloatingPointError(
-                    f"the discriminator of {domain}-quality images has won at step {at + 1}: its loss is "
-                    f"{self.standing[domain]:.4f} on average over some 50 steps ({DRAW} is a draw), so the generators learn "
-                    f"nothing from it any more. {self._kept()} Give both domains like images (size, borders, overlays), or a "
-                    "smaller generator.discriminator_width or training.learning_rate; training.won=0 goes on regardless"
-                )
-        return values
+        return {"loss": loss.detach()} | {name: value.detach() for name, value in parts.items()}
 
     def _step(self, side: str, loss: Tensor) -> None:
         self.optimizers[side].zero_grad(set_to_none=True)
         loss.backward()
         self.optimizers[side].step()
-
-    def _check(self, losses: dict[str, Tensor], at: int) -> None:
-        wrong = [f"{name} is {value.item()}" for name, value in losses.items() if not math.isfinite(value.item())]
-        if wrong:
-            raise FloatingPointError(
-                f"training has failed at step {at + 1}: {', '.join(wrong)}. {self._kept()} Lower training.learning_rate, or "
-                "precision=float32"
-            )
-
-    def _kept(self) -> str:
-        path = self.folder.checkpoints / "last.pt"
-        if not path.is_file():
-            return "Nothing had been saved yet."
-        at = checkpoints.read(path)
-        return f"{path} holds the last good state (epoch {at['epoch']}, step {at['step']})."
-
-    def _save(self) -> None:
-        generators = self.generators.state_dict()
-        if wrong := [name for name, tensor in generators.items() if not bool(torch.isfinite(tensor).all())]:
-            raise FloatingPointError(
-                f"training failed: {wrong[0]} is not finite. {self._kept()} Lower training.learning_rate"
-            )
-        checkpoints.save(
-            self.folder.checkpoints / "last.pt",
-            {
-                "generators": generators,
-                "averaged": self.averaged.state_dict() if self.config.average else {},
-                "discriminators": self.discriminators.state_dict(),
-                "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
-                "pools": {k: v.images for k, v in self.pools.items()},
-                "standing": self.standing,
-                "epoch": self.epoch,
-                "step": self.step,
-                "best": self.best,
-                "best_state": self.best_state,
-                "finished": self.finished,
-            },
-        )
-
-    def _restore(self) -> None:
-        path = self.folder.checkpoints / "last.pt"
-        if not path.is_file():
-            return
-        state = checkpoints.read(path)
-        self.generators.load_state_dict(state["generators"])
-        if self.config.average:
-            self.averaged.load_state_dict(state["averaged"])
-        self.discriminators.load_state_dict(state["discriminators"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name, pool in self.pools.items():
-            pool.images = [image.to(self.device) for image in state["pools"][name]]
-        self.standing = state["standing"]
-        self.epoch, self.step, self.finished = state["epoch"], state["step"], state["finished"]
-        self.best, self.best_state = state["best"], state["best_state"]
 
 
 def verdict(map_: Tensor, wanted: float) -> Tensor:

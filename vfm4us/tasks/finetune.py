@@ -7,7 +7,6 @@ and continued ends in the same weights, bit for bit on a CPU.
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from vfm4us import checkpoints
 from vfm4us.checkpoints import LoadReport, load_encoder
 from vfm4us.config import option
 from vfm4us.data.pools import epoch_order
 from vfm4us.encoders import Encoder, EncoderSpec, family, names
-from vfm4us.runtime import signals
 from vfm4us.runtime.device import autocast, choose_attention
-from vfm4us.runtime.loop import cosine_with_warmup
+from vfm4us.runtime.loop import PLACE, Loop, Training, cosine_with_warmup
 from vfm4us.runtime.rng import stream
 from vfm4us.runtime.run import RunFolder
-
-SAVE_EVERY = (
-    60  # seconds of work that a power cut may cost; five copies of the weights are not written after every short epoch
-)
 
 
 @dataclass
@@ -164,8 +156,8 @@ def move_average(averaged: nn.Module, model: nn.Module, decay: float, at: int) -
         ours.copy_(theirs)
 
 
-class Finetuner:
-    """State of one run: model, average, optimizer, position, best epoch."""
+class Finetuner(Training):
+    """What the loop trains here: a model, its average, and what is best of it."""
 
     def __init__(
         self,
@@ -183,10 +175,7 @@ class Finetuner:
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.freeze_epochs, self.precision = freeze_epochs, precision
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config), lr=0.0)
-        self.epoch, self.step = 0, 0  # step counts within the epoch
-        self.best = {"score": -math.inf, "epoch": -1}
         self.best_state: dict[str, Tensor] = {}
-        self.finished = False
 
     def fit(
         self,
@@ -198,96 +187,72 @@ class Finetuner:
 
         batches(epoch) lists index arrays; loss(model, indices, generator) is a scalar; validate(model) has a `score`.
         """
-        with signals.StopSignal() as stop:
-            self._train(batches, loss, validate, stop)
+        self._batches, self._loss, self._validate = batches, loss, validate
+        # five copies of the weights are not written after every short epoch
+        Loop(self, self.folder, [(self.config.epochs, len(batches(0)))], self.device, each_epoch=False).run()
         self.averaged.load_state_dict(self.best_state)
         return self.averaged.eval()
 
-    def _train(self, batches, loss, validate, stop: signals.StopSignal) -> None:
-        config, per_epoch = self.config, len(batches(0))
-        self._restore()
-        self.folder.open_log(self.epoch * per_epoch + self.step, epoch_ended=self.step == 0)
-        saved = time.monotonic()
-        bar = tqdm(
-            total=config.epochs, initial=self.epoch, unit="epoch", disable=self.finished, desc=self.folder.folder.name
-        )
-        while not self.finished:
-            lists, total = batches(self.epoch), config.epochs * per_epoch
-            frozen = self.epoch < self.freeze_epochs
-            self.model.train()
-            if frozen:
-                self.model.encoder.eval()
-            self.model.encoder.requires_grad_(not frozen)
-            for indices in lists[self.step :]:
-                at = self.epoch * per_epoch + self.step
-                generator = stream("fine-tuning", self.seed, at)
-                torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # of dropout
-                rate = cosine_with_warmup(at, total, config.warmup, config.learning_rate)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate * group["scale"]
-                with autocast(self.device, self.precision):
-                    value = loss(self.model, indices, generator)
-                self.optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                if config.clip:
-                    nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-                if not math.isfinite(value.item()):
-                    raise FloatingPointError(f"the loss is {value.item()} at step {at}: lower finetune.learning_rate")
-                self.optimizer.step()
-                if config.average:
-                    move_average(self.averaged, self.model, config.average, at)
-                self.step += 1
-                self.folder.log("train", at + 1, {"loss": value.item(), "learning_rate": rate})
-                if stop.number or time.monotonic() - saved > SAVE_EVERY:
-                    self._save()
-                    saved = time.monotonic()
-                    if stop.number:
-                        bar.close()
-                        raise signals.Stopped(stop.number, self.folder.folder)
-            found = validate(self.averaged)
-            self.folder.log("monitor", (self.epoch + 1) * per_epoch, found)
-            if found["score"] > self.best["score"]:
-                self.best = found | {"epoch": self.epoch + 1}
-                self.best_state = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
-            self.epoch, self.step = self.epoch + 1, 0
-            late = (
-                config.patience
-                and self.epoch - self.best["epoch"] >= config.patience
-                and self.epoch > self.freeze_epochs
-            )
-            self.finished = self.epoch == config.epochs or bool(late)
-            asked = stop.number  # while it was measured; one that comes from here on is for the next step, which saves
-            if self.finished or asked or time.monotonic() - saved > SAVE_EVERY:
-                self._save()
-                saved = time.monotonic()
-            bar.update()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in found.items() if k != "score"})
-            if asked:
-                bar.close()
-                raise signals.Stopped(asked, self.folder.folder)
-        bar.close()
+    # ---- what the loop asks ---------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        state = {
+    def begin_epoch(self) -> None:
+        frozen = self.loop.epoch < self.freeze_epochs
+        self.model.train()
+        if frozen:
+            self.model.encoder.eval()
+        self.model.encoder.requires_grad_(not frozen)
+
+    def batches(self) -> list[np.ndarray]:
+        return self._batches(self.loop.epoch)[self.loop.step :]
+
+    def update(self, batch: np.ndarray) -> dict[str, Tensor | float]:
+        config, at = self.config, self.loop
+        draw = stream("fine-tuning", self.seed, at.total)
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))  # of dropout
+        rate = cosine_with_warmup(at.total, at.epochs * at.per_epoch, config.warmup, config.learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        with autocast(self.device, self.precision):
+            loss = self._loss(self.model, batch, draw)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        if config.average:
+            move_average(self.averaged, self.model, config.average, at.total)
+        return {"loss": loss.detach(), "learning_rate": rate}
+
+    def measure(self) -> dict[str, float]:
+        found = self._validate(self.averaged)
+        self.folder.log("monitor", self.loop.total, found)
+        return found
+
+    def remember(self) -> None:
+        self.best_state = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
+
+    def enough(self) -> bool:
+        epoch, patience = self.loop.epoch, self.config.patience
+        return 0 < patience <= epoch - self.loop.best["epoch"] and epoch > self.freeze_epochs
+
+    def remedy(self) -> str:
+        return "Lower finetune.learning_rate."
+
+    def shown(self, values: dict[str, float]) -> dict[str, str]:
+        return {k: f"{v:.3f}" for k, v in values.items() if k not in ("score", "learning_rate")}
+
+    def state(self) -> dict:
+        return self.loop.place() | {
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict() if self.config.average else {},
             "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "best": self.best,
             "best_state": self.best_state,
-            "finished": self.finished,
         }
-        checkpoints.save(self.folder.checkpoints / "last.pt", state)
 
-    def _restore(self) -> None:
-        path = self.folder.checkpoints / "last.pt"
-        if not path.is_file():
-            return
-        state = checkpoints.read(path)
+    def restore(self, state: dict) -> dict:
         self.model.load_state_dict(state["model"])
         if self.config.average:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step, self.finished = state["epoch"], state["step"], state["finished"]
-        self.best, self.best_state = state["best"], state["best_state"]
+        self.best_state = state["best_state"]
+        return {name: state[name] for name in PLACE if name in state}

@@ -366,7 +366,7 @@ def _train(
         }
         return {"score": found["val_ssim"]} | found | untouched
 
-    loop = CycleGAN(
+    gan = CycleGAN(
         encoder,
         config.generator,
         training,
@@ -378,9 +378,9 @@ def _train(
         config.precision,
         config.paired,
     )
-    model = loop.fit(batches, crops, validate)
-    plots.cycle_curve(folder.folder / "curve.png", folder.metrics(), loop.best["epoch"] * steps)
-    return model, loop.best
+    model = gan.fit(batches, crops, validate)
+    plots.cycle_curve(folder.folder / "curve.png", folder.metrics(), gan.loop.best["epoch"] * steps)
+    return model, gan.loop.best
 
 
 def draw_grid(path: Path, generators: nn.ModuleDict, low: Tensor, high: Tensor, title: str) -> None:
