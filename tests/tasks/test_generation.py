@@ -17,7 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import vfm4us
 from tests.conftest import ROOT
-from vfm4us import checkpoints, config, results, tables
+from vfm4us import checkpoints, config
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source
 from vfm4us.encoders import Encoder, EncoderSpec
@@ -25,6 +25,7 @@ from vfm4us.evaluation import likeness
 from vfm4us.phantoms.degradation import degraded
 from vfm4us.runtime import signals
 from vfm4us.runtime.rng import generator
+from vfm4us.tables import plan, report
 from vfm4us.tasks import cyclegan
 from vfm4us.tasks import generation as task
 
@@ -602,11 +603,11 @@ def test_a_table_of_two_encoders_has_paired_differences(build, folder, tmp_path)
             }
         )
     )
-    settings = config.load(tables.TableConfig, file)
-    plan = tables.make_plan(settings)
-    for cell in plan.cells:
+    settings = config.load(plan.TableConfig, file)
+    made = plan.make_plan(settings)
+    for cell in made.cells:
         task.run_seeds(cell.config, quiet)
-    results.write(settings, plan)
+    report.write(settings, made)
     about = json.loads((tmp_path / "logs/table/metrics.json").read_text())
     assert {"frozen ssim_gain", "trained psnr_input"} <= about["metrics"].keys()
     difference = about["metrics"][" trained - frozen ssim"]
