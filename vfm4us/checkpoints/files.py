@@ -5,22 +5,22 @@ A checkpoint is a dict of tensors and plain types only (`torch.load(..., weights
 `step`, `config`, and under `resume` what only the continuing run needs.
 """
 
-import collections
 import concurrent.futures
-import contextlib
 import difflib
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
-import pickletools
 import re
 import struct
 import zipfile
 from pathlib import Path
 
 import torch
+
+from vfm4us.checkpoints import pickles
 
 ENCODER_PREFIX = "module.base_encoder."
 PROJECTOR_PREFIX = "module.projector."
@@ -56,10 +56,10 @@ def save(path: Path, state: dict) -> None:
 def read(path: Path, sha256: str | None = None) -> dict:
     """The dict in a .pt, .pth or .safetensors file, read without running any code in it.
 
-    Memory is bounded by the file's size, whatever it declares, and the checksums of a zip-format file are verified, so
-    that a flipped bit is noticed. `sha256` (hex) verifies the whole file instead, in any format. Configuration objects of
-    training frameworks (argparse, yacs, omegaconf, ...) become inert stand-ins; any other class or function named in the file
-    is a reason to refuse it.
+    What the file declares is checked before anything is made of it (`pickles.examine`), so memory and time are bounded by
+    its size; the checksums of a zip-format file are verified, so that a flipped bit is noticed. `sha256` (hex) verifies the
+    whole file instead, in any format. Configuration objects of training frameworks (argparse, yacs, omegaconf, ...) become
+    inert stand-ins that keep plain values; any other class or function named in the file is a reason to refuse it.
     Raises FileNotFoundError, or ValueError for a file that is damaged, is no checkpoint, or would run code.
     """
     path = Path(path)
@@ -72,10 +72,11 @@ def read(path: Path, sha256: str | None = None) -> dict:
         if kind == "safetensors":
             state = _read_safetensors(path)
         else:
-            _check_zip(path) if kind == "zip" else _check_legacy(path)
+            foreign = _examine_zip(path) if kind == "zip" else _examine_legacy(path)
             with concurrent.futures.ThreadPoolExecutor(1) as beside:  # the checksums cost a third of the reading
                 wrong = beside.submit(_wrong_entry, path) if kind == "zip" and sha256 is None else None
-                state = _read_pickled(path)
+                with torch.serialization.safe_globals(pickles.stand_ins(foreign)):
+                    state = torch.load(path, map_location="cpu", weights_only=True)
             if wrong is not None and wrong.result():
                 raise ValueError(
                     f"damaged: {wrong.result()} does not match its checksum; fetch the file again (or give its sha256, "
@@ -102,7 +103,7 @@ def read(path: Path, sha256: str | None = None) -> dict:
         zipfile.BadZipFile,
         NotImplementedError,
     ) as error:
-        raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({_first_line(error)})") from error
+        raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({_last_line(error)})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a dict of tensors or one with 'state_dict'")
     return state
@@ -121,6 +122,30 @@ def verify_sha256(path: Path, expected: str) -> None:
 
 # ---- what kind of file, and whether it is what it says ------------------------------------------------------------
 
+TENSORS = 20_000  # in a file; the largest network here has 600, and an optimizer has three of each
+ENTRIES = 50_000  # in a zip archive
+HEADER = 16 * 2**20  # bytes of a safetensors header, and of the keys and numbers of a pickle
+
+# First bytes of what people have in the place of a checkpoint, and what they should do.
+BEGINNINGS = (
+    (
+        b"\x89HDF",
+        "it is an HDF5 file (Keras): this project reads PyTorch weights, which most authors publish beside them",
+    ),
+    (b"\x93NUMPY", "it is a NumPy array, not a checkpoint"),
+    (b"\x1f\x8b", "it is compressed (gzip): unpack it, and give the checkpoint inside"),
+    (b"BZh", "it is compressed (bzip2): unpack it, and give the checkpoint inside"),
+    (b"\xfd7zXZ", "it is compressed (xz): unpack it, and give the checkpoint inside"),
+    (b"7z\xbc\xaf", "it is a 7-zip archive: unpack it, and give the checkpoint inside"),
+    (b"Rar!", "it is a RAR archive: unpack it, and give the checkpoint inside"),
+    (b"version https://gi", "it is a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'"),
+    (b"GGUF", "it is a GGUF file of a language model, not an image encoder's checkpoint"),
+    (b"MATLAB", "it is a MATLAB file: export the weights to PyTorch"),
+    (b"%PDF", "it is a PDF document, not a checkpoint"),
+    (b"<", "it is a web page, not a checkpoint: the download needs a login or another address"),
+    (b"{", "it is a text file (JSON), not a checkpoint: give the weights beside it, or their folder"),
+)
+
 
 def _kind(path: Path) -> str:
     """`zip` (torch.save since 1.6), `legacy` (before) or `safetensors`, told by the first bytes; else ValueError."""
@@ -129,42 +154,65 @@ def _kind(path: Path) -> str:
     size = path.stat().st_size
     if not head:
         raise ValueError("it is empty (0 bytes)")
+    if path.name == ".metadata" or path.suffix == ".distcp":
+        raise ValueError(f"it is a part of a distributed checkpoint: {CONVERT_DISTRIBUTED.format(path.parent)}")
     if head[:4] == b"PK\x03\x04":
         return "zip"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return "safetensors"
-    if head[:6] == b"\x93NUMPY":
-        raise ValueError("it is a NumPy array, not a checkpoint")
+    for beginning, reason in BEGINNINGS:
+        if head.startswith(beginning):
+            raise ValueError(reason)
     if head[257:262] == b"ustar":
         raise ValueError("it is a tar archive: unpack it, and give the checkpoint inside")
-    if head[:2] == b"\x1f\x8b":
-        raise ValueError("it is compressed (gzip): unpack it, and give the checkpoint inside")
-    if head[:18] == b"version https://gi":
-        raise ValueError("it is a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'")
-    if head[:1] == b"<":
-        raise ValueError("it is a web page, not a checkpoint: the download needs a login or another address")
+    if head[4:8] == b"TFL3":
+        raise ValueError("it is a TensorFlow Lite program, not a checkpoint: give PyTorch weights")
+    if head[:1] == b"\x08" and (path.suffix.lower() == ".onnx" or b"pytorch" in head[:64]):
+        raise ValueError("it is an ONNX program, not a checkpoint: give the checkpoint it was made from")
+    if path.suffix.lower() in (".index", ".data-00000-of-00001", ".ckpt-1") or ".data-0" in path.name:
+        raise ValueError("it is a TensorFlow checkpoint: this project reads PyTorch weights")
     if head[:1] != b"\x80":
         raise ValueError("it is no checkpoint in PyTorch or safetensors format")
     return "legacy"
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse an archive that torch.save did not write or that unpacks to more than its size."""
+CONVERT_DISTRIBUTED = "convert it with: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} weights.pt"
+
+
+def _examine_zip(path: Path) -> set[str]:
+    """Classes named in the file that need a stand-in; ValueError for what torch.save did not write or unpacks to more."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
         if any(name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) for name in names):
             raise ValueError("its archive names files outside its own folder")
+        if len(names) > ENTRIES:
+            raise ValueError(f"its archive holds {len(names)} files; a checkpoint has at most {ENTRIES}")
+        if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+            raise ValueError("it is a TorchScript program, not a checkpoint: give the checkpoint it was made from")
+        if any(name.endswith((".npy", ".npz")) for name in names[:50]):
+            raise ValueError(
+                "it is an archive of NumPy arrays (npz, as JAX projects publish): convert it to PyTorch first"
+            )
+        if any(name.endswith(("archive_format", ".h5")) for name in names[:50]):
+            kind = (
+                "a Keras file" if any(name.endswith(".h5") for name in names) else "an exported program (torch.export)"
+            )
+            raise ValueError(f"it is {kind}, not a checkpoint: give the PyTorch weights it was made from")
         folders = {name.split("/")[0] for name in names}
         if len(folders) != 1 or f"{names[0].split('/')[0]}/data.pkl" not in names or len(set(names)) < len(names):
             inside = ", ".join(names[:3])
             raise ValueError(f"it is a zip archive that torch.save did not write (it holds {inside}): unpack it first")
-        if any("/code/" in name or name.endswith("constants.pkl") for name in names):
-            raise ValueError("it is a TorchScript program, not a checkpoint: give the checkpoint it was made from")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("its archive is compressed, as torch.save never does: unpack it first")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("its archive declares more bytes than the file has")
+        pickled = next(entry for entry in entries if entry.filename.endswith("/data.pkl"))
+        if pickled.file_size > HEADER:
+            raise ValueError(
+                f"its keys and numbers take {pickled.file_size} bytes; a checkpoint's take at most {HEADER}"
+            )
+        return pickles.examine(io.BytesIO(archive.read(pickled))).foreign
 
 
 def _wrong_entry(path: Path) -> str | None:
@@ -173,107 +221,38 @@ def _wrong_entry(path: Path) -> str | None:
         return archive.testzip()
 
 
-def _check_legacy(path: Path) -> None:
-    """Refuse a file of the format before torch 1.6 that declares more elements than it has bytes."""
-    declared, size = {}, path.stat().st_size
+def _examine_legacy(path: Path) -> set[str]:
+    """The same of a file of the format before torch 1.6, which must not declare more numbers than it has bytes."""
+    size, foreign, declared = path.stat().st_size, set(), {}
     with open(path, "rb") as stream:
-        for _ in range(4):  # magic number, protocol, machine, the object; storages follow
-            last_integer, texts = 0, []
-            for opcode, value, _ in pickletools.genops(stream):
-                if isinstance(value, int) and not isinstance(value, bool) and "PUT" not in opcode.name:
-                    last_integer = value if "GET" not in opcode.name else last_integer
-                elif isinstance(value, str):
-                    texts = texts[-3:] + [value]
-                if opcode.name == "BINPERSID":  # ('storage', type, key, device, number of elements, view)
-                    declared["".join(texts[-2:])] = last_integer
-            if stream.tell() >= size:
-                break
-    if sum(declared.values()) > size or any(v < 0 for v in declared.values()):
-        raise ValueError(f"it declares {sum(declared.values())} numbers, but has {size} bytes")
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-class _Inert:
-    """Stands for an object that a training framework left in a checkpoint: takes anything, does nothing."""
-
-    def __new__(cls, *_, **__):
-        return super().__new__(cls)
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __setstate__(self, _):
-        pass
-
-
-class _InertDict:
-    """The same for a kind of dict, as torch fills no other types with items."""
-
-    def __new__(cls, *_, **__):
-        return collections.OrderedDict()
-
-
-# What training frameworks leave in checkpoints: configurations, numbers and paths. Only their names count here, none of
-# them is imported or called.
-_DICTS = re.compile(
-    r"(collections\.defaultdict|builtins\.dict|(yacs|ml_collections|easydict|addict|mmcv|mmengine)\..+)$"
-)
-_OBJECTS = re.compile(
-    r"(argparse\.Namespace|types\.SimpleNamespace|pathlib\.\w+|datetime\.\w+|_codecs\.encode|typing\.Any|copyreg\._reconstructor"
-    r"|builtins\.(list|tuple|set|int|float|str|bool|bytes|object)"
-    r"|(numpy|omegaconf|pytorch_lightning|lightning|lightning_fabric)\..+)$"
-)
-
-
-def _read_pickled(path: Path):
-    """torch.load, with an inert stand-in for each harmless class it does not know."""
-    stand_ins: list = []
-    while True:
-        try:
-            with torch.serialization.safe_globals(stand_ins):
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            name = found.group(1) if found else _foreign_name(path)
-            if not name:
-                raise ValueError(f"it is damaged or no plain checkpoint of tensors ({_last_line(error)})") from error
-            full = name if "." in name else f"builtins.{name}"  # torch leaves "builtins" out of its message
-            kind = _InertDict if _DICTS.match(full) else _Inert if _OBJECTS.match(full) else None
-            if kind is None:
+        for part in range(5):  # magic number, protocol, machine, the object, the storages' names; storages follow
+            found = pickles.examine(stream, HEADER)
+            foreign |= found.foreign
+            declared |= found.storages
+            if part == 0 and found.value != LEGACY_MAGIC:
                 raise ValueError(
-                    f"reading it would call {name}, which a checkpoint of tensors has no need of"
-                ) from error
-            if any(known == full for _, known in stand_ins):
-                raise ValueError(
-                    f"it holds a {full} in a form that cannot be left out ({_last_line(error)})"
-                ) from error
-            stand_ins.append((type("StandIn", (kind,), {}), full))
+                    "it is a plain pickle, which torch.save did not write (Detectron2 and Paddle publish such files): "
+                    "read it where it comes from, and save its tensors with torch.save"
+                )
+    if sum(declared.values()) > size:
+        raise ValueError(f"it declares {sum(declared.values())} bytes of numbers, but has {size} bytes")
+    return foreign
 
 
-def _foreign_name(path: Path) -> str:
-    """The first class or function in the file's pickle that is none of torch's own; '' where there is none."""
-    content = path.read_bytes()
-    if content[:2] == b"PK":
-        with zipfile.ZipFile(path) as archive:
-            content = archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl")))
-    texts: list[str] = []
-    with contextlib.suppress(Exception):  # it only serves a message: a pickle cut short names what it names until there
-        for opcode, value, _ in pickletools.genops(content):
-            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                name = value.replace(" ", ".") if opcode.name == "GLOBAL" else ".".join(texts[-2:])
-                if not name.startswith(("torch.", "collections.OrderedDict")):
-                    return name
-            elif isinstance(value, str):
-                texts.append(value)
-    return ""
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization's
 
 
 def _read_safetensors(path: Path) -> dict:
     """Tensors of a safetensors file, and what its text header says."""
     from safetensors import SafetensorError, safe_open
 
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > HEADER:
+            raise ValueError(f"its header takes {length} bytes; that of a checkpoint takes at most {HEADER}")
+        header = json.loads(stream.read(length))
+    if len(header) > TENSORS:
+        raise ValueError(f"it holds {len(header)} tensors; a checkpoint has at most {TENSORS}")
     try:
         with safe_open(path, framework="pt") as stream:
             # copied: what is handed out lies in the file, which may change
