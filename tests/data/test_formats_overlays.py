@@ -1,0 +1,107 @@
+"""Burnt-in text is found where it stays at one place, tissue is not, and filling it leaves the rest as it was."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
+
+from vfm4us.data import overlays
+
+SIZE = 128
+
+
+def scan(seed, line=40):
+    """Speckle in a rectangle on black, with a bright fascia that lies elsewhere in each image."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((SIZE, SIZE), np.float32)
+    tissue = gaussian_filter(rng.rayleigh(60, (96, 90)), 0.7)
+    tissue[line + seed % 20 : line + seed % 20 + 3] += 120
+    image[20:116, 10:100] = tissue
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def written(image, place, text, grey=230):
+    picture = Image.fromarray(image)
+    ImageDraw.Draw(picture).text(place, text, fill=grey)
+    return np.asarray(picture).copy()
+
+
+def look(images, groups=None, geometries=None):
+    images = np.stack(images)
+    count = len(images)
+    valid = np.tile([0, 0, SIZE, SIZE], (count, 1))
+    return (
+        images,
+        valid,
+        overlays.find(images, valid, geometries or [0] * count, groups or [str(k) for k in range(count)]),
+    )
+
+
+def test_text_at_one_place_of_a_set_is_found_and_tissue_is_not():
+    names = ["DOE JANE", "MILLER A", "SMITH BO", "GARCIA L", "CHEN WEI"]
+    plain = [scan(seed) for seed in range(20)]
+    assert look(plain)[2] == []
+    images = [written(written(image, (4, 4), names[k % 5]), (104, 60), "12 Hz") for k, image in enumerate(plain)]
+    _, _, found = look(images[:15] + plain[15:])
+    assert len(found) == 1 and overlays.carrying(found) == list(range(15))
+    assert found[0].where[5:13, 6:50].mean() > 0.8 and found[0].where[62:70, 106:124].mean() > 0.8
+    assert not found[0].where[24:112, 14:96].any(), "tissue was taken for text"
+
+
+def test_a_caliper_over_moving_tissue_of_one_clip_is_found():
+    frames = [scan(seed) for seed in range(8)]
+    for frame in frames:
+        frame[60:67, 53], frame[63, 50:57] = 250, 250
+    images, _, found = look(frames + [scan(100 + k) for k in range(3)], ["clip"] * 8 + ["other"] * 3)
+    assert [places.group for places in found] == ["clip"] and overlays.carrying(found) == list(range(8))
+    assert found[0].where[60:67, 53].all() and found[0].where.sum() < 250
+
+
+def test_nothing_is_told_of_a_scene_that_does_not_move():
+    still = scan(3)
+    noise = np.random.default_rng(0)
+    frames = [np.clip(still + noise.normal(0, 1.5, still.shape), 0, 255).astype(np.uint8) for _ in range(8)]
+    assert look(frames, ["clip"] * 8)[2] == []
+
+
+def test_only_images_of_one_geometry_are_compared():
+    images = [written(scan(k), (4, 4), "SCANNER") for k in range(12)]
+    assert overlays.carrying(look(images)[2]) == list(range(12))
+    assert look(images, geometries=list(range(12)))[2] == []
+
+
+def test_filling_takes_the_text_and_nothing_else_and_twice_is_once():
+    images = [written(scan(k), (4, 4), "SCANNER") for k in range(10)]
+    images, valid, found = look(images)
+    before = images.copy()
+    assert overlays.blank_all(images, valid, found) == 10
+    where = found[0].where
+    assert (images[:, ~where] == before[:, ~where]).all()
+    assert images[:, 4:16, 4:50].max() < 30 < before[:, 4:16, 4:50].max()
+    again = images.copy()
+    overlays.blank_all(again, valid, found)
+    assert (again == images).all()
+    over_tissue = np.zeros((SIZE, SIZE), bool)
+    over_tissue[60:68, 40:60] = True
+    filled = overlays.blank(before[0], over_tissue, valid[0])
+    around = before[0][50:80, 30:70]
+    assert abs(float(filled[over_tissue].mean()) - float(around.mean())) < 25, "filled from somewhere else"
+
+
+def test_padding_stays_black():
+    image = scan(0)
+    image[100:] = 0
+    where = np.zeros_like(image, bool)
+    where[90:] = True
+    filled = overlays.blank(image, where, (0, 0, 100, SIZE))
+    assert filled[100:].max() == 0 < filled[90:100].min()
+
+
+def test_the_report_and_its_picture(tmp_path):
+    images, _, found = look([written(scan(k), (4, 4), "SCANNER") for k in range(10)])
+    told = overlays.describe(found, [f"id{k}" for k in range(10)])
+    assert told[0]["images"] == 10 and told[0]["example"] == "id0"
+    top, left, height, width = told[0]["boxes_top_left_height_width"][0]
+    assert top <= 6 and left <= 6 and 8 <= height <= 20 and 30 <= width <= 60
+    overlays.picture(tmp_path / "overlays.png", images, found, blanked=False)
+    sheet = np.asarray(Image.open(tmp_path / "overlays.png"))
+    assert (sheet == (255, 40, 40)).all(axis=2).sum() > 100

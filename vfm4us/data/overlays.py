@@ -1,0 +1,278 @@
+"""Text, scales and calipers that are burnt into images: found by what stays at one place, never read.
+
+A letter is a thin bright stroke. Speckle makes thin bright strokes as well, but never at the same place in many images. So a
+place is called burnt in where strokes stand in most images of one geometry (the same native size and crop):
+
+    fixed      the same pixels, stroke for stroke, in images of a group or of the set: a scale, the maker's name, a marker
+    changing   strokes on black at the same place, whatever they say, in images of different groups: names, dates, depths
+
+Places are found on the packed images, where training sees them. What stands over tissue in one image only (a caliper that is
+set anew each time) stays unseen: nothing tells it from tissue for certain.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import (
+    binary_closing,
+    binary_dilation,
+    binary_propagation,
+    find_objects,
+    gaussian_filter,
+    label,
+    uniform_filter,
+    white_tophat,
+)
+
+STROKE, LINE = (
+    5,
+    9,
+)  # pixels: a stroke is thinner than the first, and along a row shorter than the second, unlike fascia
+BRIGHTER = 45  # grey levels above what lies around it
+STEADY = 14.0  # grey levels: deviation of a pixel that stays the same but for its compression
+BLACK, FLAT = (
+    24.0,
+    6.0,
+)  # grey levels: mean around text on black, and deviation around text on a plain ground, both without it
+BESIDE = 25.0  # grey levels: deviation around text on black, where tissue is near
+DRAWN, EXACT = 160.0, 3.0  # grey levels: over tissue only what is this bright and stays this exactly the same is drawn
+STILL = 0.4  # share of all strokes that may stay: where more do, the scene does not move, and nothing can be told
+FIXED_SHARE, CHANGING_SHARE, EDGE_SHARE = 0.9, 0.5, 0.25  # of the images; the last where a place ends
+FIXED_IMAGES, CHANGING_GROUPS = 5, 8  # at the least, to judge by
+SAMPLE, GROUP_SAMPLE = 256, 12  # images that are looked at, of one geometry and of one group
+SMALLEST = 6  # pixels of a place; less is noise
+LARGEST = 0.25  # share of an image: what covers more is no text
+ERRING = 0.3  # of the pixels of one place: strokes that an image must have there to carry it
+
+
+@dataclass
+class Places:
+    """Where something is burnt in, for the images of one geometry or of one group of it.
+
+    where:  bool (S, S), in packed pixels
+    strokes: bool (S, S), the pixels that are bright in most images
+    boxes:  top, left, height, width of each place
+    images: indices that were asked about, and whether each carries it
+    """
+
+    geometry: tuple
+    group: str
+    where: np.ndarray
+    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    carried: list[bool] = field(default_factory=list)
+
+
+def find(images, valid, geometries, groups) -> list[Places]:
+    """Places in a set of packed images.
+
+    images:     uint8 (N, S, S), a memory map is read piece by piece
+    valid:      int (N, 4) top, left, height, width of what is no padding
+    geometries: N hashable descriptions; only images with equal ones are compared
+    groups:     N names
+    """
+    members: dict[tuple, list[int]] = defaultdict(list)
+    for index, geometry in enumerate(geometries):
+        members[geometry].append(index)
+    found = []
+    for geometry, indices in members.items():
+        of_group: dict[str, list[int]] = defaultdict(list)
+        for index in indices:
+            of_group[groups[index]].append(index)
+        whole = _of_set(images, valid, of_group)
+        if whole is not None and whole.any():
+            found.append(_told(images, Places(geometry, "", whole), indices))
+        for group, own in of_group.items():
+            if len(own) < FIXED_IMAGES:
+                continue
+            fixed = _fixed(_strokes_of(images, valid, _spread(own, GROUP_SAMPLE)))
+            if whole is not None:
+                fixed &= ~whole
+            fixed = _tidy(fixed)
+            if fixed.any():
+                found.append(_told(images, Places(geometry, group, fixed), own))
+    return [places for places in found if sum(places.carried) >= max(2, EDGE_SHARE * len(places.carried))]
+
+
+def carrying(found: list[Places]) -> list[int]:
+    """Indices of the images that carry anything, in order."""
+    return sorted({i for places in found for i, carries in zip(places.indices, places.carried, strict=True) if carries})
+
+
+def blank(image: np.ndarray, where: np.ndarray, valid) -> np.ndarray:
+    """The image with the pixels `where` filled from their neighbourhood: a mean of those around, weighted by their distance.
+
+    What is filled depends on nothing under it, so that filling twice changes nothing. Padding stays 0.
+    """
+    top, left, height, width = (int(v) for v in valid)
+    inside = np.zeros(image.shape, bool)
+    inside[top : top + height, left : left + width] = True
+    hole = where & inside
+    known = (inside & ~hole).astype(np.float32)
+    filled, missing = image.copy(), hole.copy()
+    for sigma in (1.5, 4.0, 12.0, 40.0):  # wider where nothing near is known
+        weight = gaussian_filter(known, sigma)
+        near = missing & (weight > 0.02)
+        if near.any():
+            mean = gaussian_filter(image * known, sigma)
+            filled[near] = np.floor(mean[near] / weight[near] + 0.5).clip(0, 255)
+            missing &= ~near
+        if not missing.any():
+            break
+    filled[missing] = 0
+    return filled
+
+
+def blank_all(images: np.ndarray, valid, found: list[Places]) -> int:
+    """Blank the places in a writable array of all images, in place; returns how many images were changed."""
+    changed = set()
+    for places in found:
+        for index, carries in zip(places.indices, places.carried, strict=True):
+            if carries:
+                images[index] = blank(np.asarray(images[index]), places.where, valid[index])
+                changed.add(index)
+    return len(changed)
+
+
+def describe(found: list[Places], ids) -> list[dict]:
+    """For understood.json: per place set its boxes (packed pixels), how many images carry it and one of them."""
+    told = []
+    for places in sorted(found, key=lambda places: -sum(places.carried)):
+        first = next(i for i, carries in zip(places.indices, places.carried, strict=True) if carries)
+        told.append(
+            {
+                "group": places.group,
+                "images": int(sum(places.carried)),
+                "boxes_top_left_height_width": [list(box) for box in places.boxes],
+                "example": ids[first],
+            }
+        )
+    return told
+
+
+def picture(path, images, found: list[Places], blanked: bool, columns: int = 4, rows: int = 2) -> None:
+    """A PNG of up to eight images with their places in red, those that most images carry first; filled ones below them."""
+    shown = []
+    for places in sorted(found, key=lambda places: -sum(places.carried)):
+        own = [i for i, carries in zip(places.indices, places.carried, strict=True) if carries]
+        shown += [(i, places) for i in _spread(own, 4 if len(found) == 1 else 2)]
+    shown = shown[: columns * rows]
+    size = images.shape[1]
+    sheet = np.zeros((-(-len(shown) // columns) * size, columns * size, 3), np.uint8)
+    for k, (index, places) in enumerate(shown):
+        tile = np.repeat(np.asarray(images[index])[..., None], 3, axis=2)
+        edge = binary_dilation(places.where, iterations=2) & ~binary_dilation(places.where)
+        tile[edge] = (255, 40, 40) if not blanked else (40, 200, 255)
+        y, x = k // columns * size, k % columns * size
+        sheet[y : y + size, x : x + size] = tile
+    Image.fromarray(sheet).save(Path(path), format="PNG", optimize=True)
+
+
+# how places are found
+
+
+def _strokes_of(images, valid, indices) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(pixels float32, strokes bool) of some images; strokes are thin, bright and inside the valid rectangle."""
+    found = []
+    for index in indices:
+        pixels = np.asarray(images[index])
+        strokes = _strokes(pixels)
+        top, left, height, width = (int(v) for v in valid[index])
+        strokes[:top], strokes[top + height :] = False, False
+        strokes[:, :left], strokes[:, left + width :] = False, False
+        found.append((pixels.astype(np.float32), strokes))
+    return found
+
+
+def _strokes(pixels: np.ndarray) -> np.ndarray:
+    thin = white_tophat(pixels, size=(STROKE, STROKE)) >= BRIGHTER
+    return thin & (white_tophat(pixels, size=(1, LINE)) >= BRIGHTER)
+
+
+def _fixed(looked_at) -> np.ndarray:
+    """Strokes that stand in nearly all images, pixel for pixel as bright, on a plain ground or drawn over what moves."""
+    share = np.mean([strokes for _, strokes in looked_at], axis=0)
+    pixels = np.stack([pixels for pixels, _ in looked_at])
+    middle = np.median(pixels, axis=0)
+    # the median deviation, as one frame may lack the text
+    deviation = 1.5 * np.median(np.abs(pixels - middle), axis=0)
+    mean, spread = _around(middle, share >= 0.5)
+    steady = (share >= FIXED_SHARE) & (deviation <= STEADY)
+    moving = np.mean([strokes for _, strokes in looked_at]) * STILL
+    if steady.mean() > moving:
+        return np.zeros_like(steady)
+    return steady & (
+        ((mean < BLACK) & (spread < BESIDE)) | (spread < FLAT) | ((middle >= DRAWN) & (deviation <= EXACT))
+    )
+
+
+def _around(pixels: np.ndarray, strokes: np.ndarray, side: int = 15) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the pixels in a square around each, those of strokes and next to them left out."""
+    ground = ~binary_dilation(strokes, np.ones((3, 3), bool))
+    weight = np.maximum(uniform_filter(ground.astype(np.float32), side), 1e-3)
+    mean = uniform_filter(np.where(ground, pixels, 0).astype(np.float32), side) / weight
+    square = uniform_filter(np.where(ground, pixels * pixels, 0).astype(np.float32), side) / weight
+    return mean, np.sqrt(np.maximum(square - mean * mean, 0))
+
+
+def _of_set(images, valid, of_group: dict[str, list[int]]) -> np.ndarray | None:
+    """Places that many groups share; None where there are too few groups to tell."""
+    if len(of_group) < CHANGING_GROUPS:
+        return None
+    firsts = [indices[len(indices) // 2] for indices in of_group.values()]
+    looked_at = _strokes_of(images, valid, _spread(firsts, SAMPLE))
+    lines = np.zeros(looked_at[0][0].shape, np.float32)
+    for pixels, strokes in looked_at:
+        mean, spread = _around(pixels, strokes)
+        on_black = strokes & (mean < BLACK) & (spread < BESIDE)
+        lines += binary_dilation(on_black, np.ones((3, 7), bool))  # letters become a line
+    lines /= len(looked_at)
+    changing = binary_propagation(lines >= CHANGING_SHARE, mask=lines >= EDGE_SHARE)
+    return _tidy(_fixed(looked_at) | changing)
+
+
+def _tidy(where: np.ndarray) -> np.ndarray:
+    """Places as regions: strokes that stand together, with a margin; specks and what covers much of the image left out."""
+    joined = binary_closing(np.pad(where, 4), np.ones((3, 7), bool))[4:-4, 4:-4] | where
+    numbered, count = label(joined, np.ones((3, 3), bool))
+    sizes = np.bincount(numbered.ravel(), minlength=count + 1)
+    keep = sizes >= SMALLEST
+    keep[0] = False
+    kept = keep[numbered]
+    if kept.mean() > LARGEST:
+        return np.zeros_like(where)
+    return binary_dilation(kept, np.ones((3, 3), bool), iterations=2)
+
+
+def _told(images, places: Places, indices: list[int]) -> Places:
+    """The places with their boxes, and for each image whether it has strokes there."""
+    numbered, count = label(places.where, np.ones((3, 3), bool))
+    places.boxes = [
+        (rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        for rows, columns in find_objects(numbered)
+    ]
+    places.indices = list(indices)
+    for index in indices:
+        pixels = np.asarray(images[index])
+        carries = False
+        for number, (rows, columns) in enumerate(find_objects(numbered), start=1):
+            # a margin, so that a stroke at the edge has something around it
+            window = (
+                slice(max(rows.start - LINE, 0), rows.stop + LINE),
+                slice(max(columns.start - LINE, 0), columns.stop + LINE),
+            )
+            strokes = _strokes(pixels[window])
+            own = numbered[window] == number
+            carries = carries or strokes[own].sum() >= max(3, ERRING * 0.2 * own.sum())
+        places.carried.append(bool(carries))
+    return places
+
+
+def _spread(indices: list[int], count: int) -> list[int]:
+    """At most `count` of some indices, evenly spread."""
+    if len(indices) <= count:
+        return list(indices)
+    return [indices[int(k * len(indices) / count)] for k in range(count)]

@@ -1,0 +1,332 @@
+"""Masks that are drawn as outlines or run lengths in a table, not as an image: COCO, VIA, YOLO, DDTI, RLE, EchoNet-Dynamic.
+
+Such a mask is named `FILE::KEY`: the annotation file, and the image in it that the mask belongs to. `read_mask` draws it as
+class numbers on the pixels of its image. The classes of a file are numbered from 1 in the order in which it lists them
+(COCO by category id, YOLO by its own numbers, VIA by name); `class_names` tells their names.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from skimage.draw import polygon as inside
+
+from vfm4us.data import limits
+
+SEPARATOR = "::"
+FORMS = (".json", ".csv", ".xml", ".txt")
+MAXIMUM_FILE = 512 * 1024**2  # bytes of one annotation file
+CLASS_LIMIT = 254  # 255 is left for what is to be ignored
+CIRCLE_POINTS = 72  # corners of a circle or an ellipse
+
+
+def reference(file: str, key: str) -> str:
+    """The name of a mask in an annotation file."""
+    return f"{file}{SEPARATOR}{key}"
+
+
+def split_reference(name: str) -> tuple[str, str | None]:
+    """The file and the key of a mask's name; the key is None for a mask that is a file of its own."""
+    file, found, key = name.partition(SEPARATOR)
+    return (file, key) if found and Path(file).suffix.lower() in FORMS else (name, None)
+
+
+def read_mask(path, key: str, height: int, width: int) -> np.ndarray:
+    """Class numbers uint8 (H, W) of an image of `height` x `width` pixels; later outlines lie over earlier ones.
+
+    Raises ValueError with a one-line reason: a damaged file, an image it does not know, outlines without an area.
+    """
+    shapes = _of_file(path).get(key)
+    if shapes is None:
+        raise ValueError(f"does not know the image {key!r}")
+    mask = np.zeros((height, width), np.uint8)
+    for shape in shapes:
+        shape.draw(mask)
+    return mask
+
+
+def keys(path) -> list[str]:
+    """The images that an annotation file has outlines for, or says have none, in its own order."""
+    return list(_of_file(path))
+
+
+def class_names(path) -> dict[int, str]:
+    """Class number -> name, as far as the file tells them."""
+    return _parsed(*_state(path))[1]
+
+
+class Outline:
+    """A polygon of points (N, 2) as x, y in pixels, the centre of the first pixel at 0, 0; `relative` to width and height."""
+
+    def __init__(self, points, number: int, relative: bool = False):
+        self.points = np.asarray(points, np.float64).reshape(-1, 2)
+        if len(self.points) < 3 or not np.isfinite(self.points).all() or np.abs(self.points).max() > 1e6:
+            raise ValueError("an outline needs three points or more, within the image")
+        self.number, self.relative = _class(number), relative
+
+    def draw(self, mask: np.ndarray) -> None:
+        points = self.points
+        if self.relative:
+            if points.min() < -0.01 or points.max() > 1.01:
+                raise ValueError("outlines in shares of the image must lie between 0 and 1")
+            points = points * (mask.shape[1], mask.shape[0]) - 0.5
+        rows, columns = inside(points[:, 1], points[:, 0], mask.shape)
+        mask[rows, columns] = self.number
+
+
+class Runs:
+    """Run lengths over the pixels column by column: `pairs` (N, 2) of start, from 0, and length."""
+
+    def __init__(self, pairs, number: int, size: tuple[int, int] | None = None):
+        self.pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+        self.number, self.size = _class(number), size
+        if len(self.pairs) and self.pairs.min() < 0:
+            raise ValueError("run lengths are damaged: negative numbers")
+
+    def draw(self, mask: np.ndarray) -> None:
+        if self.size is not None and self.size != mask.shape:
+            raise ValueError(
+                f"its run lengths are for {self.size[1]} x {self.size[0]} pixels, not {mask.shape[1]} x {mask.shape[0]}"
+            )
+        if len(self.pairs) and int(self.pairs.sum(1).max()) > mask.size:
+            raise ValueError("its run lengths reach beyond the image")
+        flat = np.zeros(mask.size, bool)
+        for start, length in self.pairs.tolist():
+            flat[start : start + length] = True
+        mask[flat.reshape(mask.shape[::-1]).T] = self.number
+
+
+def _class(number: int) -> int:
+    if not 1 <= number <= CLASS_LIMIT:
+        raise ValueError(f"class {number - 1}: 0 to {CLASS_LIMIT - 1} are read")
+    return int(number)
+
+
+# files
+
+
+def _of_file(path) -> dict[str, list]:
+    found = _parsed(*_state(path))[0]
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+def _state(path) -> tuple:
+    limits.refuse_special(path)
+    status = os.stat(path)
+    if status.st_size > MAXIMUM_FILE:
+        raise ValueError(f"{status.st_size} bytes is over the limit of {MAXIMUM_FILE}")
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _parsed(path: str, _size: int, _time: int) -> tuple[dict[str, list], dict[int, str]]:
+    """({image: shapes}, {class number: name}), read once for all images of a file."""
+    data = limits.file_bytes(path)
+    readers = {".json": _json, ".csv": _table, ".xml": _ddti, ".txt": _yolo}
+    try:
+        return readers[Path(path).suffix.lower()](data)
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
+        raise ValueError(
+            f"its outlines are damaged: {' '.join(str(error).split())[:80] or type(error).__name__}"
+        ) from None
+
+
+def _json(data: bytes):
+    content = json.loads(data)
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        return _coco(content)
+    if isinstance(content, dict) and "_via_img_metadata" in content:
+        content = content["_via_img_metadata"]
+    entries = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
+    entries = list(entries)
+    if entries and all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries):
+        return _via([(entry["filename"], region) for entry in entries for region in _regions(entry)], entries)
+    raise ValueError("is neither of COCO (images, annotations) nor of VIA (filename, regions)")
+
+
+def _coco(content: dict):
+    categories = sorted(
+        {int(category["id"]): str(category.get("name", "")) for category in content.get("categories", [])}.items()
+    )
+    number_of = {identity: number for number, (identity, _) in enumerate(categories, start=1)}
+    file_of = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    shapes = {file: [] for file in file_of.values()}
+    for annotation in content["annotations"]:
+        number = number_of.get(annotation.get("category_id"), 1 if not number_of else 0)
+        outlines = annotation.get("segmentation")
+        if not outlines:
+            raise ValueError(f"annotation {annotation.get('id')} is a box, no outline: boxes are no masks")
+        target = shapes[file_of[annotation["image_id"]]]
+        if isinstance(outlines, dict):
+            target.append(_coco_runs(outlines, number))
+        else:  # COCO counts from the corner of the first pixel
+            target.extend(Outline(np.asarray(outline, np.float64) - 0.5, number) for outline in outlines)
+    return shapes, {number: name for number, (_, name) in enumerate(categories, start=1)}
+
+
+def _coco_runs(content: dict, number: int) -> Runs:
+    height, width = (int(side) for side in content["size"])
+    counts = content["counts"]
+    if isinstance(counts, str):
+        counts = _uncompressed(counts)
+    ends = np.cumsum(np.asarray(counts, np.int64))
+    starts = np.concatenate([[0], ends[:-1]])
+    return Runs(np.stack([starts, np.asarray(counts, np.int64)], axis=1)[1::2], number, (height, width))
+
+
+def _uncompressed(text: str) -> list[int]:
+    """COCO's compressed counts: 5 bits a character, the sixth says that more follow; from the third on, differences."""
+    counts, place = [], 0
+    while place < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            code = ord(text[place]) - 48
+            if not 0 <= code < 64 or shift > 40:
+                raise ValueError("run lengths are damaged")
+            value |= (code & 31) << shift
+            more, place, shift = bool(code & 32), place + 1, shift + 5
+            if not more and code & 16:
+                value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    return counts
+
+
+def _regions(entry: dict) -> list[dict]:
+    regions = entry["regions"]
+    return list(regions.values()) if isinstance(regions, dict) else list(regions)
+
+
+def _via(found: list[tuple[str, dict]], entries=()):
+    """Regions of the VGG Image Annotator; the class is the one attribute whose values differ, or there is one class."""
+    values: dict[str, set] = {}
+    for _, region in found:
+        for name, value in (region.get("region_attributes") or {}).items():
+            values.setdefault(str(name), set()).add(_word(value))
+    naming = [name for name, words in values.items() if len(words) > 1]
+    if len(naming) > 1:
+        raise ValueError(
+            f"its regions have several attributes ({', '.join(sorted(naming))}): keep the one that is the class"
+        )
+    words = sorted(values[naming[0]]) if naming else [""]
+    shapes = {str(entry["filename"]): [] for entry in entries}
+    for file, region in found:
+        word = _word((region.get("region_attributes") or {}).get(naming[0])) if naming else ""
+        number = words.index(word) + 1 if word in words else 1
+        shapes.setdefault(file, []).append(Outline(_via_points(region["shape_attributes"]), number))
+    return shapes, {number: word for number, word in enumerate(words, start=1) if word}
+
+
+def _word(value) -> str:
+    if isinstance(value, dict):  # a check box: {"nodule": true}
+        value = ", ".join(sorted(key for key, on in value.items() if on))
+    return str(value if value is not None else "").strip()
+
+
+def _via_points(shape: dict) -> np.ndarray:
+    kind = shape.get("name")
+    if kind in ("polygon", "polyline"):
+        return np.stack([shape["all_points_x"], shape["all_points_y"]], axis=1)
+    if kind in ("circle", "ellipse"):
+        turn = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False)
+        across, down = (shape["r"], shape["r"]) if kind == "circle" else (shape["rx"], shape["ry"])
+        tilt = float(shape.get("theta", 0))
+        x, y = across * np.cos(turn), down * np.sin(turn)
+        return np.stack(
+            [shape["cx"] + x * np.cos(tilt) - y * np.sin(tilt), shape["cy"] + x * np.sin(tilt) + y * np.cos(tilt)],
+            axis=1,
+        )
+    raise ValueError(f"a region of the shape {kind!r} is no outline: polygon, polyline, circle and ellipse are read")
+
+
+def _yolo(data: bytes):
+    """One image: `class x1 y1 x2 y2 ...` a line, in shares of width and height."""
+    shapes = []
+    for line_number, line in enumerate(data.decode("utf-8-sig").splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) == 5:
+            raise ValueError(f"line {line_number} is a box, no outline: boxes are no masks")
+        numbers = [float(word) for word in words]
+        if len(numbers) % 2 == 0 or numbers[0] != int(numbers[0]):
+            raise ValueError(f"line {line_number} is not of the form: class x1 y1 x2 y2 x3 y3 ...")
+        shapes.append(Outline(numbers[1:], int(numbers[0]) + 1, relative=True))
+    return {"": shapes}, {}
+
+
+def _ddti(data: bytes):
+    """A case of DDTI: <mark> holds the number of an image and, as JSON, the points of its outlines."""
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise ValueError("names entities, which no annotation needs: refused")
+    try:
+        root = ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"is no XML: {error}") from None
+    shapes: dict[str, list] = {}
+    for mark in root.iter("mark"):
+        image = (mark.findtext("image") or "").strip()
+        text = (mark.findtext("svg") or "").strip()
+        try:
+            regions = json.loads(text) if text else []
+        except ValueError:
+            raise ValueError(f"the outlines of image {image} are cut short") from None
+        for region in regions:
+            points = [(point["x"], point["y"]) for point in region["points"]]
+            shapes.setdefault(image, []).append(Outline(points, 1))
+    return shapes, {1: "nodule"}
+
+
+def _table(data: bytes):
+    rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    names = {name.strip().lower(): name for name in (rows[0] if rows else {}) if isinstance(name, str)}
+    if "region_shape_attributes" in names:
+        found = [
+            (
+                row["filename"],
+                {"shape_attributes": shape, "region_attributes": json.loads(row["region_attributes"] or "{}")},
+            )
+            for row in rows
+            if (shape := json.loads(row["region_shape_attributes"] or "{}"))
+        ]
+        return _via(found, rows)
+    if {"filename", "x1", "y1", "x2", "y2", "frame"} <= names.keys():
+        return _tracings(rows, names)
+    pixels = next((names[name] for name in ("pixels", "encodedpixels", "rle", "rle_mask") if name in names), None)
+    if pixels is None:
+        raise ValueError(f"has no column of outlines or run lengths; its columns: {', '.join(names) or 'none'}")
+    images = [name for name in names.values() if name != pixels]
+    shapes = {}
+    for row in rows:
+        key = "_".join(row[name].strip() for name in images)  # Kaggle's nerve: subject and img
+        numbers = [int(word) for word in (row[pixels] or "").split() if word not in ("-1", "nan")]
+        if len(numbers) % 2:
+            raise ValueError(f"the run lengths of {key} are no pairs of start and length")
+        pairs = np.array(numbers, np.int64).reshape(-1, 2)
+        if len(pairs) and pairs[:, 0].min() < 1:
+            raise ValueError(f"the run lengths of {key} begin at 0; they count from 1")
+        shapes.setdefault(key, []).append(Runs(pairs - (1, 0), 1))
+    return shapes, {}
+
+
+def _tracings(rows: list[dict], names: dict[str, str]):
+    """EchoNet-Dynamic: the first row of a frame is the long axis, the others are cords across the ventricle, from tip to base."""
+    cords: dict[str, list] = {}
+    for row in rows:
+        stem = re.sub(r"\.avi$", "", row[names["filename"]].strip(), flags=re.IGNORECASE)
+        key = f"{stem}#{int(float(row[names['frame']]))}"
+        cords.setdefault(key, []).append([float(row[names[name]]) for name in ("x1", "y1", "x2", "y2")])
+    shapes = {}
+    for key, lines in cords.items():
+        lines = np.array(lines[1:])
+        if len(lines) < 2:
+            raise ValueError(f"{key} has fewer than two cords")
+        shapes[key] = [Outline(np.concatenate([lines[:, :2], lines[::-1, 2:]]), 1)]
+    return shapes, {1: "left ventricle"}
