@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vfm4us.data.decode import read_grey
+from vfm4us.data.decode import read_record
 from vfm4us.data.sources import source_root
 from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.files import write_text
@@ -45,7 +45,7 @@ def evaluate(arguments) -> None:
         good = []
         for record in records[start : start + 32]:
             try:
-                good.append((record, read_grey(root / record.path)))
+                good.append((record, read_record(root, record)))
             except ValueError as error:
                 bad.append((record.path, str(error)))
         if good:

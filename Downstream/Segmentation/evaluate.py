@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vfm4us import plots
-from vfm4us.data.decode import read_grey
+from vfm4us.data.decode import read_record
 from vfm4us.data.masks import read_masks
 from vfm4us.data.sources import source_root
 from vfm4us.runtime.device import choose_device, device_name
@@ -52,7 +52,7 @@ def evaluate(arguments) -> None:
     if not done:
         raise ValueError(f"none of the {len(records)} images of {arguments.data} can be read")
     for record, name in done:
-        image = read_grey(root / record.path)
+        image = read_record(root, record)
         picture = plots.outlined(image, np.asarray(Image.open(out / name)), read_masks(root, record, image, size))
         target = out / "overlays" / Path(name).relative_to("predicted")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -150,10 +150,10 @@ def test_csv_in_another_encoding_is_refused(tmp_path):
 
 def test_missing_and_empty_folders_say_what_to_do(tmp_path):
     (tmp_path / "images_here").mkdir()
-    (tmp_path / "images_here" / "scan.dcm").touch()
+    (tmp_path / "images_here" / "scan.txt").touch()
     with pytest.raises(FileNotFoundError, match="did you mean .*images_here"):
         find_source(tmp_path / "image_here")
-    with pytest.raises(ValueError, match=r"looked for \.png .*found 1 \.dcm"):
+    with pytest.raises(ValueError, match=r"looked for \.png .*found 1 \.txt"):
         find_source(tmp_path / "images_here")
 
 

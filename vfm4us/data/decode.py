@@ -1,17 +1,22 @@
 """One image file as grey pixels.
 
-`read_grey(path)` is what everything else asks; `upright_image(data)` is the decoded PIL image in the file's own mode.
+`read_grey(path)` and `read_record(root, record)` are what everything else asks; `upright_image(data)` is the decoded PIL image
+in the file's own mode.
 """
 
+import contextlib
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from vfm4us.data import frames
 from vfm4us.data.greys import grey_of_image
-from vfm4us.data.limits import MAXIMUM_PIXELS, check_size, file_bytes
+from vfm4us.data.limits import MAXIMUM_PIXELS, check_size, file_bytes, hold
+from vfm4us.data.records import Record
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")
 
 
 def read_grey(path) -> np.ndarray:
@@ -20,14 +25,41 @@ def read_grey(path) -> np.ndarray:
     Colour becomes luminance (ITU-R 601), transparency is composited on black, 1-bit becomes 0 and 255. 10, 12, 14 and
     16-bit grey is divided by the full range of the smallest of 8, 10, 12, 14, 16 bits that holds the image's maximum,
     so that 12-bit data in a 16-bit file is not black. Float images in [0, 1] are scaled by 255, in [0, 255] rounded;
-    anything else (negative, 32-bit, larger) is stretched from its minimum to its maximum.
+    anything else (negative, 32-bit, larger) is stretched from its minimum to its maximum. Of a DICOM file it is the B-mode
+    region of the first frame, of a clip or a volume the first frame or slice.
     Raises ValueError with a one-line reason: unreadable, not an image, truncated, too large or too small.
     """
-    return grey_of_bytes(file_bytes(path))
+    if not frames.kind_of(path) or (contents := frames.contents_of(path)) is None:
+        return grey_of_bytes(file_bytes(path))
+    return read_frame(path, 0, contents.crops[0])
+
+
+def read_record(root, record: Record) -> np.ndarray:
+    """The image of a record in native pixels, uint8 (H, W): its file, or the frame and the crop of it that the record names."""
+    path = Path(root) / record.path
+    if record.reason:
+        raise ValueError(record.reason)
+    if record.frame or frames.is_container(path):
+        return read_frame(path, record.frame, record.crop)
+    return frames.cropped(grey_of_bytes(file_bytes(path)), record.crop)
+
+
+def read_frame(path, number: int, crop: str = "") -> np.ndarray:
+    """One frame of a file that holds several, uint8 (H, W)."""
+    for _, pixels in frames.read_frames(path, [number]):
+        return frames.cropped(pixels, crop)
+    raise ValueError(f"ends before frame {number}")
 
 
 def upright_image(data: bytes) -> Image.Image:
     """The decoded, upright PIL image in the file's own mode; anything a damaged file provokes becomes a ValueError."""
+    with _opened(data) as image:
+        return _upright(image)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes):
+    """The image with its header read and its size found bearable; the budget of pixels is held until the end."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: half-decoded images would pass as whole ones")
     try:
@@ -39,6 +71,11 @@ def upright_image(data: bytes) -> Image.Image:
     except Exception as error:  # decoders of damaged files raise SyntaxError, EOFError, struct.error, KeyError, ...
         raise ValueError(f"damaged header: {one_line(error)}") from error
     check_size(*image.size)  # known from the header, before any pixel is decoded
+    with hold(image.width * image.height):
+        yield image
+
+
+def _upright(image: Image.Image) -> Image.Image:
     try:
         image.load()
         return ImageOps.exif_transpose(image)
@@ -54,4 +91,5 @@ def one_line(error: Exception) -> str:
 
 def grey_of_bytes(data: bytes) -> np.ndarray:
     """`read_grey` of the bytes of a file."""
-    return grey_of_image(upright_image(data))
+    with _opened(data) as image:
+        return grey_of_image(_upright(image))

@@ -17,7 +17,7 @@ PAGED_EXTENSIONS = (".tif", ".tiff", ".gif", ".webp")
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".dic", ".ima")
 ASSUMED_RATE = 25.0  # frames a second, of a clip that does not say
-SAME_CELL, SAME_MEAN = 2.5, 1.0  # grey levels of 255, see `near_identical`
+SAME_CELL = 2.5  # grey levels of 255, see `near_identical`
 RULES = "first, all, every N, per second, or N per second"
 INSTALL = {"dicom": "pydicom", "clips": "av", "volumes": "SimpleITK"}  # extra of pyproject.toml -> its first package
 
@@ -101,14 +101,14 @@ def frame_rule(text) -> FrameRule:
 def near_identical(before: np.ndarray | None, after: np.ndarray) -> bool:
     """Whether two grey uint8 frames (H, W) show the same picture, but for the noise of a codec.
 
-    No cell of a 32 x 32 grid of means differs by more than 2.5 grey levels, and the pixels differ by less than 1 in the
-    mean: a frozen frame, saved again, does not; speckle that moves by a pixel does.
+    No cell of a grid of means (32 x 32, of 8 pixels or more) differs by more than 2.5 grey levels. A frozen frame of speckle,
+    encoded again by MPEG-4, Motion JPEG or WMV, differs by 1 or 2 there (and by up to 6 in the mean of its pixels); a moved
+    one by more.
     """
     if before is None or before.shape != after.shape:
         return False
-    if np.abs(before.astype(np.int16) - after).mean() >= SAME_MEAN:
-        return False
-    a, b = (np.asarray(Image.fromarray(x).resize((32, 32), Image.Resampling.BOX), np.float32) for x in (before, after))
+    grid = tuple(max(4, min(32, side // 8)) for side in before.shape[::-1])
+    a, b = (np.asarray(Image.fromarray(x).resize(grid, Image.Resampling.BOX), np.float32) for x in (before, after))
     return float(np.abs(a - b).max()) <= SAME_CELL
 
 
@@ -141,6 +141,14 @@ def kind_of(path) -> str:
     if ending in DICOM_EXTENSIONS or (ending == "" and dicom.is_dicom(path)):
         return "DICOM"
     return ""
+
+
+def is_container(path) -> bool:
+    """Whether a file is read by frames: DICOM, a clip, a volume, or an image with several pages."""
+    from vfm4us.data import clips
+
+    kind = kind_of(path)
+    return bool(kind) and (kind != "pages" or clips.page_contents(path) is not None)
 
 
 def contents_of(path, regions=("b-mode",)) -> Contents | None:

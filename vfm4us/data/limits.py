@@ -80,18 +80,24 @@ def check_size(width: int, height: int) -> None:
 class PixelBudget:
     """Pixels that may be under way at once, over all threads: `with budget.hold(width * height): decode`.
 
-    One image always goes, however large. Others wait in the order in which they come. For processes that share a budget give
-    a lock and a semaphore of multiprocessing.
+    One image always goes, however large. Others wait in the order in which they come. What a thread asks for while it holds
+    some already (the mask of an image) is free, else two threads could wait for each other. For processes that share a budget
+    give a lock and a semaphore of multiprocessing.
     """
 
     def __init__(self, pixels: int = MAXIMUM_PIXELS, gate=None, units=None):
         self.total = max(1, pixels // UNIT)
         self.gate = gate or threading.Lock()
         self.units = units or threading.Semaphore(self.total)
+        self.own = threading.local()
 
     @contextlib.contextmanager
     def hold(self, pixels: int):
+        if getattr(self.own, "holds", False):
+            yield
+            return
         wanted, held = min(self.total, max(1, -(-pixels // UNIT))), 0
+        self.own.holds = True
         try:
             with self.gate:  # one at a time gathers its units, else two large ones could wait for each other for ever
                 while held < wanted:
@@ -99,6 +105,7 @@ class PixelBudget:
                     held += 1
             yield
         finally:
+            self.own.holds = False
             for _ in range(held):
                 self.units.release()
 

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vfm4us.data import frames
 from vfm4us.data import splits as splitting
+from vfm4us.data.containers import Reading, one_record_per_image
 from vfm4us.data.dataset import (
     RESAMPLING,
     PreparedDataset,
@@ -33,10 +36,10 @@ from vfm4us.data.dataset import (
     valid_part,
 )
 from vfm4us.data.decode import grey_of_bytes, read_grey
-from vfm4us.data.limits import MINIMUM_SIDE, file_bytes
+from vfm4us.data.limits import MINIMUM_SIDE, check_size, file_bytes
 from vfm4us.data.masks import read_masks
 from vfm4us.data.records import Record, write_manifest
-from vfm4us.data.sources import find_source, source_root
+from vfm4us.data.sources import list_source, source_root
 
 try:
     import fcntl
@@ -46,10 +49,14 @@ except ImportError:  # Windows: no file locks, so two processes must not prepare
 
 VERSION = 1  # of the packed format: a dataset of another version is prepared anew
 NPY_HEADER = 128  # bytes, for any N and S
+LONGEST_RUN = 64  # frames of one file that are decoded in one go
+NEAR_IDENTICAL = "near-identical to the frame before it"
 SAVE_EVERY = 3.0  # seconds of work that an interruption may cost
 
 
-def open_or_prepare(path, cache: Path, size: int, splits=(0.8, 0.1, 0.1), seed: int = 0) -> PreparedDataset:
+def open_or_prepare(
+    path, cache: Path, size: int, splits=(0.8, 0.1, 0.1), seed: int = 0, reading: Reading | None = None
+) -> PreparedDataset:
     """Open a prepared folder as it is, or prepare a plain folder or CSV once into `cache` and open it from there.
 
     The folder in `cache` is named by the source's name, the size and a fingerprint of its files (paths, sizes, times),
@@ -58,13 +65,17 @@ def open_or_prepare(path, cache: Path, size: int, splits=(0.8, 0.1, 0.1), seed: 
     path = Path(path)
     if is_prepared(path) or (not path.exists() and beside(path, ".partial").exists()):
         return PreparedDataset(path)
-    records = find_source(path)
-    key = f"{path.resolve()} {_source_fingerprint(source_root(path), records)} {VERSION} {splits} {seed}"
+    records = list_source(path)
+    told = (reading or Reading()).plan()
+    key = (
+        f"{path.resolve()} {_source_fingerprint(source_root(path), records)} {VERSION} {splits} {seed}"
+        + f" {told}" * bool(told)
+    )
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8]
     folder = Path(cache) / f"{_source_name(path)}-{size}-{digest}"
     if is_prepared(folder):
         return PreparedDataset(folder)
-    return prepare(path, folder, size=size, splits=splits, seed=seed)
+    return prepare(path, folder, size=size, splits=splits, seed=seed, reading=reading)
 
 
 def prepare(
@@ -75,6 +86,7 @@ def prepare(
     seed: int = 0,
     progress: bool = True,
     workers: int | None = None,
+    reading: Reading | None = None,
 ) -> PreparedDataset:
     """Pack a source (see `find_source`) into the folder `out` and open it; the same call continues an interrupted one.
 
@@ -94,7 +106,8 @@ def prepare(
         raise ValueError(f"workers={workers}: give 1 or more")
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no prepared dataset: choose another folder, nothing is overwritten")
-    records = find_source(source)
+    reading = reading or Reading()
+    records = list_source(source)
     _check_groups(records)
     root = source_root(source)
     plan = {
@@ -104,11 +117,14 @@ def prepare(
         "seed": seed,
         "source": str(source.resolve()),
         "fingerprint": _source_fingerprint(root, records),
+        **reading.plan(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with _locked(beside(out, ".lock"), progress):
         if _is_of_plan(out, plan):
             return PreparedDataset(out)
+        records = one_record_per_image(root, records, reading)
+        _check_groups(records)
         partial = beside(out, ".partial")
         try:
             _pack_all(root, records, partial, plan, progress, workers)
@@ -126,11 +142,72 @@ def prepare(
     return PreparedDataset(out)
 
 
+def _runs(records: list[Record]):
+    """Ranges of consecutive records that lie in one file and are decoded in one go; a plain image is a range of its own."""
+    begin = 0
+    while begin < len(records):
+        end = begin + 1
+        while end < len(records) and end - begin < LONGEST_RUN and records[end].path == records[begin].path:
+            end += 1
+        yield range(begin, end)
+        begin = end
+
+
+def _prepare_run(root: Path, records: list[Record], run: range, size: int, keep_all: bool) -> list:
+    """The results of `_prepare_one` for the records of a run, in order."""
+    first = records[run.start]
+    try:
+        several = not first.reason and (len(run) > 1 or frames.is_container(root / first.path))
+    except ValueError as error:
+        return [str(error) for _ in run]
+    if not several:
+        return [_prepare_one(root, records[i], size) for i in run]
+    own = [records[i] for i in run]
+    # to tell near-identical frames at the seam of two runs, the frame before is decoded again
+    before = [records[run.start - 1]] if run.start and records[run.start - 1].path == first.path else []
+    results: dict[int, object] = {}
+    last: dict[str, np.ndarray] = {}
+    by_frame: dict[int, list[int]] = {}
+    for place, record in enumerate(own):
+        by_frame.setdefault(record.frame, []).append(place)
+    numbers = sorted({record.frame for record in (*before, *own)})
+    failed = f"ends before its frame {first.frame}"
+    try:
+        for number, whole in frames.read_frames(root / first.path, numbers):
+            for record in before:
+                if record.frame == number:
+                    last[record.crop] = frames.cropped(whole, record.crop)
+            for place in by_frame.get(number, []):
+                record = own[place]
+                grey = frames.cropped(whole, record.crop)
+                same = not keep_all and not record.mask and not record.target
+                if same and frames.near_identical(last.get(record.crop), grey):
+                    results[place] = NEAR_IDENTICAL
+                    continue
+                last[record.crop] = grey
+                digest = hashlib.sha256(f"{grey.shape}".encode() + grey.tobytes()).hexdigest()
+                results[place] = _pack_grey(root, record, grey, digest, size)
+    except ValueError as error:
+        failed = str(error)
+    return [results.get(place, failed) for place in range(len(own))]
+
+
 def _prepare_one(root: Path, record: Record, size: int):
     """Read, check and pack one record: (record, image, mask or None, target or None), or the reason for refusing it."""
+    if record.reason:
+        return record.reason
     try:
         data = file_bytes(root / record.path)
-        grey = grey_of_bytes(data)
+        grey = frames.cropped(grey_of_bytes(data), record.crop)
+    except ValueError as error:
+        return str(error)
+    return _pack_grey(root, record, grey, hashlib.sha256(data).hexdigest(), size)
+
+
+def _pack_grey(root: Path, record: Record, grey: np.ndarray, digest: str, size: int):
+    """As `_prepare_one`, of an image whose native pixels (H, W) are there already."""
+    try:
+        check_size(grey.shape[1], grey.shape[0])
         height, width = packed_size(*grey.shape, size)
         target = None
         mask = read_masks(root, record, grey, size)
@@ -151,7 +228,7 @@ def _prepare_one(root: Path, record: Record, size: int):
         width=grey.shape[1],
         valid_height=height,
         valid_width=width,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=digest,
         phash=f"{int(splitting.perceptual_hash(grey)):016x}",
     )
     return done, in_frame(grey, height, width, size, RESAMPLING), mask, target
@@ -196,8 +273,14 @@ def _pack_all(root: Path, records: list[Record], partial: Path, plan: dict, prog
             os.fsync(log.fileno())
             lines.clear()
 
-        remaining = range(len(done), len(records))
-        for result in _in_order(lambda i: _prepare_one(root, records[i], size), remaining, workers):
+        keep_all = plan.get("frames") == "all"
+
+        def pack_run(run: range) -> list:
+            # whole runs, even where half of one is done: which frames are near-identical must not depend on interruptions
+            return _prepare_run(root, records, run, size, keep_all)[max(0, len(done) - run.start) :]
+
+        results = _in_order(pack_run, (run for run in _runs(records) if run.stop > len(done)), workers)
+        for result in itertools.chain.from_iterable(results):
             if isinstance(result, str):
                 lines.append(json.dumps({"reason": result}).encode() + b"\n")
             else:
@@ -250,7 +333,7 @@ def _finish(sources: list[Record], partial: Path, out: Path, plan: dict) -> None
     """Write what is known only at the end, then let the dataset appear by one rename."""
     size = plan["size"]
     entries, count = _read_journal(partial / "journal.jsonl")
-    rejected = [(r.path, e["reason"]) for r, e in zip(sources, entries, strict=True) if "reason" in e]
+    rejected = [(_place(r), e["reason"]) for r, e in zip(sources, entries, strict=True) if "reason" in e]
     if not count:
         first = "; ".join(f"{path}: {reason}" for path, reason in rejected[:3])
         shutil.rmtree(partial)
@@ -299,6 +382,11 @@ def _finish(sources: list[Record], partial: Path, out: Path, plan: dict) -> None
     shutil.rmtree(replaced, ignore_errors=True)
     for name in ("plan.json", "journal.jsonl"):  # they let a call killed before the rename go on; now they are done
         (out / name).unlink(missing_ok=True)
+
+
+def _place(record: Record) -> str:
+    """The path of a record, with the frame where it is one of several."""
+    return f"{record.path} frame {record.frame}" if record.frame else record.path
 
 
 def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan: dict) -> list[str]:

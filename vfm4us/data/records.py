@@ -7,7 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+from vfm4us.data import frames
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+READ_EXTENSIONS = IMAGE_EXTENSIONS + frames.CLIP_EXTENSIONS + frames.VOLUME_EXTENSIONS + frames.DICOM_EXTENSIONS
 SPLITS = ("train", "val", "test", "exclude")
 SPLIT_SYNONYMS = {
     "training": "train",
@@ -29,7 +32,9 @@ class Record:
 
     `path`, `mask` and `target` stand as in the source; several masks are joined by ";". `height` and `width` are the
     native size in pixels, the valid rectangle is in pixels of the packed frame, `phash` is 16 hex digits.
-    `split` is one of train, val, test, exclude, or "" while not yet decided.
+    `split` is one of train, val, test, exclude, or "" while not yet decided. `frame` is the number, from 0, of a frame, page
+    or slice of its file, `crop` the part "top left height width" of it in native pixels ("" is all), `spacing_mm` the distance
+    of native rows and columns, "0.2 0.2", where known. `reason` says why the file is not read; it stands in no manifest.
     """
 
     id: str
@@ -47,14 +52,19 @@ class Record:
     valid_width: int = 0
     sha256: str = ""
     phash: str = ""
+    frame: int = 0
+    crop: str = ""
+    spacing_mm: str = ""
+    reason: str = ""
 
     @property
     def mask_paths(self) -> list[str]:
         return [part for part in self.mask.split(PATH_SEPARATOR) if part]
 
 
-COLUMNS = tuple(field.name for field in fields(Record))
+COLUMNS = tuple(field.name for field in fields(Record) if field.name != "reason")
 INTEGER_COLUMNS = tuple(field.name for field in fields(Record) if field.type is int)
+LATER_COLUMNS = ("frame", "crop", "spacing_mm")  # earlier manifests lack them
 
 
 def natural_key(text: str) -> tuple:
@@ -64,12 +74,14 @@ def natural_key(text: str) -> tuple:
 
 
 def without_extension(path: str) -> str:
-    stem, extension = os.path.splitext(path)
-    return stem if extension.lower() in IMAGE_EXTENSIONS else path
+    return frames.stem_of(path) if frames.extension_of(path) in READ_EXTENSIONS else path
 
 
 def image_files(root: Path) -> list[str]:
-    """Image files below `root` as relative POSIX paths; symbolic links are followed, each folder once."""
+    """Files below `root` that are read, as relative POSIX paths; symbolic links are followed, each folder once.
+
+    A file without a known ending is one where it begins like DICOM.
+    """
     files, seen = [], set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
         real = os.path.realpath(folder)
@@ -81,9 +93,14 @@ def image_files(root: Path) -> list[str]:
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         prefix = Path(folder).relative_to(root).as_posix()
         for name in names:
-            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS):
+            if not name.startswith(".") and is_read(Path(folder) / name):
                 files.append(name if prefix == "." else f"{prefix}/{name}")
     return files
+
+
+def is_read(path) -> bool:
+    """Whether a file is an image, a clip, a volume or DICOM: by its ending, without one by its beginning."""
+    return frames.extension_of(path) in READ_EXTENSIONS or bool(frames.kind_of(path))
 
 
 def with_unique_ids(records: list[Record]) -> list[Record]:
@@ -104,13 +121,17 @@ def read_manifest(path) -> list[Record]:
     path = Path(path)
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        missing = [name for name in COLUMNS if name not in (*(reader.fieldnames or ()), *LATER_COLUMNS)]
         if missing:
             raise ValueError(f"{path} is not the manifest of a prepared dataset: it lacks {', '.join(missing)}")
         records = []
         for row in reader:
             try:
-                values = {name: int(row[name]) if name in INTEGER_COLUMNS else row[name] for name in COLUMNS}
+                values = {
+                    name: int(row[name]) if name in INTEGER_COLUMNS else row[name]
+                    for name in COLUMNS
+                    if name in row or name not in LATER_COLUMNS
+                }
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path} line {reader.line_num} is damaged ({error}): prepare it again") from error
             records.append(Record(**values))

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from vfm4us.data import layouts
+from vfm4us.data.containers import Reading, one_record_per_image
 from vfm4us.data.records import (
     IMAGE_EXTENSIONS,
     LESION_MASK,
@@ -31,8 +32,16 @@ def source_root(path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def find_source(path) -> list[Record]:
-    """List the images of a source, in natural order of their ids for folders and in file order for a CSV manifest.
+def find_source(path, reading: Reading | None = None) -> list[Record]:
+    """List the images of a source: the files of `list_source`, of those that hold several images one record per image taken.
+
+    reading: which frames and regions those are
+    """
+    return one_record_per_image(source_root(path), list_source(path), reading or Reading())
+
+
+def list_source(path) -> list[Record]:
+    """List the files of a source, in natural order of their ids for folders and in file order for a CSV manifest.
 
     `path` is a CSV file with the columns path, label, group, split, mask, target (all but path optional, further
     columns ignored, paths relative to the CSV), or a folder: with `manifest.csv`; with `images/` and perhaps `masks/`;

@@ -27,7 +27,7 @@ from vfm4us import checkpoints, plots
 from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import RESAMPLING, PreparedDataset, is_prepared, packed_size
-from vfm4us.data.decode import read_grey
+from vfm4us.data.decode import read_grey, read_record
 from vfm4us.data.images import image_array, image_batch, image_paths
 from vfm4us.data.pools import epoch_order
 from vfm4us.data.records import Record
@@ -193,7 +193,7 @@ def degraded_images(dataset: PreparedDataset, root: Path, rows: np.ndarray, stre
         cache.mkdir(parents=True, exist_ok=True)
         frames = np.zeros((len(dataset), dataset.size, dataset.size), np.uint8)
         for row in tqdm(rows, unit="image", desc="degrading"):
-            image = read_grey(root / dataset.records[row].path)
+            image = read_record(root, dataset.records[row])
             frames[row] = image_batch([degradation.degraded(image, strength)], dataset.size, frame=True)[0][
                 0, 0
             ].numpy()
@@ -208,7 +208,7 @@ def read_pair(root: Path, record: Record, strength: float | None) -> tuple[np.nd
 
     With a strength the record's image is the high-quality one, and is degraded.
     """
-    image = read_grey(root / record.path)
+    image = read_record(root, record)
     if strength is not None:
         return degradation.degraded(image, strength), image
     if not record.target:

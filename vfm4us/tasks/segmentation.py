@@ -25,7 +25,7 @@ from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import is_prepared
-from vfm4us.data.decode import read_grey
+from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_array, image_batch, image_paths
 from vfm4us.data.masks import CLASS_LIMIT, read_masks
 from vfm4us.data.records import Record
@@ -494,7 +494,7 @@ def examine(
         good = []
         for record in records[start : start + batch_size]:
             try:
-                image = read_grey(root / record.path)
+                image = read_record(root, record)
                 good.append((record, image, read_masks(root, record, image, size)))
             except ValueError as error:
                 cases.unreadable.append((record.path, str(error)))
@@ -638,7 +638,7 @@ def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join
     images, truths, predictions, titles = [], [], [], []
     for word, i in chosen:
         record = Record(id="", path=str(outcome["paths"][i]), mask=str(outcome["truth"][i]))
-        images.append(read_grey(root / record.path))
+        images.append(read_record(root, record))
         truth = read_masks(root, record, images[-1], size)
         truths.append((truth > 0).astype(np.uint8) if join else truth)
         predictions.append(np.asarray(Image.open(out / str(outcome["predicted"][i]))))

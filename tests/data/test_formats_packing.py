@@ -1,0 +1,139 @@
+"""DICOM, clips and volumes packed from a folder: the right frames, one group per patient or clip, no name of anybody."""
+
+import csv
+
+import numpy as np
+import pytest
+from making_formats import PLANTED, dicom_dataset, region, save_dicom, speckle, write_clip
+from PIL import Image
+
+from vfm4us.data import decode, prepare, pseudonyms
+from vfm4us.data.containers import Reading, Told, one_record_per_image
+from vfm4us.data.sources import find_source, list_source
+
+pytest.importorskip("pydicom")
+pytest.importorskip("av")
+
+
+@pytest.fixture(autouse=True)
+def key(tmp_path, monkeypatch):
+    monkeypatch.setenv(pseudonyms.KEY_FILE, str(tmp_path / "private" / "key"))
+
+
+def rejected_in(folder):
+    with open(folder / "rejected.csv", newline="") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def archive(root):
+    """Three patients: a still with two regions, a loop of 3 s at 10 frames a second, a file without ending; and a report."""
+    dual = dicom_dataset(speckle(0), SequenceOfUltrasoundRegions=[region(0, 0, 60, 36), region(0, 40, 60, 40)])
+    save_dicom(root / "a" / "still.dcm", dual)
+    loop = np.stack([speckle(10 + k) for k in range(30)])
+    loop[10] = loop[0]  # frozen
+    save_dicom(root / "a" / "loop.dcm", dicom_dataset(loop, FrameTime="100", PatientID="PID-2"))
+    save_dicom(root / "b" / "IM0001", dicom_dataset(speckle(1), "MONOCHROME1", PatientID="PID-3"))
+    save_dicom(root / "b" / "report.dcm", dicom_dataset(speckle(2), SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11"))
+    Image.fromarray(speckle(3)).save(root / "b" / "plain.png")
+    return root
+
+
+def test_an_archive_is_packed_and_names_nobody(tmp_path):
+    dataset = prepare.prepare(archive(tmp_path / "archive"), tmp_path / "out", size=64, progress=False)
+    assert dataset.ids == [
+        *("a/loop_frame0000", "a/loop_frame0020", "a/still_region1", "a/still_region2", "b/IM0001", "b/plain"),
+    ]
+    assert dataset.labels == ["a", "a", "a", "a", "b", "b"]
+    groups = dataset.groups.tolist()
+    assert groups[0] == groups[1] and groups[2] == groups[3] and len({groups[0], groups[2], groups[4]}) == 3
+    assert dataset.records[2].crop == "0 0 60 36" and dataset.records[2].spacing_mm == "0.2 0.2"
+    assert rejected_in(tmp_path / "out") == {
+        "a/loop.dcm frame 10": "near-identical to the frame before it",
+        "b/report.dcm": "DICOM: a structured report, no image",
+    }
+    assert (dataset.images[4, :64, :64] >= 0).all() and dataset.records[4].height == 64
+    for file in (tmp_path / "out").iterdir():
+        data = file.read_bytes()
+        for name in PLANTED:
+            assert name.encode() not in data, f"{name} stands in {file.name}"
+    for record in dataset.records:
+        assert not any(name in str(value) for name in PLANTED for value in vars(record).values())
+
+
+def test_the_grep_for_names_would_find_one(tmp_path):
+    root = tmp_path / "archive"
+    save_dicom(root / PLANTED[2] / "x.dcm", dicom_dataset(speckle(0)))  # in the path it stays, and a note says so
+    told = Told()
+    records = one_record_per_image(root, list_source(root), Reading(), told)
+    assert PLANTED[2] in records[0].path and any("rename it" in note for note in told.notes)
+
+
+def test_clips_by_each_rule_with_one_group(tmp_path):
+    root = tmp_path / "clips"
+    moving = [np.roll(speckle(5), 4 * k, axis=1) for k in range(20)]
+    write_clip(root / "x" / "one.mp4", moving, rate=10)
+    write_clip(root / "y" / "two.avi", [speckle(6)] * 20, rate=10, codec="mjpeg")
+    for rule, expected in (("first", [0]), ("per second", [0, 10]), ("every 5", [0, 5, 10, 15]), ("all", range(20))):
+        dataset = prepare.prepare(root, tmp_path / rule, size=64, progress=False, reading=Reading(frames=rule))
+        one = [r for r in dataset.records if r.path == "x/one.mp4"]
+        assert [r.frame for r in one] == list(expected) and {r.group for r in one} == {"x/one"}
+        two = [r for r in dataset.records if r.path == "y/two.avi"]
+        assert len(two) == (20 if rule == "all" else 1), "of a frozen clip one frame is enough"
+    assert one[3].id == "x/one_frame0003" and one[0].label == "x"
+
+
+def test_how_many_workers_and_interruptions_change_nothing(tmp_path, monkeypatch):
+    root = tmp_path / "clips"
+    slow = [np.roll(speckle(5), (k // 3) * 4, axis=1) for k in range(30)]
+    write_clip(root / "one.mp4", slow, rate=10, codec="libx264")
+    monkeypatch.setattr(prepare, "LONGEST_RUN", 8)
+    reading = Reading(frames="every 2")
+    whole = prepare.prepare(root, tmp_path / "whole", size=64, progress=False, workers=3, reading=reading)
+    monkeypatch.setattr(prepare, "SAVE_EVERY", 0.0)
+    real, calls = prepare._prepare_run, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(prepare, "_prepare_run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(root, tmp_path / "again", size=64, progress=False, workers=1, reading=reading)
+    lines = (tmp_path / "again.partial" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "again.partial" / "journal.jsonl").write_bytes(b"".join(lines[:3]))  # in the middle of a run
+    again = prepare.prepare(root, tmp_path / "again", size=64, progress=False, workers=1, reading=reading)
+    assert again.ids == whole.ids and (again.images[:] == whole.images[:]).all()
+    assert rejected_in(tmp_path / "again") == rejected_in(tmp_path / "whole")
+    assert 5 <= len(whole.ids) < 15
+
+
+def test_records_are_read_one_by_one_as_they_are_packed(tmp_path):
+    root = archive(tmp_path / "archive")
+    records = find_source(root)
+    still = [r for r in records if r.path == "a/still.dcm"]
+    assert [decode.read_record(root, r).shape for r in still] == [(60, 36), (60, 40)]
+    loop = next(r for r in records if r.frame == 20)
+    assert (decode.read_record(root, loop) == speckle(30)).all()
+    assert (decode.read_grey(root / "b" / "IM0001") == 255 - speckle(1)).all()
+    report = next(r for r in records if "report" in r.path)
+    with pytest.raises(ValueError, match="structured report"):
+        decode.read_record(root, report)
+
+
+def test_the_reading_is_checked():
+    with pytest.raises(ValueError, match="frames='last' is not understood"):
+        Reading(frames="last")
+    with pytest.raises(ValueError, match="regions="):
+        Reading(regions=("liver",))
+    assert Reading(frames="2 per_second").plan() == {"frames": "2 per second"} and Reading().plan() == {}
+
+
+def test_what_was_found_is_told(tmp_path):
+    root = archive(tmp_path / "archive")
+    told = Told()
+    one_record_per_image(root, list_source(root), Reading(), told)
+    lines = "\n".join(told.lines())
+    assert "3 DICOM files with 32 frames: 6 images are taken" in lines
+    assert "2 files: names no region" in lines and "1 files are refused, e.g. b/report.dcm" in lines

@@ -1,0 +1,134 @@
+"""From files to images: a record per file becomes a record per frame, slice or region that is taken.
+
+Only headers are read here. What is left out, assumed or refused is counted in `Told`, for the understanding of a source.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vfm4us.data import frames
+from vfm4us.data.frames import Contents, FrameRule, frame_rule
+from vfm4us.data.records import Record
+
+FILES = {"DICOM": "DICOM files", "clip": "clips", "pages": "files with pages", "volume": "volumes", "arrays": "arrays"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files that hold several images are read.
+
+    frames:  which frames of a clip: first, all, every N, per second, N per second
+    regions: which regions of DICOM files: of b-mode, colour, m-mode, spectral, other
+    blank:   fill burnt-in text and calipers with their neighbourhood
+    """
+
+    frames: str = "per second"
+    regions: tuple[str, ...] = ("b-mode",)
+    blank: bool = False
+
+    def __post_init__(self):
+        from vfm4us.data.dicom import REGIONS
+
+        object.__setattr__(self, "frames", str(frame_rule(self.frames)))
+        object.__setattr__(self, "regions", tuple(self.regions))
+        if unknown := [region for region in self.regions if region not in REGIONS] or not self.regions:
+            raise ValueError(f"regions={unknown or 'none'}: use some of {', '.join(REGIONS)}")
+
+    def plan(self) -> dict:
+        """What differs from the defaults, for the plan of a prepared dataset: of plain images nothing is written."""
+        told = {"frames": self.frames, "regions": list(self.regions), "blank": self.blank}
+        usual = Reading()
+        usual = {"frames": usual.frames, "regions": list(usual.regions), "blank": usual.blank}
+        return {key: value for key, value in told.items() if value != usual[key]}
+
+
+@dataclass
+class Told:
+    """What was found in files that hold several images.
+
+    files:    kind of file -> how many
+    frames:   kind of file -> how many frames, slices or pages they hold
+    taken:    kind of file -> how many images are taken
+    notes:    sentence -> how many files it is true of
+    examples: sentence -> the first of them
+    refused:  path -> reason
+    """
+
+    files: Counter = field(default_factory=Counter)
+    frames: Counter = field(default_factory=Counter)
+    taken: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
+    examples: dict = field(default_factory=dict)
+    refused: dict = field(default_factory=dict)
+
+    def note(self, sentence: str, path: str) -> None:
+        self.notes[sentence] += 1
+        self.examples.setdefault(sentence, path)
+
+    def lines(self) -> list[str]:
+        """The same in words, one line each."""
+        lines = [
+            f"{count} {FILES[kind]} with {self.frames[kind]} frames: {self.taken[kind]} images are taken"
+            for kind, count in self.files.items()
+        ]
+        lines += [f"{count} files: {note} (e.g. {self.examples[note]})" for note, count in self.notes.most_common()]
+        if self.refused:
+            path, reason = next(iter(self.refused.items()))
+            lines.append(f"{len(self.refused)} files are refused, e.g. {path}: {reason}")
+        return lines
+
+
+def one_record_per_image(root, records: list[Record], reading: Reading, told: Told | None = None) -> list[Record]:
+    """The records of plain images as they are, of each other file one per frame and region; unreadable ones with a `reason`.
+
+    A record that names its frame already (`frame` above 0, or a crop) stays one record.
+    """
+    told = Told() if told is None else told
+    rule = frame_rule(reading.frames)
+    expanded = []
+    for record in records:
+        path = Path(root) / record.path
+        if not frames.kind_of(path) or record.reason:
+            expanded.append(record)
+            continue
+        try:
+            contents = frames.contents_of(path, reading.regions)
+        except ValueError as error:
+            told.refused[record.path] = str(error)
+            expanded.append(replace(record, reason=str(error)))
+            continue
+        if contents is None:  # a TIFF with one page
+            expanded.append(record)
+            continue
+        own = _of_file(record, contents, rule)
+        expanded += own
+        told.files[contents.kind] += 1
+        told.frames[contents.kind] += contents.count
+        told.taken[contents.kind] += len(own)
+        for sentence in (*contents.notes, *(f"left out: {what}" for what in sorted(set(contents.left_out)))):
+            told.note(sentence, record.path)
+        if contents.rate is None and contents.count > 1 and rule.kind == "per second":
+            told.note(f"no rate is known, {frames.ASSUMED_RATE:g} frames a second are assumed", record.path)
+    return expanded
+
+
+def _of_file(record: Record, contents: Contents, rule: FrameRule) -> list[Record]:
+    named = bool(record.frame or record.crop)
+    numbers = [record.frame] if named else rule.chosen(contents)
+    crops = [record.crop] if record.crop else contents.crops
+    group = record.group or contents.group
+    if not group and contents.count > 1:
+        group = frames.stem_of(record.path)  # one group per clip
+    stem = frames.stem_of(record.id)
+    digits = max(4, len(str(contents.count - 1)))
+    made = []
+    for number in numbers:  # frame by frame, so that each is decoded once for all of its regions
+        for place, crop in enumerate(crops, start=1):
+            region = f"_region{place}" if len(crops) > 1 else ""
+            frame = f"_frame{number:0{digits}d}" if contents.count > 1 else ""
+            spacing = record.spacing_mm or contents.spacing_mm
+            made.append(
+                replace(record, id=stem + region + frame, frame=number, crop=crop, group=group, spacing_mm=spacing)
+            )
+    return made
