@@ -55,7 +55,9 @@ def test_colour_and_wide_numbers_become_grey_of_one_range(tmp_path, ending):
 def test_labels_keep_their_values(tmp_path):
     values = (np.arange(3 * 64 * 80) % 5).reshape(3, 64, 80).astype(np.int16)
     path = write(tmp_path / "gt.nii.gz", values)
-    assert all((pixels == values[number]).all() for number, pixels in volumes.read_labels(path, [0, 2]))
+    assert all((volumes.read_label(path, number) == values[number]).all() for number in (0, 2, 1))
+    with pytest.raises(ValueError, match="has 3 slices"):
+        volumes.read_label(path, 3)
 
 
 def test_damaged_and_boastful_headers_are_refused(tmp_path):

@@ -45,12 +45,14 @@ def read_clip(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         stream = _video(container)
         limits.check_size(stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.thread_count = 1  # images are decoded side by side already
-        for number, frame in enumerate(_frames(container, stream)):
-            if number in wanted:
-                limits.check_size(frame.width, frame.height)
-                yield number, np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).convert("L"))
-            if number >= last:
-                return
+        # a codec keeps some frames to predict others from
+        with limits.hold(4 * stream.codec_context.width * stream.codec_context.height):
+            for number, frame in enumerate(_frames(container, stream)):
+                if number in wanted:
+                    limits.check_size(frame.width, frame.height)
+                    yield number, np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).convert("L"))
+                if number >= last:
+                    return
 
 
 def _opened(path):
@@ -143,8 +145,10 @@ def read_pages(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
             for number in numbers:
                 image.seek(number)
                 limits.check_size(*image.size)
-                image.load()
-                yield number, grey_of_image(image)
+                with limits.hold(image.width * image.height):
+                    image.load()
+                    grey = grey_of_image(image)
+                yield number, grey
     except (MemoryError, ValueError):
         raise
     except EOFError:

@@ -78,7 +78,8 @@ def _opened(data: bytes):
 def _upright(image: Image.Image) -> Image.Image:
     try:
         image.load()
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # a copy only where there is something to turn
+        return image
     except MemoryError:
         raise
     except Exception as error:
@@ -91,5 +92,14 @@ def one_line(error: Exception) -> str:
 
 def grey_of_bytes(data: bytes) -> np.ndarray:
     """`read_grey` of the bytes of a file."""
+    with held_grey(data) as grey:
+        return grey
+
+
+@contextlib.contextmanager
+def held_grey(data: bytes):
+    """`grey_of_bytes`, with the budget of pixels held until the work with the image is done."""
     with _opened(data) as image:
-        return grey_of_image(_upright(image))
+        grey = grey_of_image(_upright(image))
+        image.close()
+        yield grey

@@ -99,6 +99,12 @@ def read_frames(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         yield from _video_frames(path, header, numbers)
         return
     _check_decoder(syntax)
+    with limits.hold(2 * height * width):
+        yield from _shown(path, header, syntax, numbers)
+
+
+def _shown(path, header, syntax: str, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    height, width = _size(header)
     value_range = None
     if _number(header, "SamplesPerPixel", 1) == 1 and _number(header, "BitsStored", 8) > 14:
         # 12 bits in 16 that do not say so: one range for all frames, that of the first

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-STRIPE = 4_000_000  # pixels that are converted at a time
+STRIPE = 500_000  # pixels that are converted at a time
 
 
 def grey_of_image(image: Image.Image) -> np.ndarray:

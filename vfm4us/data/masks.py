@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from vfm4us.data import arrays
+from vfm4us.data import arrays, frames, polygons, volumes
 from vfm4us.data.dataset import check_same_shape
 from vfm4us.data.decode import upright_image
 from vfm4us.data.limits import file_bytes
@@ -35,7 +35,7 @@ def read_masks(root, record: Record, image: np.ndarray, size: int) -> np.ndarray
     whole = None
     for path in record.mask_paths:
         try:
-            layer = read_mask(Path(root) / path)
+            layer = _layer(Path(root), path, record, image)
         except ValueError as error:
             raise ValueError(f"its mask {path}: {error}") from error
         check_same_shape(f"its mask {path}", layer, image, size)
@@ -43,6 +43,27 @@ def read_masks(root, record: Record, image: np.ndarray, size: int) -> np.ndarray
             layer = np.asarray(Image.fromarray(layer).resize(image.shape[::-1], Image.Resampling.NEAREST))
         whole = layer if whole is None else np.maximum(whole, layer)
     return whole
+
+
+def _layer(root: Path, name: str, record: Record, image: np.ndarray) -> np.ndarray:
+    """One mask of a record: a file, a slice of a volume, or an image's outlines in an annotation file; cropped as its image."""
+    file, key = polygons.split_reference(name)
+    top, left, height, width = (int(v) for v in record.crop.split()) if record.crop else (0, 0, *image.shape)
+    if key is not None:  # outlines are drawn on the whole frame, as far as the crop reaches
+        return polygons.read_mask(root / file, key, top + height, left + width)[top:, left:]
+    if frames.kind_of(root / file) == "volume":
+        layer = volumes.read_label(root / file, record.frame)
+        if layer.dtype.kind == "f" and not (layer == np.round(layer)).all():
+            raise ValueError("holds fractions: write class numbers")
+        if layer.min() < 0 or layer.max() > 255:
+            raise ValueError(f"holds values from {layer.min():g} to {layer.max():g}; expected 0 to 255")
+        layer = layer.astype(np.uint8)
+        layer = layer if layer.max() <= CLASS_LIMIT else (layer > 127).astype(np.uint8)
+    else:
+        layer = read_mask(root / file)
+    if record.crop and layer.shape != image.shape and layer.shape[0] >= top + height and layer.shape[1] >= left + width:
+        return frames.cropped(layer, record.crop)
+    return layer
 
 
 def mask_of(data: bytes) -> np.ndarray:

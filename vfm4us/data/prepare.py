@@ -35,7 +35,7 @@ from vfm4us.data.dataset import (
     packed_size,
     valid_part,
 )
-from vfm4us.data.decode import grey_of_bytes, read_grey
+from vfm4us.data.decode import held_grey, read_grey
 from vfm4us.data.limits import MINIMUM_SIDE, check_size, file_bytes
 from vfm4us.data.masks import read_masks
 from vfm4us.data.records import Record, write_manifest
@@ -198,10 +198,11 @@ def _prepare_one(root: Path, record: Record, size: int):
         return record.reason
     try:
         data = file_bytes(root / record.path)
-        grey = frames.cropped(grey_of_bytes(data), record.crop)
+        with held_grey(data) as grey:
+            digest = hashlib.sha256(data).hexdigest()
+            return _pack_grey(root, record, frames.cropped(grey, record.crop), digest, size)
     except ValueError as error:
         return str(error)
-    return _pack_grey(root, record, grey, hashlib.sha256(data).hexdigest(), size)
 
 
 def _pack_grey(root: Path, record: Record, grey: np.ndarray, digest: str, size: int):

@@ -10,7 +10,9 @@ comes out as (slices, rows, columns). Nothing is turned by the direction matrix:
 """
 
 import gzip
+import os
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from vfm4us.data import limits
 from vfm4us.data.frames import VOLUME_EXTENSIONS, Contents, MissingPackage, extension_of
 from vfm4us.data.greys import full_range, to_8_bit
 
+_LAST = threading.local()
 MAXIMUM_VOXELS = 4 * limits.MAXIMUM_PIXELS
 DEFLATE = 1032  # no stream of deflate holds more bytes than this many times its own
 READERS = dict(  # by ending, so that no other reader of ITK is ever tried on a file
@@ -48,7 +51,11 @@ def contents(path) -> Contents:
 
 def read_slices(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     """(number, grey uint8 (H, W)) of the slices asked for; one range of greys for the whole file, as `greys.full_range` says."""
-    pixels = _array(path)
+    with limits.hold(limits.MAXIMUM_PIXELS):  # volumes one at a time
+        yield from _slices(_array(path), numbers)
+
+
+def _slices(pixels: np.ndarray, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     if pixels.ndim == 4:  # colour
         for number in numbers:
             if number < len(pixels):
@@ -64,14 +71,22 @@ def read_slices(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
             yield number, to_8_bit(np.ascontiguousarray(pixels[number]), value_range)
 
 
-def read_labels(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, values (H, W) as they are written) of slices of a mask. Raises ValueError for colour."""
-    pixels = _array(path)
-    if pixels.ndim != 3:
+def read_label(path, number: int) -> np.ndarray:
+    """The values (H, W), as they are written, of a slice of a mask. Raises ValueError for colour and for a slice it lacks.
+
+    The mask of a volume is asked for slice by slice: each thread keeps the last one that it read.
+    """
+    status = os.stat(path)
+    asked = (str(path), status.st_size, status.st_mtime_ns)
+    if getattr(_LAST, "asked", None) != asked:
+        _LAST.asked = None
+        _LAST.pixels = _array(path)
+        _LAST.asked = asked
+    if _LAST.pixels.ndim != 3:
         raise ValueError("a mask with several values per pixel is not understood: write class numbers")
-    for number in numbers:
-        if number < len(pixels):
-            yield number, pixels[number]
+    if number >= len(_LAST.pixels):
+        raise ValueError(f"has {len(_LAST.pixels)} slices, its image has more")
+    return _LAST.pixels[number]
 
 
 def _reader(path):
