@@ -31,9 +31,8 @@ from vfm4us.config import from_dict
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.phantoms.folders import write_phantoms
 from vfm4us.phantoms.make import make_phantom
-from vfm4us.pretraining.methods.emp_ssl import Draws, Network, compute_loss, lars
+from vfm4us.pretraining.methods.emp_ssl import Draws, EmpSSLConfig, Network, compute_loss, lars
 from vfm4us.pretraining.objective import MultiPatchLoss, total_coding_rate
-from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.runtime.device import autocast, choose_attention, device_name
 from vfm4us.runtime.rng import generator
 
@@ -112,7 +111,7 @@ def benchmark_coding_rate(rounds: int) -> None:
 
 
 def benchmark_step(rounds: int) -> None:
-    config = from_dict(PretrainingConfig, {"patches": {"count": 8, "size": 64}})
+    config = from_dict(EmpSSLConfig, {"patches": {"count": 8, "size": 64}})
     network = Network(Encoder(EncoderSpec(in_channels=1)), config.projector).to(memory_format=torch.channels_last)
     images = torch.randint(0, 256, (32, 128, 128), dtype=torch.uint8)
     valid = torch.tensor([[0, 0, 128, 128]]).expand(32, 4)

@@ -59,10 +59,12 @@ TINY = {
     "batch_size": 8,
     "log_every": 1,
     "save_minutes": 60.0,
-    "projector": {"hidden": 32, "out": 16},
-    "patches": {"count": 3, "size": 16},
-    "adversary": {"weight": 0.5},
-    "masking": {"strategy": "adversarial", "cell": 4},
+    "emp_ssl": {
+        "projector": {"hidden": 32, "out": 16},
+        "patches": {"count": 3, "size": 16},
+        "adversary": {"weight": 0.5},
+        "masking": {"strategy": "adversarial", "cell": 4},
+    },
     "monitor": {"reference": 20, "held_out": 12, "patches": 2},
 }
 

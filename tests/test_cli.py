@@ -95,7 +95,13 @@ def test_a_wheel_runs_from_another_folder_without_the_checkout(tmp_path):
     assert run(vfm4us, "--version").stdout == f"vfm4us {__version__}\n"
     missing = run(vfm4us, "pretrain", "--config", "configs/pretraining/us510k.yaml")
     assert missing.returncode == 2 and "US-510K/coarse" in missing.stderr and "Traceback" not in missing.stderr
-    small = ["data.phantoms=84", "data.size=64", "patches.size=16", "patches.count=2", "stages.0.epoch_images=16"]
+    small = [
+        "data.phantoms=84",
+        "data.size=64",
+        "emp_ssl.patches.size=16",
+        "emp_ssl.patches.count=2",
+        "stages.0.epoch_images=16",
+    ]
     small += ["projector={hidden: 32, out: 16}", "monitor={reference: 16, held_out: 8, patches: 0}", "batch_size=8"]
     done = run(vfm4us, "pretrain", "stop_after=1", "device=cpu", *small)
     assert done.returncode == 0 and (elsewhere / "logs/quickstart/checkpoints/last.pt").is_file(), done.stderr

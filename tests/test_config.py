@@ -98,23 +98,23 @@ def test_missing_and_broken_files(tmp_path):
 def test_changed_keys_leave_out_the_free_ones():
     before = PretrainingConfig()
     after = config.from_dict(PretrainingConfig, {"device": "cpu", "num_workers": 3, "seed": 4, "patches": {"size": 64}})
-    assert config.changed_keys(config.to_dict(before), after) == ["seed: 0 -> 4", "patches.size: 96 -> 64"]
+    assert config.changed_keys(config.to_dict(before), after) == ["emp_ssl.patches.size: 96 -> 64", "seed: 0 -> 4"]
     older = config.to_dict(after)
-    del older["patches"]["count"], older["masking"], older["data"]["protect"]  # keys that a later version brought
+    del older["emp_ssl"]["patches"]["count"], older["emp_ssl"]["masking"], older["data"]["protect"]  # keys that a later version brought
     assert config.changed_keys(older, after) == []
-    after.masking.cell, after.patches.count = 5, 7
-    assert config.changed_keys(older, after) == ["patches.count: 20 -> 7", "masking.cell: 16 -> 5"]
+    after.emp_ssl.masking.cell, after.emp_ssl.patches.count = 5, 7
+    assert config.changed_keys(older, after) == ["emp_ssl.patches.count: 20 -> 7", "emp_ssl.masking.cell: 16 -> 5"]
 
 
 def test_a_run_of_a_version_without_a_key_had_its_default():
     before = config.to_dict(PretrainingConfig())
-    del before["method"], before["mae"], before["patches"]["size"], before["stages"]
+    del before["method"], before["mae"], before["emp_ssl"]["patches"]["size"], before["stages"]
     assert config.changed_keys(before, PretrainingConfig()) == []
     after = config.from_dict(PretrainingConfig, {"method": "mae", "mae": {"mask_ratio": 0.5}, "patches": {"size": 64}})
     assert config.changed_keys(before, after) == [
-        "method: 'emp_ssl' -> 'mae'",
-        "patches.size: 96 -> 64",
+        "emp_ssl.patches.size: 96 -> 64",
         "mae.mask_ratio: 0.75 -> 0.5",
+        "method: 'emp_ssl' -> 'mae'",
     ]
 
 
@@ -158,8 +158,8 @@ def test_every_shipped_pretraining_config_parses_and_names_its_command(file):
 def test_help_lists_every_key_with_its_meaning():
     text = config.describe(PretrainingConfig)
     for key in (
-        "patches.count = 20",
-        "adversary.epsilon = 0.009",
+        "emp_ssl.patches.count = 20",
+        "emp_ssl.adversary.epsilon = 0.009",
         "stages.0.data.0.path",
         "[none | random | adversarial]",
     ):

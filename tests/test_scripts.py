@@ -32,7 +32,7 @@ def test_the_published_command_runs_the_built_in_set_and_its_losses_are_golden(t
     gradient, and large steps, turn rounding, which depends on the number of threads and the release of PyTorch, into
     differences of 1e-3 within a few steps. So run, one and two threads differ by 1e-4.
     """
-    smooth = ["adversary.step_size=0", "masking.strategy=random", "stages.0.learning_rate=0.2"]
+    smooth = ["emp_ssl.adversary.step_size=0", "emp_ssl.masking.strategy=random", "stages.0.learning_rate=0.2"]
     done = script(ADV_MAIN, "stop_after=1", "device=cpu", *smooth, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = done.stdout.splitlines()[:2]
@@ -48,8 +48,8 @@ def test_the_published_command_runs_the_built_in_set_and_its_losses_are_golden(t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pathces.count=3"], "unknown config key 'pathces': did you mean 'patches'"),
-        (["patches.cuont=3"], "did you mean 'count'"),
+        (["emp_ssl.pathces.count=3"], "unknown config key 'emp_ssl.pathces': did you mean 'patches'"),
+        (["emp_ssl.patches.cuont=3"], "did you mean 'count'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["stages.0.epochs=-2"], "stages.0.epochs: -2 is below"),
         (["stages.0.learning_rate=quick"], "expected float, got 'quick'"),
@@ -76,11 +76,11 @@ def test_a_plain_folder_is_packed_once_and_trained_on(tmp_path, textures):
         "name=mine",
         "device=cpu",
         "batch_size=8",
-        "patches.size=16",
-        "patches.count=2",
+        "emp_ssl.patches.size=16",
+        "emp_ssl.patches.count=2",
         "data.size=48",
         "stages.0.epochs=1",
-        "projector={hidden: 32, out: 16}",
+        "emp_ssl.projector={hidden: 32, out: 16}",
         f"stages.0.data.0.path={textures / 'one'}",
     ]
     first = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
@@ -98,7 +98,7 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
         for n, p in (("coarse", "one"), ("fine", "two"))
     ]
     file = tmp_path / "two.yaml"
-    plain = {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}
+    plain = {"emp_ssl": TINY["emp_ssl"] | {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}}
     file.write_text(
         yaml.safe_dump(
             TINY | plain | {"data": {"size": 48, "root": str(textures), "splits": [0.6, 0.2, 0.2]}, "stages": stages}

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
-from vfm4us.pretraining.methods.emp_ssl import Network
-from vfm4us.pretraining.settings import ProjectorConfig
+from vfm4us.pretraining.methods.emp_ssl import Network, ProjectorConfig
 
 
 @pytest.fixture(scope="module")

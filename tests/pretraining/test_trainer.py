@@ -49,7 +49,7 @@ def assert_same_weights(a, b):
 
 @pytest.fixture
 def network_and_patches(tiny):
-    config = tiny()
+    config = tiny().emp_ssl
     torch.manual_seed(0)
     network = emp_ssl.Network(Encoder(EncoderSpec(in_channels=1)), config.projector).train()
     return config, network, torch.rand(3, 8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -91,7 +91,7 @@ def test_the_adversary_changes_the_loss_but_not_the_running_statistics(network_a
 def test_vectors_are_learnt_at_their_own_share_of_the_rate(tiny):
     def moved(share: float) -> tuple[torch.Tensor, torch.Tensor]:
         """How far a step from the same start took a kernel, and a batch-norm scale."""
-        config = tiny(f"optimizer.vector_rate={share}", f"name=share-{share}", "stop_after=1")
+        config = tiny(f"emp_ssl.optimizer.vector_rate={share}", f"name=share-{share}", "stop_after=1")
         trained = trainer.Trainer(config, torch.device("cpu"), 0, 1)
         body = trained.network.base_encoder.body
         before = body.conv1.weight.detach().clone(), body.bn1.weight.detach().clone()
@@ -247,16 +247,16 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tiny, monkeypatch):
     ("override", "message"),
     [
         ("stages.0.epochs=-1", "stages.0.epochs.*below"),
-        ("patches.size=64", "patches.size 64 is larger than the images"),
+        ("emp_ssl.patches.size=64", "patches.size 64 is larger than the images"),
         ("batch_size=500", "fewer than batch_size"),
         ("stages.0.data.0.path=nowhere", r"stages.0.data.0.path.*does not exist"),
         ("stages.1.name=coarse", "different names"),
-        ("adversary.weight=0", "masking.strategy=adversarial needs"),
+        ("emp_ssl.adversary.weight=0", "emp_ssl.masking.strategy=adversarial needs"),
         ("stages.0.replay=0.5", "stages.0.replay"),
         ("device=gpu", "device"),
         ("device=mps", "device"),
         ("name=../up", "name"),
-        ("masking.cell=40", "masking.cell 40 is larger"),
+        ("emp_ssl.masking.cell=40", "masking.cell 40 is larger"),
     ],
 )
 def test_bad_configs_name_the_key(tiny, override, message):
@@ -351,7 +351,7 @@ def _gradient(config, rank, world_size):
 def test_two_processes_train_as_one(tiny, tmp_path, weight):
     # A step of the attack takes the sign of a gradient, which rounding can flip: here it stays at its random start.
     config = dataclasses.replace(
-        tiny(),
+        tiny().emp_ssl,
         adversary=AdversaryConfig(weight=weight, step_size=0.0),
         masking=MaskingConfig("random", cell=4),
     )

@@ -36,7 +36,9 @@ def choose_cells(
     rows, columns = -(-height // config.cell), -(-width // config.cell)
     if config.strategy == "adversarial":
         if gradient is None:
-            raise ValueError("masking.strategy=adversarial needs the adversary: set adversary.weight above 0")
+            raise ValueError(
+                "emp_ssl.masking.strategy=adversarial needs the adversary: set emp_ssl.adversary.weight above 0"
+            )
         pad = (0, columns * config.cell - width, 0, rows * config.cell - height)
         scores = F.avg_pool2d(F.pad(gradient.abs().float(), pad), config.cell)[:, 0]
     elif scores is None:

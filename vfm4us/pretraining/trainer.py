@@ -25,6 +25,7 @@ from vfm4us.data import pools
 from vfm4us.encoders import Encoder, EncoderSpec, family
 from vfm4us.evaluation import representation
 from vfm4us.phantoms.folders import write_phantoms
+from vfm4us.pretraining import pictures
 from vfm4us.pretraining.method import Method
 from vfm4us.pretraining.methods import METHODS
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
@@ -64,22 +65,16 @@ CPU_ATTENTION = {
 
 def build_encoder(config: PretrainingConfig) -> Encoder:
     """The encoder that a run begins with: random, or read from `encoder.weights`."""
-    wanted = config.encoder
+    wanted, kind = config.encoder, METHODS[config.method]
+    side = kind.image_side(getattr(config, config.method))
     spec = EncoderSpec(wanted.name, wanted.in_channels)
     if family(wanted.name).has_tokens:
-        masked = config.method in ("mae", "spatial_frequency")
-        spec = dataclasses.replace(
-            spec,
-            patch=wanted.patch,
-            norm=wanted.norm or ("mean_of_norm" if masked else "token"),
-            image=spec.image if config.method == "emp_ssl" else next(iter(crops_of(config).values())).size,
-        )
+        image = side or spec.image
+        spec = dataclasses.replace(spec, patch=wanted.patch, norm=wanted.norm or kind.norm, image=image)
     encoder = Encoder(spec)
     if not wanted.weights:
         return encoder
-    source = checkpoints.load_encoder(
-        wanted.weights, wanted.in_channels, image_size=spec.image if config.method != "emp_ssl" else None
-    )
+    source = checkpoints.load_encoder(wanted.weights, wanted.in_channels, image_size=spec.image if side else None)
     if (source.spec.name, source.spec.patch) != (spec.name, spec.patch):
         raise ValueError(
             f"encoder.weights {wanted.weights} holds a {source.spec.name}"
@@ -96,7 +91,7 @@ def build_encoder(config: PretrainingConfig) -> Encoder:
 
 def build_method(config: PretrainingConfig) -> Method:
     """What the run learns by, around the encoder it begins with."""
-    return METHODS[config.method](build_encoder(config), config)
+    return METHODS[config.method](build_encoder(config), getattr(config, config.method), config.batch_size)
 
 
 def _as_it_is(batch):
@@ -237,8 +232,10 @@ class Trainer(Training):
         )
         for group in method.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
+        progress = at.in_stage / steps
+        method.before_step(progress)
         self.network.train()
-        draw, progress = generator(config.seed, at.stage, at.in_stage), at.in_stage / steps
+        draw = generator(config.seed, at.stage, at.in_stage)
         if config.compile and self.flops and not self.compiled:  # the first step is counted, which needs it as it is
             method.forward, self.compiled = torch.compile(method.forward), True
         counter = (
@@ -247,7 +244,7 @@ class Trainer(Training):
         with counter:
             images = images.to(self.device, non_blocking=True)
             with autocast(self.device, config.precision):
-                loss, terms = method.loss(images, valid, draw, progress, self.rank, self.world_size)
+                loss, terms = method.loss(images, valid, draw, self.rank, self.world_size)
             method.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         self.flops = self.flops or counter.get_total_flops() * self.world_size
@@ -357,7 +354,7 @@ class Trainer(Training):
         self.network.eval()  # running statistics: a picture takes one process, and must not change the network
         path = self.folder.folder / f"contact_sheet_{stage.name}.png"
         title = f"{config.name}, {stage.name} epoch {at.epoch}"
-        sheet = self.method.picture(path, images, valid, draw, title)
+        sheet = pictures.draw(path, self.method.picture(images, valid, draw), title)
         self.folder.tensorboard.add_image("what_the_network_saw", sheet, self.loop.total, dataformats="HWC")
         plots.training_curve(self.folder.folder / "curve.png", self.folder.metrics(), config.name, self.method.panels)
 

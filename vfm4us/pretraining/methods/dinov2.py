@@ -2,30 +2,69 @@
 
 import math
 import random
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vfm4us import plots
 from vfm4us.augment import PatchSampler
+from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.method import Baseline
-from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.method import STRONG, AdamWConfig, Baseline, CropConfig
+from vfm4us.pretraining.pictures import Picture, Rows
 from vfm4us.pretraining.tokens import (
     join_tokens,
     split_into_tokens,
 )
 
 
+@dataclass
+class DINOv2Config:
+    prototypes: int = option(65536, "outputs of the head (K)", low=8)
+    hidden: int = option(2048, "width of the head's two hidden layers", low=8)
+    bottleneck: int = option(256, "width in front of the prototypes", low=4)
+    batch_norm: bool = option(False, "in the head's hidden layers: it spreads out vectors that hardly differ yet")
+    mask_low: float = option(0.1, "least share of a masked crop's tokens that is hidden (iBOT)", low=0.0, high=0.9)
+    mask_high: float = option(0.5, "greatest share of a masked crop's tokens that is hidden", low=0.0, high=0.9)
+    masked_crops: float = option(0.5, "share of the global crops that the student sees masked", low=0.0, high=1.0)
+    dino_weight: float = option(1.0, "of the class tokens' cross-entropy", low=0.0)
+    ibot_weight: float = option(1.0, "of the masked tokens' cross-entropy", low=0.0)
+    koleo_weight: float = option(0.1, "of the spread of the student's class tokens", low=0.0)
+    student_temperature: float = option(0.1, "of the student's softmax", low=0.001)
+    teacher_temperature_start: float = option(0.04, "of the teacher's softmax at first", low=0.001)
+    teacher_temperature: float = option(0.07, "of the teacher's softmax after its warm-up", low=0.001)
+    teacher_warmup: float = option(0.3, "share of a stage's steps over which it rises", low=0.0, high=1.0)
+    teacher_momentum: float = option(
+        0.994, "of the teacher's moving average, at first; 1 at the end", low=0.0, high=1.0
+    )
+    centring: str = option(
+        "mean",
+        "of the teacher: by a moving average, or by Sinkhorn-Knopp within the batch",
+        choices=("mean", "sinkhorn"),
+    )
+    center_momentum: float = option(0.9, "of the moving average, where that centres the teacher", low=0.0, high=1.0)
+    frozen_prototypes: float = option(0.01, "share of a stage's steps in which the last layer rests", low=0.0, high=1.0)
+    global_crops: CropConfig = section(
+        CropConfig, "large crops, for teacher and student", count=2, **STRONG | {"scale_low": 0.32, "scale_high": 1.0}
+    )
+    local_crops: CropConfig = section(
+        CropConfig, "small crops, for the student", count=8, size=96, **STRONG | {"scale_low": 0.05, "scale_high": 0.32}
+    )
+    adamw: AdamWConfig = section(
+        AdamWConfig, "optimizer", beta2=0.999, weight_decay=0.04, weight_decay_end=0.4, clip=3.0
+    )
+
+
 class Distilled(nn.Module):
     """Student and teacher, each an encoder with a head; the teacher is the moving average, and what is kept."""
 
-    def __init__(self, encoder: Encoder, config: PretrainingConfig):
+    def __init__(self, encoder: Encoder, config: DINOv2Config):
         from lightly.loss import DINOLoss, IBOTPatchLoss
 
         super().__init__()
-        c = self.config = config.dinov2
+        c = self.config = config
         self.base_encoder, self.student = encoder, Encoder(encoder.spec)
         self.student.load_state_dict(encoder.state_dict())
         self.teacher_head, self.student_head = self.build_head(), self.build_head()
@@ -99,16 +138,34 @@ class DINOv2(Baseline):
     layer frozen at first; no layer scale, no stochastic depth, no registers. The teacher is kept, as in the published weights.
     """
 
-    bar = {"DINO": ("dino", ".3f"), "iBOT": ("ibot", ".3f"), "H": ("teacher_entropy", ".2f")}
+    Config, about = DINOv2Config, "DINO, iBOT and KoLeo with a teacher"
+    masks_tokens = True
+    bar: ClassVar = {"DINO": ("dino", ".3f"), "iBOT": ("ibot", ".3f"), "H": ("teacher_entropy", ".2f")}
     advice = "Lower the learning rate or the teacher's temperature, or raise batch_size."
 
-    def __init__(self, encoder: Encoder, config: PretrainingConfig):
+    @classmethod
+    def check(cls, config: DINOv2Config, patch: int) -> None:
+        super().check(config, patch)
+        if config.global_crops.count != 2:
+            raise ValueError(f"global_crops.count is {config.global_crops.count}, and must be 2")
+        if config.mask_low > config.mask_high:
+            raise ValueError(f"mask_low {config.mask_low} is above mask_high {config.mask_high}")
+        if config.mask_low * (tokens := (config.global_crops.size // patch) ** 2) < 1:
+            raise ValueError(
+                f"mask_low {config.mask_low} hides none of {tokens} tokens of a crop: raise it, or the crop's size"
+            )
+
+    @classmethod
+    def crops(cls, config: DINOv2Config) -> dict[str, CropConfig]:
+        return {"global_crops": config.global_crops, "local_crops": config.local_crops}
+
+    def __init__(self, encoder: Encoder, config: DINOv2Config, batch_size: int):
         from lightly.loss import KoLeoLoss
 
         super().__init__(config)
-        c = self.own
+        c = self.config
         self.network = self.forward = Distilled(encoder, config)
-        self.koleo = KoLeoLoss()
+        self.koleo, self.temperature = KoLeoLoss(), config.teacher_temperature_start
         self.large = PatchSampler(c.global_crops)
         self.small = PatchSampler(c.local_crops) if c.local_crops.count else None
         self.views = 2 + c.local_crops.count
@@ -132,10 +189,15 @@ class DINOv2(Baseline):
         network.dino.center.zero_()
         network.ibot.center.center.zero_()
 
-    def loss(self, images, valid, draw, progress, rank, world_size):
-        self.set_weight_decay(progress)
-        c, network, b = self.own, self.network, len(images)
-        network.student_head.last_layer.requires_grad_(progress >= c.frozen_prototypes)
+    def before_step(self, progress: float) -> None:
+        super().before_step(progress)
+        c = self.config
+        self.network.student_head.last_layer.requires_grad_(progress >= c.frozen_prototypes)
+        warm = min(1.0, progress / c.teacher_warmup) if c.teacher_warmup else 1.0
+        self.temperature = c.teacher_temperature_start + warm * (c.teacher_temperature - c.teacher_temperature_start)
+
+    def loss(self, images, valid, draw, rank=0, world_size=1):
+        c, network, b, temperature = self.config, self.network, len(images), self.temperature
         prefix = network.student.tokens.prefix
         large = self.large(images, valid, draw, rank, world_size).flatten(0, 1)  # (2 b, 1, P, P), first crops first
         small = self.small(images, valid, draw, rank, world_size) if self.small else None
@@ -145,8 +207,6 @@ class DINOv2(Baseline):
         any_hidden = all(bool(m.any()) for m in every)  # without, a process's centre would become the mean of nothing
         masks = every[rank].to(large.device)
         hidden = masks.flatten(1)
-        warm = min(1.0, progress / c.teacher_warmup) if c.teacher_warmup else 1.0
-        temperature = c.teacher_temperature_start + warm * (c.teacher_temperature - c.teacher_temperature_start)
 
         with torch.no_grad():
             tokens = network.base_encoder.embed_tokens(large)
@@ -189,14 +249,14 @@ class DINOv2(Baseline):
         """The teacher follows: momentum rises by a cosine to 1 at the end of the stage."""
         from lightly.models.utils import update_momentum
 
-        start = self.own.teacher_momentum
+        start = self.config.teacher_momentum
         momentum = 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * progress))
         network = self.network
         update_momentum(network.student, network.base_encoder, momentum)
         update_momentum(network.student_head, network.teacher_head, momentum)
 
-    def picture(self, path, images, valid, draw, title):
-        c, device = self.own, next(self.network.parameters()).device
+    def picture(self, images, valid, draw) -> Picture:
+        c, device = self.config, next(self.network.parameters()).device
         large = self.large(images.to(device), valid, draw)
         small = self.small(images.to(device), valid, draw)[:, :, 0] if self.small else []
         side, token = c.global_crops.size // self.network.student.spec.patch, self.network.student.spec.patch
@@ -206,4 +266,4 @@ class DINOv2(Baseline):
         rows = {"image": images.float() / 255, "teacher, crop 1": large[0, :, 0]}
         rows |= {f"student, crop {i + 1}": crops for i, crops in enumerate(seen)}
         rows |= {f"student, small {i + 1}": crops for i, crops in enumerate(small[:2])}
-        return plots.picture_rows(path, rows, f"{title}: global crops, some with hidden blocks, and small ones")
+        return Rows(rows, "global crops, some with hidden blocks, and small ones")

@@ -1,26 +1,61 @@
 """The method of this project: many patches per image that agree, images that spread out, an adversary and masks.
 
-`EmpSSL` is what `trainer.Trainer` trains by default; `compute_loss` is its objective, made of `objective.py`, `adversary.py`
+`compute_loss` is its objective, made of `objective.py`, `adversary.py`
 and `masking.py`.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.optim import Lars
 from torch import Tensor, nn
 
 from vfm4us import plots
-from vfm4us.augment import PatchSampler
-from vfm4us.config import to_dict
+from vfm4us.augment import PatchConfig, PatchSampler
+from vfm4us.config import option, section, to_dict
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.adversary import frozen_statistics, perturb, random_start
-from vfm4us.pretraining.masking import choose_cells, fill_cells
+from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
+from vfm4us.pretraining.masking import MaskingConfig, choose_cells, fill_cells
+from vfm4us.pretraining.method import Method
 from vfm4us.pretraining.objective import MultiPatchLoss
-from vfm4us.pretraining.settings import OptimizerConfig, PretrainingConfig, ProjectorConfig
+from vfm4us.pretraining.pictures import Picture, Sheet
+
+
+@dataclass
+class ProjectorConfig:
+    hidden: int = option(4096, "width of its two hidden layers", low=8)
+    out: int = option(1024, "length of the embedding that the objective sees (d)", low=8)
+
+
+@dataclass
+class ObjectiveConfig:
+    similarity_weight: float = option(200.0, "of patch similarity", low=0.0)
+    coding_rate_weight: float = option(1.0, "of total coding rate", low=0.0)
+    epsilon: float = option(0.2, "distortion in the coding rate (not squared)", low=1e-6)
+
+
+@dataclass
+class OptimizerConfig:
+    momentum: float = option(0.9, "of LARS", low=0.0, high=0.999)
+    weight_decay: float = option(1e-4, "on matrices and kernels only", low=0.0)
+    trust: float = option(0.005, "LARS trust coefficient (eta)", low=0.0)
+    vector_rate: float = option(
+        0.1, "rate of biases and batch norm, which LARS does not scale, as a share of the learning rate", low=0.0
+    )
+
+
+@dataclass
+class EmpSSLConfig:
+    projector: ProjectorConfig = section(ProjectorConfig, "three layers on top, dropped after pretraining")
+    objective: ObjectiveConfig = section(ObjectiveConfig, "patch similarity and coding rate")
+    patches: PatchConfig = section(PatchConfig, "what is cut from an image and how it is varied")
+    adversary: AdversaryConfig = section(AdversaryConfig, "worst-case pixel changes")
+    masking: MaskingConfig = section(
+        MaskingConfig, "hidden cells, on the adversarial patches (on all without adversary)"
+    )
+    optimizer: OptimizerConfig = section(OptimizerConfig, "LARS")
 
 
 class Network(nn.Module):
@@ -72,7 +107,7 @@ class Draws:
     scores: Tensor | None  # (n * b, rows, columns)
 
     @classmethod
-    def of(cls, config: PretrainingConfig, generator: torch.Generator, b: int, device, rank=0, world_size=1) -> "Draws":
+    def of(cls, config: EmpSSLConfig, generator: torch.Generator, b: int, device, rank=0, world_size=1) -> "Draws":
         """Drawn for the global batch and cut to this process's part, as the patches are."""
         n, size, own = config.patches.count, config.patches.size, slice(rank * b, (rank + 1) * b)
         start = scores = None
@@ -84,7 +119,7 @@ class Draws:
         return cls(start, scores)
 
 
-def harden(network: nn.Module, patches: Tensor, center: Tensor, config: PretrainingConfig, draws: Draws):
+def harden(network: nn.Module, patches: Tensor, center: Tensor, config: EmpSSLConfig, draws: Draws):
     """Attacked and masked patches: (N, 1, P, P) of images with clean mean embeddings `center` (N, d).
 
     Returns what the network is to be shown, the attacked patches without masks, and the masked cells or None.
@@ -101,7 +136,7 @@ def harden(network: nn.Module, patches: Tensor, center: Tensor, config: Pretrain
 
 
 def compute_loss(
-    network: nn.Module, objective: MultiPatchLoss, patches: Tensor, config: PretrainingConfig, draws: Draws
+    network: nn.Module, objective: MultiPatchLoss, patches: Tensor, config: EmpSSLConfig, draws: Draws
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of patches (n, b, 1, P, P), and its terms as detached scalars.
 
@@ -133,21 +168,40 @@ def compute_loss(
     return loss, {k: v.detach() for k, v in values.items()}
 
 
-class EmpSSL:
-    """EMP-SSL with adversary and masking, as a method for `trainer.Trainer` (see `method.Method` for the parts)."""
+class EmpSSL(Method):
+    """EMP-SSL (Tong et al. 2023, arXiv 2304.03977) with an adversary and masks."""
 
-    rate_images = 100  # the learning rate is given per this many images of a batch
-    clip = 0.0  # longest gradient; 0: any
+    Config, about = EmpSSLConfig, "ours: many patches that agree, images that spread out"
+    rate_images = 100
     pictured = 4
-    bar = {"S": ("similarity", ".3f"), "R": ("coding_rate", ".1f")}
+    bar: ClassVar = {"S": ("similarity", ".3f"), "R": ("coding_rate", ".1f")}
     panels = plots.EMP_PANELS
-    advice = "Lower similarity_weight or the learning rate, or raise batch_size."
+    advice = "Lower emp_ssl.objective.similarity_weight or the learning rate, or raise batch_size."
 
-    def __init__(self, encoder: Encoder, config: PretrainingConfig):
+    def __init__(self, encoder: Encoder, config: EmpSSLConfig, batch_size: int):
         self.config, self.views = config, config.patches.count
         self.network = self.forward = Network(encoder, config.projector)
         self.objective = MultiPatchLoss(**to_dict(config.objective))
         self.sampler = PatchSampler(config.patches)
+
+    @classmethod
+    def check(cls, config: EmpSSLConfig, patch: int) -> None:
+        masking, patches = config.masking, config.patches
+        if masking.strategy == "adversarial" and not config.adversary.weight:
+            raise ValueError(
+                "emp_ssl.masking.strategy=adversarial needs the adversary: set emp_ssl.adversary.weight above 0"
+            )
+        if masking.strategy != "none" and masking.cell > patches.size:
+            raise ValueError(f"masking.cell {masking.cell} is larger than patches.size {patches.size}")
+        PatchSampler(patches)
+
+    @classmethod
+    def crops(cls, config: EmpSSLConfig) -> dict[str, PatchConfig]:
+        return {"patches": config.patches}
+
+    @classmethod
+    def image_side(cls, config: EmpSSLConfig) -> int:
+        return 0  # patches and whole images are both looked at
 
     def new_optimizer(self) -> Lars:
         return lars(self.network, self.config.optimizer)
@@ -158,20 +212,17 @@ class EmpSSL:
         self.network.projector.load_state_dict(new.state_dict())
 
     def loss(
-        self, images: Tensor, valid: Tensor, draw: torch.Generator, progress: float, rank: int, world_size: int
+        self, images: Tensor, valid: Tensor, draw: torch.Generator, rank: int = 0, world_size: int = 1
     ) -> tuple[Tensor, dict[str, Tensor]]:
         patches = self.sampler(images, valid, draw, rank, world_size)
         draws = Draws.of(self.config, draw, len(images), images.device, rank, world_size)
         return compute_loss(self.forward, self.objective, patches, self.config, draws)
 
-    def after_step(self, progress: float) -> None:
-        """Nothing: what is trained is what is kept."""
-
     def said(self, values: dict[str, float]) -> str:
         return f"patch similarity {values['similarity']:.3f}, coding rate {values['coding_rate']:.2f}"
 
-    def picture(self, path: Path, images: Tensor, valid: Tensor, draw: torch.Generator, title: str) -> np.ndarray:
-        """A contact sheet of images, cut, attacked and masked as in training."""
+    def picture(self, images: Tensor, valid: Tensor, draw: torch.Generator) -> Picture:
+        """Patches cut, attacked and masked as in training."""
         config, device = self.config, next(self.network.parameters()).device
         patches = self.sampler(images.to(device), valid, draw)
         draws, (n, b) = Draws.of(config, draw, len(images), device), patches.shape[:2]
@@ -180,12 +231,11 @@ class EmpSSL:
             center = self.network(flat).view(n, b, -1).mean(0).repeat(n, 1)
         _, attacked, cells = harden(self.network, flat, center, config, draws)
         attack = config.adversary.method if config.adversary.weight else "off"
-        return plots.contact_sheet(
-            path,
+        return Sheet(
             images,
             patches,
             attacked.view_as(patches) if config.adversary.weight else None,
             None if cells is None else cells.view_as(patches),
             config.adversary.epsilon,
-            f"{title}: adversary {attack}, masking {config.masking.strategy}",
+            f"adversary {attack}, masking {config.masking.strategy}",
         )

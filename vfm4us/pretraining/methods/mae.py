@@ -1,16 +1,18 @@
 """MAE: from the visible tokens to the pixels of the hidden ones."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm4us import plots
 from vfm4us.augment import PatchSampler
+from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.method import Baseline
-from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.method import WEAK, AdamWConfig, Baseline, CropConfig
+from vfm4us.pretraining.pictures import Picture, Rows
 from vfm4us.pretraining.tokens import (
     hidden_tokens,
     join_tokens,
@@ -19,12 +21,23 @@ from vfm4us.pretraining.tokens import (
 )
 
 
+@dataclass
+class MAEConfig:
+    mask_ratio: float = option(0.75, "share of the tokens that is hidden", low=0.05, high=0.95)
+    normalise: bool = option(True, "draw each token with mean 0 and deviation 1, else as it is")
+    decoder_width: int = option(512, "of the decoder, which is dropped; a multiple of its heads and of 4", low=8)
+    decoder_depth: int = option(8, "its blocks", low=1)
+    decoder_heads: int = option(16, "its attention heads", low=1)
+    crops: CropConfig = section(CropConfig, "of each image; several count as so many images", **WEAK)
+    adamw: AdamWConfig = section(AdamWConfig, "optimizer")
+
+
 class MaskedAutoencoder(nn.Module):
     """Encoder of the visible tokens, small decoder of all: crops (N, 1, P, P), hidden (N, L) -> pixels (N, L, side^2)."""
 
-    def __init__(self, encoder: Encoder, config: PretrainingConfig):
+    def __init__(self, encoder: Encoder, config: MAEConfig):
         super().__init__()
-        self.base_encoder, self.config = encoder, config.mae
+        self.base_encoder, self.config = encoder, config
         self.decoder = self.build_decoder()
 
     def build_decoder(self) -> nn.ModuleDict:
@@ -81,17 +94,27 @@ class MAE(Baseline):
     loss = mean over hidden tokens t of |predicted_t - (x_t - mean(x_t)) / std(x_t)|^2
     """
 
-    bar = {"loss": ("loss", ".3f"), "mean": ("mean_error", ".3f")}
+    Config, about = MAEConfig, "masked autoencoder"
+    masks_tokens, norm = True, "mean_of_norm"
+    bar: ClassVar = {"loss": ("loss", ".3f"), "mean": ("mean_error", ".3f")}
     panels = (
         ("error of hidden tokens", {"drawn": "loss", "each token's mean": "mean_error"}, None),
         ("learning rate", {"rate": "learning_rate"}, None),
     )
 
-    def __init__(self, encoder: Encoder, config: PretrainingConfig):
+    @classmethod
+    def check(cls, config: MAEConfig, patch: int) -> None:
+        super().check(config, patch)
+        if config.decoder_width % config.decoder_heads or config.decoder_width % 4:
+            raise ValueError(
+                f"decoder_width {config.decoder_width} must be a multiple of 4 and of decoder_heads {config.decoder_heads}"
+            )
+
+    def __init__(self, encoder: Encoder, config: MAEConfig, batch_size: int):
         super().__init__(config)
         encoder.begin_as_mae()
         self.network = self.forward = MaskedAutoencoder(encoder, config)
-        self.sampler, self.views = PatchSampler(self.own.crops), self.own.crops.count
+        self.sampler, self.views = PatchSampler(self.config.crops), self.config.crops.count
         self.tokens = encoder.tokens.count
 
     def renew(self) -> None:
@@ -101,7 +124,7 @@ class MAE(Baseline):
         """What is to be drawn (N, L, side^2), and the mean and deviation that were taken out of each token."""
         encoder = self.network.base_encoder
         tokens = F.unfold(encoder.normalize(crops), encoder.spec.patch, stride=encoder.spec.patch).mT
-        if self.own.normalise:
+        if self.config.normalise:
             return normalise_tokens(tokens)
         return tokens, torch.zeros_like(tokens[..., :1]), torch.ones_like(tokens[..., :1])
 
@@ -109,11 +132,12 @@ class MAE(Baseline):
         """Crops (n b, 1, P, P), the first of each image first, and their hidden tokens (n b, L)."""
         crops = self.sampler(images, valid, draw, rank, world_size)
         own = slice(rank * len(images), (rank + 1) * len(images))
-        hidden = hidden_tokens((len(crops), len(images) * world_size, self.tokens), self.own.mask_ratio, draw)[:, own]
+        hidden = hidden_tokens((len(crops), len(images) * world_size, self.tokens), self.config.mask_ratio, draw)[
+            :, own
+        ]
         return crops.flatten(0, 1), hidden.flatten(0, 1).to(crops.device)
 
-    def loss(self, images, valid, draw, progress, rank, world_size):
-        self.set_weight_decay(progress)
+    def loss(self, images, valid, draw, rank=0, world_size=1):
         crops, hidden = self.cut(images, valid, draw, rank, world_size)
         target = self.target(crops)[0]
         mean_error = masked_error(
@@ -122,7 +146,7 @@ class MAE(Baseline):
         return masked_error(self.forward(crops, hidden), target, hidden), {"mean_error": mean_error}
 
     @torch.no_grad()
-    def picture(self, path, images, valid, draw, title):
+    def picture(self, images, valid, draw) -> Picture:
         """Image, what the encoder saw, and the reconstruction with the true mean and contrast of each token."""
         encoder = self.network.base_encoder
         side = encoder.spec.patch
@@ -131,13 +155,12 @@ class MAE(Baseline):
         drawn = self.network(crops, hidden).float() * deviation + mean
         drawn = drawn[..., : side**2] * encoder.spec.std + encoder.spec.mean
         true = split_into_tokens(crops, side)
-        return plots.picture_rows(
-            path,
+        return Rows(
             {
                 "crop": crops[:, 0],
                 "seen": join_tokens(true.masked_fill(hidden[..., None], math.nan), side)[:, 0],
                 "drawn": join_tokens(drawn, side)[:, 0],
                 "drawn and seen": join_tokens(torch.where(hidden[..., None], drawn, true), side)[:, 0],
             },
-            f"{title}: {100 * self.own.mask_ratio:.0f} % of the tokens hidden",
+            f"{100 * self.config.mask_ratio:.0f} % of the tokens hidden",
         )

@@ -1,25 +1,38 @@
 """SimCLR: two crops of an image against all other crops of the batch."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm4us import plots
 from vfm4us.augment import PatchSampler
+from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.method import Baseline
-from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.method import STRONG, AdamWConfig, Baseline, CropConfig
+from vfm4us.pretraining.pictures import Picture, Rows
+
+
+@dataclass
+class SimCLRConfig:
+    temperature: float = option(0.1, "of the softmax over all other crops", low=0.001)
+    hidden: int = option(2048, "width of the projector's hidden layer", low=8)
+    out: int = option(128, "length of the embedding that is compared", low=8)
+    crops: CropConfig = section(
+        CropConfig, "two crops of each image", count=2, **STRONG | {"scale_low": 0.08, "scale_high": 1.0}
+    )
+    adamw: AdamWConfig = section(AdamWConfig, "optimizer", beta2=0.999)
 
 
 class ProjectedEncoder(nn.Module):
     """Encoder and SimCLR's projector: crops (N, 1, P, P) -> (N, out)."""
 
-    def __init__(self, encoder: Encoder, config: PretrainingConfig):
+    def __init__(self, encoder: Encoder, config: SimCLRConfig):
         super().__init__()
-        self.base_encoder, self.config = encoder, config.simclr
+        self.base_encoder, self.config = encoder, config
         self.projector = self.build_projector()
 
     def build_projector(self) -> nn.Module:
@@ -37,29 +50,35 @@ class SimCLR(Baseline):
     The NT-Xent loss gathers the crops of all processes. It starts near log(2 b - 1), the value of chance.
     """
 
+    Config, about = SimCLRConfig, "two crops against all others"
     views = 2
-    bar = {"loss": ("loss", ".3f"), "cosine": ("same_image", ".3f")}
+    bar: ClassVar = {"loss": ("loss", ".3f"), "cosine": ("same_image", ".3f")}
     advice = "Lower the learning rate or simclr.temperature, or raise batch_size."
 
-    def __init__(self, encoder: Encoder, config: PretrainingConfig):
+    @classmethod
+    def check(cls, config: SimCLRConfig, patch: int) -> None:
+        super().check(config, patch)
+        if config.crops.count != 2:
+            raise ValueError(f"crops.count is {config.crops.count}, and must be 2")
+
+    def __init__(self, encoder: Encoder, config: SimCLRConfig, batch_size: int):
         from lightly.loss import NTXentLoss
 
         super().__init__(config)
         self.network = self.forward = ProjectedEncoder(encoder, config)
-        self.sampler = PatchSampler(self.own.crops)
+        self.sampler = PatchSampler(self.config.crops)
         self.objective = NTXentLoss(
-            self.own.temperature, gather_distributed=dist.is_available() and dist.is_initialized()
+            self.config.temperature, gather_distributed=dist.is_available() and dist.is_initialized()
         )
         self.panels = (
-            ("NT-Xent loss", {"loss": "loss"}, ("chance", math.log(2 * config.batch_size - 1))),
+            ("NT-Xent loss", {"loss": "loss"}, ("chance", math.log(2 * batch_size - 1))),
             ("mean cosine", {"same image": "same_image", "different images": "other_images"}, None),
         )
 
     def renew(self) -> None:
         self.network.projector.load_state_dict(self.network.build_projector().state_dict())
 
-    def loss(self, images, valid, draw, progress, rank, world_size):
-        self.set_weight_decay(progress)
+    def loss(self, images, valid, draw, rank=0, world_size=1):
         crops = self.sampler(images, valid, draw, rank, world_size)  # (2, b, 1, P, P)
         z = self.forward(crops.flatten(0, 1)).float().unflatten(0, crops.shape[:2])
         with torch.no_grad():
@@ -69,8 +88,6 @@ class SimCLR(Baseline):
         with torch.autocast(z.device.type, enabled=False):
             return self.objective(z[0], z[1]), {"same_image": same, "other_images": other}
 
-    def picture(self, path, images, valid, draw, title):
+    def picture(self, images, valid, draw) -> Picture:
         crops = self.sampler(images.to(next(self.network.parameters()).device), valid, draw)[:, :, 0]
-        return plots.picture_rows(
-            path, {"image": images.float() / 255, "crop 1": crops[0], "crop 2": crops[1]}, f"{title}: two crops"
-        )
+        return Rows({"image": images.float() / 255, "crop 1": crops[0], "crop 2": crops[1]}, "two crops")

@@ -1,20 +1,33 @@
 """Masks in space and a stopped band in frequency."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vfm4us import plots
 from vfm4us.augment import PatchSampler
+from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.method import Baseline
-from vfm4us.pretraining.settings import PretrainingConfig
+from vfm4us.pretraining.method import WEAK, AdamWConfig, Baseline, CropConfig
+from vfm4us.pretraining.pictures import Picture, Rows
 from vfm4us.pretraining.tokens import (
     hidden_tokens,
     join_tokens,
     split_into_tokens,
 )
+
+
+@dataclass
+class SpatialFrequencyConfig:
+    mask_ratio: float = option(0.6, "share of the tokens that is hidden", low=0.05, high=0.95)
+    band_low: float = option(0.05, "lowest frequency that may be taken away, cycles per px", low=0.001, high=0.7)
+    band_high: float = option(0.45, "highest frequency that may be taken away, cycles per px", low=0.002, high=0.71)
+    band_width: float = option(0.1, "width of the band that is taken from an image, cycles per px", low=0.001, high=0.7)
+    frequency_weight: float = option(0.5, "of the error within the band, beside the error under the masks", low=0.0)
+    crops: CropConfig = section(CropConfig, "of each image; several count as so many images", **WEAK)
+    adamw: AdamWConfig = section(AdamWConfig, "optimizer")
 
 
 def frequency_band(low: Tensor, width: float, size: int) -> Tensor:
@@ -58,17 +71,28 @@ class SpatialFrequency(Baseline):
     USFM's pretraining code is not public: widths, shares and weights are ours.
     """
 
-    bar = {"space": ("space", ".3f"), "band": ("band", ".3f")}
+    Config, about = SpatialFrequencyConfig, "masks in space, a stopped band in frequency"
+    masks_tokens, norm = True, "mean_of_norm"
+    bar: ClassVar = {"space": ("space", ".3f"), "band": ("band", ".3f")}
     panels = (
         ("absolute error, hidden tokens", {"error": "space"}, None),
         ("absolute error, stopped band", {"error": "band"}, None),
     )
 
-    def __init__(self, encoder: Encoder, config: PretrainingConfig):
+    @classmethod
+    def check(cls, config: SpatialFrequencyConfig, patch: int) -> None:
+        super().check(config, patch)
+        if config.band_low + config.band_width > config.band_high:
+            raise ValueError(
+                f"band_width {config.band_width} does not fit between band_low {config.band_low} and "
+                f"band_high {config.band_high}"
+            )
+
+    def __init__(self, encoder: Encoder, config: SpatialFrequencyConfig, batch_size: int):
         super().__init__(config)
         encoder.begin_as_mae()
         self.network = self.forward = MaskedImage(encoder)
-        self.sampler, self.views = PatchSampler(self.own.crops), self.own.crops.count
+        self.sampler, self.views = PatchSampler(self.config.crops), self.config.crops.count
         self.tokens = encoder.tokens.count
 
     def renew(self) -> None:
@@ -79,7 +103,7 @@ class SpatialFrequency(Baseline):
 
     def cut(self, images: Tensor, valid: Tensor, draw: torch.Generator, rank=0, world_size=1):
         """Crops (n b, 1, P, P), the same without their band, hidden tokens (n b, L), and the bands (n b, P, P)."""
-        c = self.own
+        c = self.config
         crops = self.sampler(images, valid, draw, rank, world_size)
         own, every = slice(rank * len(images), (rank + 1) * len(images)), (len(crops), len(images) * world_size)
         crops = crops.flatten(0, 1)
@@ -90,30 +114,28 @@ class SpatialFrequency(Baseline):
         )
         return crops, stop_band(crops, band), hidden, band
 
-    def loss(self, images, valid, draw, progress, rank, world_size):
-        self.set_weight_decay(progress)
+    def loss(self, images, valid, draw, rank=0, world_size=1):
         spec = self.network.base_encoder.spec
         crops, stopped, hidden, band = self.cut(images, valid, draw, rank, world_size)
         predicted = self.forward(stopped, hidden).float()
         target = (crops - spec.mean) / spec.std
         space = (predicted - split_into_tokens(target, spec.patch)).abs().mean(-1)[hidden].mean()
         within = band_error(join_tokens(predicted, spec.patch), target, band)
-        return space + self.own.frequency_weight * within, {"space": space.detach(), "band": within.detach()}
+        return space + self.config.frequency_weight * within, {"space": space.detach(), "band": within.detach()}
 
     @torch.no_grad()
-    def picture(self, path, images, valid, draw, title):
+    def picture(self, images, valid, draw) -> Picture:
         spec = self.network.base_encoder.spec
         cut = self.cut(images.to(next(self.network.parameters()).device), valid, draw)
         crops, stopped, hidden = (x[: len(images)] for x in cut[:3])
         drawn = join_tokens(self.network(stopped, hidden).float() * spec.std + spec.mean, spec.patch)
         seen = split_into_tokens(stopped, spec.patch).masked_fill(hidden[..., None], math.nan)
-        return plots.picture_rows(
-            path,
+        return Rows(
             {
                 "crop": crops[:, 0],
                 "band stopped": stopped[:, 0],
                 "seen": join_tokens(seen, spec.patch)[:, 0],
                 "drawn": drawn[:, 0],
             },
-            f"{title}: a band of frequencies stopped, {100 * self.own.mask_ratio:.0f} % of the tokens hidden",
+            f"a band of frequencies stopped, {100 * self.config.mask_ratio:.0f} % of the tokens hidden",
         )
