@@ -100,7 +100,8 @@ def test_changed_keys_leave_out_the_free_ones():
     after = config.from_dict(PretrainingConfig, {"device": "cpu", "num_workers": 3, "seed": 4, "patches": {"size": 64}})
     assert config.changed_keys(config.to_dict(before), after) == ["emp_ssl.patches.size: 96 -> 64", "seed: 0 -> 4"]
     older = config.to_dict(after)
-    del older["emp_ssl"]["patches"]["count"], older["emp_ssl"]["masking"], older["data"]["protect"]  # keys that a later version brought
+    # keys that a later version brought
+    del older["emp_ssl"]["patches"]["count"], older["emp_ssl"]["masking"], older["data"]["protect"]
     assert config.changed_keys(older, after) == []
     after.emp_ssl.masking.cell, after.emp_ssl.patches.count = 5, 7
     assert config.changed_keys(older, after) == ["emp_ssl.patches.count: 20 -> 7", "emp_ssl.masking.cell: 16 -> 5"]
