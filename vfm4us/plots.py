@@ -136,6 +136,22 @@ def picture_rows(path: Path, rows: dict[str, Tensor], title: str = "") -> np.nda
     return _save(figure, path)
 
 
+def captioned_rows(path: Path, rows: list[list[tuple[np.ndarray, str]]], title: str, side: float = 1.5) -> None:
+    """Rows of grey uint8 pictures of any shape, each with a caption below; rows may differ in length. `side`: inches of a cell."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(side * columns, (side + 0.35) * len(rows) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for line, row in zip(grid, rows, strict=True):
+        for axis, (picture, caption) in zip(line, row, strict=False):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+            below = {"xytext": (0, -2), "textcoords": "offset points", "ha": "center", "va": "top"}
+            axis.annotate(caption, (0.5, 0), xycoords="axes fraction", fontsize=6.5, **below)
+    figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
 def finetuning_curve(path: Path, lines: list[dict], measure: str, best: int) -> None:
     """Loss and the validation's `measure` against steps, from the lines of metrics.jsonl; `best` is the step chosen."""
     steps = [line for line in lines if line["kind"] == "train"]

@@ -66,9 +66,11 @@ def test_scalings_do_what_their_names_say(clouds):
     assert np.allclose(a.mean(0), 0, atol=1e-4) and np.allclose(np.delete(a.std(0), 3), 1, atol=1e-4)
     assert np.allclose(a[:10, 3], 0) and not np.allclose(b[:, 0], a[:10, 0])
     white, _ = probe_table.scaled(x, x, "whiten")
-    covariance = white.T @ white / len(white)
-    kept = np.diag(covariance) > 0.5
-    assert kept.sum() == 11 and np.allclose(covariance[np.ix_(kept, kept)], np.eye(11), atol=1e-3)
+    assert white.shape == (120, 11) and np.allclose(white.T @ white / 120, np.eye(11), atol=1e-3)
+    half, _ = probe_table.scaled(x, x, "half-whiten")
+    standard = probe_table.scaled(x, x, "standardise")[0]
+    spread = [np.linalg.svd(z, compute_uv=False)[:11] / np.sqrt(120) for z in (half, standard)]
+    assert np.allclose(spread[0], np.sqrt(spread[1]), atol=1e-3)
     with pytest.raises(ValueError, match="whitten"):
         probe_table.scaled(x, x, "whitten")
 

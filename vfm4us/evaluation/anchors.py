@@ -48,6 +48,8 @@ class NetworkEmbedder:
     build() gives (network, forward): forward(network, x, valid) -> {layer: (N, d)} of x (N, 1, S, S) in [0, 1].
     """
 
+    units = False  # whether features differ in unit
+
     def __init__(self, key: str, build: Callable[[], tuple[nn.Module, Callable]], precision: str, device: str = "auto"):
         self.key = f"{key} {precision}"
         self.build, self.precision, self.device = build, precision, device
@@ -76,6 +78,8 @@ class NetworkEmbedder:
 
 class HandmadeEmbedder:
     """Vectors that a function computes of one image at a time."""
+
+    units = True
 
     def __init__(self, key: str, of: Callable[[np.ndarray, Record], np.ndarray]):
         self.key, self.of = key, of

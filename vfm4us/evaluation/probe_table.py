@@ -45,7 +45,7 @@ TASKS = (
     "breast_busbra-to-busi:benign,malignant",
 )
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression; the inner cross-validation takes one
-SCALINGS = ("raw", "centre", "standardise", "whiten")
+SCALINGS = ("raw", "centre", "standardise", "half-whiten", "whiten")
 METHODS = {"linear": "linear probe", "knn": "k-NN"}
 MEASURES = {"auroc": "macro one-vs-rest AUROC", "balanced_accuracy": "balanced accuracy"}
 OUTER, INNER = 5, 3  # folds
@@ -60,7 +60,9 @@ class Setting:
     size: int = 128  # side to which images are packed, px
     patches: int = 0  # 0: the whole image; n: the mean of n patches
     layer: str = LAST
-    scaling: str = "raw"  # before k-NN; the linear probe's features are standardised in any case
+    scaling: str = (
+        "raw"  # before k-NN (raw of a hand-made feature is standardise); the linear probe standardises in any case
+    )
     square: bool = False  # only the central square of each image, which hides its shape
     precision: str = "float32"
 
@@ -197,8 +199,10 @@ def vectors(embedder, dataset, rows: np.ndarray, setting: Setting, cache: Featur
 def scaled(reference: np.ndarray, others: np.ndarray, scaling: str) -> tuple[np.ndarray, np.ndarray]:
     """Both sets of vectors moved and stretched by what the reference alone says.
 
-    centre: minus the mean. standardise: then each feature to deviation 1. whiten: then each principal direction to deviation 1,
-    but for directions below a thousandth of the largest variance, which are noise and are left as small as they are.
+    centre: minus the mean. standardise: then each feature to deviation 1. whiten: then each principal direction to deviation 1.
+    half-whiten: then each principal direction divided by the root of its deviation, half way between the two, so that the few
+    directions with most of the variance do not decide alone, nor does the noise of the many. Directions below a thousandth of the
+    largest variance are left out of both.
     """
     if scaling == "raw":
         return reference, others
@@ -211,11 +215,12 @@ def scaled(reference: np.ndarray, others: np.ndarray, scaling: str) -> tuple[np.
     a, b = a / deviation, b / deviation
     if scaling == "standardise":
         return a, b
-    if scaling != "whiten":
+    if scaling not in SCALINGS:
         raise ValueError(f"scaling {scaling!r} is not one of {', '.join(SCALINGS)}")
     _, values, directions = np.linalg.svd(a, full_matrices=False)
-    variance = values**2 / len(a)
-    turn = directions.T / np.sqrt(np.maximum(variance, 1e-3 * variance[0]))
+    deviations = values / np.sqrt(len(a))
+    kept = deviations**2 > 1e-3 * deviations[0] ** 2
+    turn = directions[kept].T / deviations[kept] ** (0.5 if scaling == "half-whiten" else 1.0)
     return a @ turn, b @ turn
 
 
@@ -297,12 +302,15 @@ def outcome_of(
         )
         path = cache.path("probes", embedder.key, *keys, hashlib.sha256(how.encode()).hexdigest())
         if (answers := cache.read(path)) is None:
+            scaling = setting.scaling
+            if embedder.units and scaling in ("raw", "centre"):
+                scaling = "standardise"  # a cosine of pixels, shares and counts together means nothing
             a = layer_of(vectors(embedder, fitted, reference, setting, cache, words), setting.layer)
             if fold:
-                answers = _cross_fitted(a, codes, groups, classes, setting.scaling, repeats)
+                answers = _cross_fitted(a, codes, groups, classes, scaling, repeats)
             else:
                 b = layer_of(vectors(embedder, tested, queries, setting, cache, words), setting.layer)
-                said, strength = predict(a, codes, groups, b, classes, setting.scaling)
+                said, strength = predict(a, codes, groups, b, classes, scaling)
                 answers = {m: p[None] for m, p in said.items()} | {"strengths": np.array([strength])}
             cache.write(path, answers)
         for method in METHODS:
