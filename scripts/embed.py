@@ -5,7 +5,7 @@
 
 DIR is a folder of images, a CSV manifest, or a published data set as it was downloaded. Written into --out:
   features.npz     features (N, d) float32, paths, labels, groups, splits
-  index.csv        one line per image: path, label, group, split, nearest other image and cosine, strangeness, duplicate cluster
+  index.csv        one line per image: id, path, label, group, split, nearest other image and cosine, strangeness, duplicate cluster
   features.parquet with --parquet (pip install -e '.[parquet]'): path, label, group, split, vector
   rejected.csv     images that could not be read, with the reason
   neighbours.png   eight random images and the seven nearest to each
@@ -27,7 +27,7 @@ import torch
 
 import vfm4us
 from vfm4us import plots
-from vfm4us.data.images import image_array
+from vfm4us.data.decode import read_record
 from vfm4us.evaluation import archive as archives
 from vfm4us.evaluation.archive import Archive
 from vfm4us.runtime.device import choose_device
@@ -140,18 +140,20 @@ def write_parquet(archive: Archive, path: Path) -> None:
 def write_index(archive: Archive, path: Path, places, cosines, strangeness, clusters) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        heads = ["row", "path", "label", "group", "split", "nearest", "cosine", "strangeness", "duplicate_cluster"]
+        heads = ["row", "id", "path", "label", "group", "split", "nearest", "cosine", "strangeness", "duplicate_cluster"]
         writer.writerow(heads)
         for i, r in enumerate(archive.records):
             near = archive.records[places[i, 0]].path
             measured = (f"{cosines[i, 0]:.4f}", f"{strangeness[i]:.4f}", clusters[i])
-            writer.writerow([i, r.path, r.label, r.group, r.split, near, *measured])
+            writer.writerow([i, r.id, r.path, r.label, r.group, r.split, near, *measured])
 
 
 def _picture(archive: Archive, index: int) -> np.ndarray:
     """The image itself, where it is still there; the thumbnail otherwise."""
-    path = archive.root / archive.records[index].path
-    return image_array(path) if path.is_file() else archive.thumbnail(index)
+    record = archive.records[index]
+    if not (archive.root / record.path).is_file():
+        return archive.thumbnail(index)
+    return read_record(archive.root, record)
 
 
 def _caption(archive: Archive, index: int, figure: str = "") -> str:

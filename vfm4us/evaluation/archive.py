@@ -22,8 +22,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from vfm4us.data import splits as splitting
+from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_batch
-from vfm4us.data.manifest import Record, find_source, source_root
+from vfm4us.data.records import Record
+from vfm4us.data.sources import find_source, source_root
 from vfm4us.encoders import Encoder
 from vfm4us.runtime.device import autocast
 from vfm4us.runtime.files import write_text
@@ -150,7 +152,14 @@ def _fingerprint(root: Path, records: list[Record]) -> str:
     for record in records:
         path = root / record.path
         status = path.stat() if path.is_file() else None
-        told = (record.path, record.label, record.group, record.split, status and (status.st_size, status.st_mtime_ns))
+        told = (
+            record.id,
+            record.path,
+            record.label,
+            record.group,
+            record.split,
+            status and (status.st_size, status.st_mtime_ns),
+        )
         digest.update(repr(told).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -159,10 +168,13 @@ def _read_one(root: Path, record: Record, size: int) -> dict:
     """Pixels (1, 1, S, S) and what the journal says of an image, or the reason why it cannot be read."""
     path = root / record.path
     try:
-        pixels, valid = image_batch([path], size, frame=True)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        pixels, valid = image_batch([read_record(root, record)], size, frame=True)
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256")
     except (ValueError, OSError) as error:
         return {"reason": " ".join(str(error).removeprefix(f"{path}: ").split())}
+    if record.frame or record.crop:  # one of several images of its file
+        digest.update(f"{record.frame} {record.crop}".encode())
     height, width = (int(v) for v in valid[0, 2:])
     grey = pixels[0, 0, :height, :width].numpy()
     scale = THUMBNAIL / max(height, width)
@@ -175,7 +187,7 @@ def _read_one(root: Path, record: Record, size: int) -> dict:
         "thumbnail": thumbnail,
         "shape": (h, w),
         "phash": f"{int(splitting.perceptual_hash(grey)):016x}",
-        "sha256": sha256,
+        "sha256": digest.hexdigest(),
     }
 
 

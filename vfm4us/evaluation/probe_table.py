@@ -50,7 +50,7 @@ METHODS = {"linear": "linear probe", "knn": "k-NN"}
 MEASURES = {"auroc": "macro one-vs-rest AUROC", "balanced_accuracy": "balanced accuracy"}
 OUTER, INNER = 5, 3  # folds
 RESAMPLES = 1000
-VERSION = 1  # of what the cache holds: raise it where vectors or predictions are computed otherwise
+VECTORS, ANSWERS = "1 features", "2 probes"  # kinds in the cache: count up where one is computed otherwise
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,7 @@ class FeatureCache:
         self.folder = Path(folder)
 
     def path(self, *parts: str) -> Path:
-        text = " ".join([str(VERSION), *parts])
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+        return self.folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npz"
 
     def read(self, path: Path) -> dict[str, np.ndarray] | None:
         if not path.is_file():
@@ -187,7 +186,7 @@ def images_key(dataset, rows: np.ndarray, setting: Setting) -> str:
 
 def vectors(embedder, dataset, rows: np.ndarray, setting: Setting, cache: FeatureCache, words: str = "") -> dict:
     """{layer: (len(rows), d)} of some images, computed once."""
-    path = cache.path("features", embedder.key, images_key(dataset, rows, setting))
+    path = cache.path(VECTORS, embedder.key, images_key(dataset, rows, setting))
     if (found := cache.read(path)) is None:
         with tqdm(total=len(rows), unit="image", desc=words, leave=False) as bar:
             records = [dataset.records[i] for i in rows]
@@ -269,13 +268,13 @@ def macro_auroc(codes: np.ndarray, probabilities: np.ndarray) -> float:
 def predict(
     reference: np.ndarray, codes: np.ndarray, groups: np.ndarray, queries: np.ndarray, classes: int, scaling: str
 ) -> tuple[dict[str, np.ndarray], float]:
-    """What each probe says of the queries, {method: (M, classes)}, and the strength that was chosen."""
-    a, b = scaled(reference, queries, scaling)
-    strength = choose_strength(a, codes, groups, classes)
+    """What each probe says of the queries, {method: (M, classes)}, and the strength that was chosen. `scaling` is of k-NN."""
+    strength = choose_strength(reference, codes, groups, classes)
     lower = tuple(c for c in STRENGTHS if c <= strength) or (strength,)
+    a, b = (torch.from_numpy(np.ascontiguousarray(x)) for x in scaled(reference, queries, scaling))
     return {
-        "linear": linear_path(a, codes, b, classes, lower)[-1],
-        "knn": knn_votes(torch.from_numpy(np.asarray(a)), codes, torch.from_numpy(np.asarray(b)), classes),
+        "linear": linear_path(reference, codes, queries, classes, lower)[-1],
+        "knn": knn_votes(a, codes, b, classes),
     }, strength
 
 
@@ -300,7 +299,7 @@ def outcome_of(
         how = json.dumps(
             [setting.layer, setting.scaling, fold, repeats, codes.tolist(), truth.tolist(), groups.tolist()]
         )
-        path = cache.path("probes", embedder.key, *keys, hashlib.sha256(how.encode()).hexdigest())
+        path = cache.path(ANSWERS, embedder.key, *keys, hashlib.sha256(how.encode()).hexdigest())
         if (answers := cache.read(path)) is None:
             scaling = setting.scaling
             if embedder.units and scaling in ("raw", "centre"):
