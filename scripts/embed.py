@@ -140,12 +140,12 @@ def write_parquet(archive: Archive, path: Path) -> None:
 def write_index(archive: Archive, path: Path, places, cosines, strangeness, clusters) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        heads = ["row", "id", "path", "label", "group", "split", "nearest", "cosine", "strangeness", "duplicate_cluster"]
-        writer.writerow(heads)
+        about = ["id", "path", "label", "group", "split"]
+        writer.writerow(["row", *about, "nearest", "cosine", "strangeness", "duplicate_cluster"])
         for i, r in enumerate(archive.records):
             near = archive.records[places[i, 0]].path
             measured = (f"{cosines[i, 0]:.4f}", f"{strangeness[i]:.4f}", clusters[i])
-            writer.writerow([i, r.id, r.path, r.label, r.group, r.split, near, *measured])
+            writer.writerow([i, *(getattr(r, name) for name in about), near, *measured])
 
 
 def _picture(archive: Archive, index: int) -> np.ndarray:
