@@ -292,8 +292,8 @@ def _sync_folder(folder: Path) -> None:
 def _last_line(error: Exception) -> str:
     """torch puts its advice first; what happened stands in the last line but for a pointer to the documentation."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "pytorch.org" not in line]
-    return (lines or [type(error).__name__])[-1].removeprefix("WeightsUnpickler error: ")[:200]
+    return (lines or [type(error).__name__])[-1].removeprefix("WeightsUnpickler error: ")[:400]
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:1000]

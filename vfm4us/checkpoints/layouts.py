@@ -9,13 +9,15 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from vfm4us.checkpoints import huggingface, others, words
 from vfm4us.checkpoints.files import ENCODER_PREFIX
-from vfm4us.encoders import BEiT, EncoderSpec, ResNet, ViT
+from vfm4us.checkpoints.words import Words, words_of
+from vfm4us.encoders import BEiT, EncoderSpec, ResNet, ViT, family
 
 # First parts of an encoder's own keys. What begins otherwise is another module of the checkpoint, and is dropped by name;
 # what begins so must belong to the encoder, or the file holds another architecture.
@@ -33,6 +35,7 @@ PREFERRED = (
     ("backbone", "backbone_momentum"),
 )
 BLOCKS = ResNet.sizes
+WINDOW = 40  # tokens on a side of a BEiT's window, 640 px: its index takes 20 MB for each block
 
 
 @dataclass
@@ -47,13 +50,19 @@ class Candidate:
     resized: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)  # of the file, for messages
+    warnings: list[str] = field(default_factory=list)  # said aloud, as the features may be wrong
+    own: bool = False  # the file is ours, and says what its tensors do not show
 
 
-def recognise(state: Mapping, name: str, prefix: str | None = None) -> Candidate:
-    """Find the one encoder in a checkpoint; ValueError names what was found instead."""
+def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int | None = None) -> Candidate:
+    """Find the one encoder in a checkpoint; ValueError names what was found instead.
+
+    prefix: what stands before its keys, where there are several. heads: of a ViT's attention, where nothing says how many.
+    """
     flat = flatten(state)
     if not flat:
         raise ValueError(f"{name} holds no tensors; its keys are: {', '.join(map(str, list(state)[:8])) or 'none'}")
+    flat, renamed = huggingface.renamed(flat)
     root, aside = _choose_root(flat, name, prefix)
     inside = {key[len(root) :]: value for key, value in flat.items() if key.startswith(root)}
     dropped: dict[str, int] = {}
@@ -61,11 +70,13 @@ def recognise(state: Mapping, name: str, prefix: str | None = None) -> Candidate
         if not key.startswith(root):
             module = next((a for a in aside if key.startswith(a)), None) or _module_of(key, root)
             dropped[module.rstrip(".")] = dropped.get(module.rstrip("."), 0) + 1
+    if kind := others.kind_of(inside) or others.resnet_variant(inside):
+        raise ValueError(f"{name} holds {kind}; this project knows ResNet, ViT and BEiT")
     resnet = not _is_transformer(inside)
     if resnet and "0.weight" in inside and "conv1.weight" not in inside:
         inside = {_named(key): value for key, value in inside.items()}
     elif not resnet:
-        inside = _timm_keys(inside, name)
+        inside = _timm_keys(inside)
     parts = RESNET_PARTS if resnet else TRANSFORMER_PARTS
     tensors = {}
     for key, value in inside.items():
@@ -74,21 +85,119 @@ def recognise(state: Mapping, name: str, prefix: str | None = None) -> Candidate
         else:
             dropped[key.split(".")[0]] = dropped.get(key.split(".")[0], 0) + 1
     candidate = Candidate("", root, EncoderSpec(), tensors, dropped, keys=list(flat))
-    candidate.layout = _layout(state, flat, root, inside, dropped)
-    if resnet:
-        candidate.spec = _resnet_spec(candidate, name)
+    candidate.layout = _layout(state, flat, root, inside, dropped) + (", in Hugging Face's names" if renamed else "")
+    said = words_of(state)
+    spec = _resnet_spec(candidate, name) if resnet else _transformer_spec(candidate, name)
+    own = _own_words(state, root)
+    if own is not None:
+        candidate.spec = _as_said(spec, words.own_spec(own, name), name)
+        candidate.own = True
     else:
-        candidate.spec = _transformer_spec(candidate, name)
-    own = state.get("encoder")
-    if isinstance(own, Mapping) and isinstance(own.get("name"), str):  # our own file says it in words
-        if own["name"] != candidate.spec.name:
-            raise ValueError(
-                f"{name} says that it holds a {own['name']}, but its tensors are those of a {candidate.spec.name}"
+        candidate.spec = _normalised(spec, said, candidate)
+        for different in said.differences():
+            candidate.warnings.append(
+                f"the file says of itself that it computes otherwise than the usual network ({different}): features may be wrong"
             )
-        known = {f.name for f in fields(EncoderSpec)} - {"name", "in_channels"}
-        said = {k: v[0] if isinstance(v, list) else v for k, v in own.items() if k in known}
-        candidate.spec = dataclasses.replace(candidate.spec, **said)
+    if not resnet:
+        candidate.spec = _with_heads(candidate, said, name, heads)
+    elif heads:
+        raise ValueError(f"heads={heads} is for transformers, but {name} holds a {candidate.spec.name}")
     return candidate
+
+
+def _own_words(state: Mapping, root: str) -> object:
+    """What our own file says of its encoder; None where the file is not ours."""
+    own = state.get("encoder")
+    if isinstance(own, Mapping):
+        if any(isinstance(v, Tensor | Mapping) for v in own.values()):
+            return None  # another project's network of that name
+        return own if "name" in own or root.endswith(ENCODER_PREFIX) else None
+    return own if own is not None and root.endswith(ENCODER_PREFIX) else None
+
+
+def _as_said(spec: EncoderSpec, said: dict, name: str) -> EncoderSpec:
+    """The spec that a file states, where it agrees with what its tensors show."""
+    if said["name"] != spec.name:
+        raise ValueError(f"{name} says that it holds a {said['name']}, but its tensors are those of a {spec.name}")
+    shown = {
+        "patch": spec.patch,
+        "registers": spec.registers,
+        "layer_scale": spec.layer_scale,
+        "positions": spec.positions,
+    }
+    if family(spec.name).has_tokens:
+        both = {"token", "mean_of_norm"}
+        shown["norm"] = said.get("norm") if {said.get("norm"), spec.norm} <= both else spec.norm
+        if "image" in said and said["image"] // spec.patch == spec.image // spec.patch:
+            shown["image"] = said["image"]
+        else:
+            shown["image"] = spec.image
+        if spec.heads:
+            shown["heads"] = spec.heads
+        wrong = [f"{k} {said[k]}, its tensors {v}" for k, v in shown.items() if k in said and said[k] != v]
+        if wrong:
+            raise ValueError(f"{name}: its 'encoder' says {'; '.join(wrong)}: the file is damaged")
+    return dataclasses.replace(spec, **said)
+
+
+def _normalised(spec: EncoderSpec, said: Words, candidate: Candidate) -> EncoderSpec:
+    """The spec with the mean and deviation that a folder's config files state, averaged over the channels."""
+    stated = said.normalisation()
+    if stated is None:
+        return spec
+    mean, std = (round(sum(values) / len(values), 4) for values in stated)
+    if not (0 <= mean <= 1 and 1e-3 <= std <= 10):
+        raise ValueError(f"its config states a mean of {stated[0]} and a deviation of {stated[1]}: give mean= and std=")
+    candidate.notes.append(f"input normalised by mean {mean}, deviation {std}, as its config says (mean over channels)")
+    return dataclasses.replace(spec, mean=mean, std=std)
+
+
+# What published networks of a width have, where they differ; no tensor tells.
+CONVENTIONS = {
+    "vit_tiny": {3: "timm, DeiT", 12: "TinyUSFM, MAE-Lite"},
+    "vit_small": {6: "timm, DeiT, DINO", 12: "MoCo v3"},
+}
+
+
+def _with_heads(candidate: Candidate, said: Words, name: str, given: int | None) -> EncoderSpec:
+    """The spec with its number of attention heads, from the tensors, the caller, the file's words or the layout, in this order."""
+    spec = candidate.spec
+    width, _, usual = family(spec.name).sizes[spec.name]
+    stated = {v for v in said.heads() if width % v == 0}
+    if candidate.layout.startswith("BEiT"):
+        heads, why = spec.heads or usual, ""  # a column of the table for each
+        if given and given != heads:
+            raise ValueError(f"heads={given}, but the tensors of {name} show {heads}")
+    elif given:
+        heads, why = given, "as given"
+    elif candidate.own:
+        heads, why = spec.heads or usual, ""
+    elif len(stated) == 1:
+        heads, why = stated.pop(), "as the file says"
+    elif candidate.layout == "MoCo v3" and spec.name == "vit_small":
+        heads, why = 12, "as MoCo v3's ViT-S has"
+    elif any("tinyusfm" in text for text in said.names()):
+        heads, why = 12, "as TinyUSFM has"
+    elif spec.name.removeprefix("vit_") in said.vit_size() and "base_encoder" not in candidate.root:
+        heads, why = usual, "as the network that the file names has"
+    elif candidate.layout.startswith(("DINOv2", "DINO ")):
+        heads, why = usual, "as DINO's networks have"
+    elif spec.name not in CONVENTIONS:
+        heads, why = usual, "as every published network of this width has"
+    else:
+        choices = [f"{count} ({whose})" for count, whose in CONVENTIONS[spec.name].items()]
+        words = " or ".join(f"heads={count}" for count in CONVENTIONS[spec.name])
+        raise ValueError(
+            f"{name} holds a {spec.name}, and neither its tensors nor its words tell the number of attention heads: "
+            f"{' or '.join(choices)}. Say which: {words} (encoder.heads in a config, --heads for a script)"
+        )
+    if width % heads:
+        raise ValueError(
+            f"{name}: {heads} heads ({why or 'its own words'}) do not divide the width {width} of a {spec.name}"
+        )
+    if why:
+        candidate.notes.append(f"{heads} heads, {why}")
+    return dataclasses.replace(spec, heads=0 if heads == usual else heads)
 
 
 def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
@@ -119,6 +228,7 @@ def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
 def roots(flat: Mapping[str, Tensor]) -> list[str]:
     """Prefixes under which an encoder stands, in the order of the file."""
     found = []
+    blocks = {key[: place.start()] for key in flat if (place := re.search(r"(?:^|(?<=\.))blocks\.", key))}
     for key, value in flat.items():
         for last, also in (
             ("conv1.weight", "layer1.0.conv1.weight"),
@@ -129,9 +239,8 @@ def roots(flat: Mapping[str, Tensor]) -> list[str]:
             if (
                 key.endswith(last)
                 and value.ndim == 4
-                and root.endswith((".", ""))
                 and (not root or root[-1] == ".")
-                and (f"{root}{also}" in flat if also else any(k.startswith(f"{root}blocks.") for k in flat))
+                and (f"{root}{also}" in flat if also else root in blocks)
             ):
                 found.append(root)
     return found
@@ -140,6 +249,10 @@ def roots(flat: Mapping[str, Tensor]) -> list[str]:
 def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> tuple[str, list[str]]:
     """The root to load from, and the roots set aside."""
     found = roots(flat)
+    if not found and (kind := others.kind_of(flat)):
+        raise ValueError(f"{name} holds {kind}; this project knows ResNet, ViT and BEiT")
+    if len(found) > 50:
+        raise ValueError(f"{name} holds {len(found)} encoders: it is no checkpoint of one training")
     if not found:
         raise ValueError(
             f"{name} holds no encoder that this project knows (ResNet, ViT, BEiT). {prefixes_of(list(flat))} "
@@ -192,10 +305,8 @@ def _named(key: str) -> str:
     return f"{SEQUENTIAL[head]}.{rest}" if head in SEQUENTIAL else key
 
 
-def _timm_keys(inside: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def _timm_keys(inside: dict[str, Tensor]) -> dict[str, Tensor]:
     """timm's names and shapes for the keys of a ViT or BEiT as DINOv2, MAE, MoCo v3, BEiT and USFM write them."""
-    if any(".mlp.w12." in k for k in inside):
-        raise ValueError(f"{name} holds a DINOv2 with SwiGLU (ViT-g): this project has no encoder of that kind or size")
     # chunked for FSDP: blocks.<chunk>.<block>., where <block> counts over all chunks
     if any(re.match(r"blocks\.\d+\.\d+\.", k) for k in inside):
         inside = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", k): v for k, v in inside.items()}
@@ -277,6 +388,11 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
         side = math.isqrt(table.shape[0] - 3)
         if side * side + 3 != table.shape[0] or side % 2 == 0:
             raise ValueError(f"{name}: a relative position table of {table.shape[0]} rows belongs to no square window")
+        if side > 2 * WINDOW - 1:
+            raise ValueError(
+                f"{name}: its relative positions are of a window of {(side + 1) // 2} x {(side + 1) // 2} tokens; an index of all "
+                f"pairs is kept for each block, so this project builds windows of up to {WINDOW} x {WINDOW}"
+            )
         options |= {"image": (side + 1) // 2 * patch, "positions": "absolute" if positions is not None else "relative"}
         if table.shape[1] != sizes[known][2]:
             options["heads"] = table.shape[1]
@@ -294,13 +410,11 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
         grid = count - (0 if registers else 1)
         if not _square(grid):
             raise ValueError(
-                f"{name}: pos_embed of {positions.shape[1]} tokens is no square of patches and a class token"
+                f"{name}: pos_embed of {positions.shape[1]} tokens is no square of patches and a class token: was it trained on "
+                "images that are not square? This project's position embeddings are square"
             )
         options |= {"image": math.isqrt(grid) * patch, "registers": registers}
         options["layer_scale"] = "blocks.0.ls1.gamma" in tensors
-    if known == "vit_small" and candidate.layout == "MoCo v3":
-        options["heads"] = 12
-        candidate.notes.append("12 heads, as MoCo v3's ViT-S has")
     if "norm.weight" in tensors and "fc_norm.weight" in tensors:
         for key in ("fc_norm.weight", "fc_norm.bias"):
             tensors.pop(key, None)

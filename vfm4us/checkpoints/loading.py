@@ -3,14 +3,17 @@
 import copy
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from vfm4us.checkpoints.files import read
+from vfm4us.checkpoints import huggingface, released
+from vfm4us.checkpoints.files import CONVERT_DISTRIBUTED, read
 from vfm4us.checkpoints.layouts import Candidate, prefixes_of, recognise
+from vfm4us.checkpoints.words import normalisation_value
 from vfm4us.encoders import BEiT, Encoder, EncoderSpec, family
 
 
@@ -41,6 +44,7 @@ def load_encoder(
     in_channels: int = 3,
     *,
     prefix: str | None = None,
+    heads: int | None = None,
     image_size: int | None = None,
     allow_missing: tuple[str, ...] = (),
     sha256: str | None = None,
@@ -49,24 +53,27 @@ def load_encoder(
 ) -> Encoder:
     """The encoder in a checkpoint, wholly loaded, in evaluation mode, with `encoder.report`.
 
-    source:        .pt, .pth or .safetensors file, run folder (its latest checkpoint), or a dict already read
+    source:        .pt, .pth or .safetensors file, run folder (its latest checkpoint), a folder that transformers or timm
+                   saved, the name of a released encoder ("open"), or a dict already read
     in_channels:   3, or 1: the first convolution is summed over RGB, which is exact for grey images
     prefix:        what stands before the encoder's keys, where a file holds several encoders
+    heads:         of a ViT's attention, where neither its tensors nor its words tell how many
     image_size:    side that a transformer's position embeddings are resampled to, px; by default they stay as they are
     allow_missing: beginnings of keys that may be missing ("layer4.", "norm"); those tensors stay random
     sha256:        refuse any other file
     mean, std:     of the input in [0, 1], equal for all channels; by default the file's own, or ImageNet's average
 
     Raises FileNotFoundError, or ValueError unless every tensor of the encoder is there in name and shape and finite.
+    Warns (UserWarning) where the file says of itself that it computes otherwise than its tensors show.
     """
-    if isinstance(source, Mapping):
-        name, state = "the given dict", source
-    else:
-        path = Path(source)
-        path = latest(path) if path.is_dir() else path
-        name, state = str(path), read(path, sha256)
-    candidate = recognise(state, name, prefix)
+    name, state = ("the given dict", source) if isinstance(source, Mapping) else open_checkpoint(source, sha256)
     given = {"in_channels": in_channels, "mean": mean, "std": std}
+    for key in ("mean", "std"):
+        if given[key] is not None:
+            given[key] = normalisation_value(key, given[key], functools.partial(_refuse_normalisation, key))
+    candidate = recognise(state, name, prefix, heads)
+    for warning in candidate.warnings:
+        warnings.warn(f"{name}: {warning}", stacklevel=3)
     spec = dataclasses.replace(candidate.spec, **{k: v for k, v in given.items() if v is not None})
     if image_size and family(spec.name).has_tokens:
         spec = _resize_positions(candidate, spec, image_size)
@@ -74,6 +81,26 @@ def load_encoder(
     encoder = Encoder(spec) if allow_missing or spec.name in BEiT.sizes else copy.deepcopy(_skeleton(spec))
     encoder.report = fill(encoder, candidate, name, allow_missing, aliased=isinstance(source, Mapping))
     return encoder.eval()
+
+
+def _refuse_normalisation(key: str, value: object) -> None:
+    raise ValueError(f"{key}={value!r}: expected one number for all channels, of images in [0, 1]")
+
+
+def open_checkpoint(source: str | Path, sha256: str | None = None) -> tuple[str, Mapping]:
+    """The path and the content of a checkpoint file, a run folder, a folder of transformers or timm, or a released encoder."""
+    path, expected = released.resolve(source)
+    sha256 = sha256 or expected
+    if path.is_file():
+        if path.name == "config.json" or path.name in huggingface.INDEXES:
+            path = path.parent
+        elif path.name in huggingface.WEIGHTS:
+            return str(path), read(path, sha256) | huggingface.words_beside(path.parent)
+    if path.is_dir():
+        if not (path / "checkpoints" / "last.pt").is_file() and huggingface.is_folder(path):
+            return str(path), huggingface.read_folder(path, sha256)
+        path = latest(path)
+    return str(path), read(path, sha256)
 
 
 @functools.lru_cache(maxsize=8)
@@ -85,10 +112,31 @@ def _skeleton(spec: EncoderSpec) -> Encoder:
 
 def latest(run_folder: Path) -> Path:
     """The newest checkpoint of a run folder."""
-    path = Path(run_folder) / "checkpoints" / "last.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run_folder} holds no checkpoints/last.pt: is it the folder of a pretraining run?")
-    return path
+    folder = Path(run_folder)
+    path = folder / "checkpoints" / "last.pt"
+    if path.is_file():
+        return path
+    if folder.is_dir():
+        for pattern in (".metadata", "*/.metadata", "*.distcp"):
+            part = next(folder.glob(pattern), None)
+            if part is not None:
+                raise ValueError(
+                    f"{folder} holds a distributed checkpoint (torch.distributed.checkpoint): "
+                    + CONVERT_DISTRIBUTED.format(part.parent)
+                )
+        if (folder / "zero_to_fp32.py").is_file():
+            raise ValueError(
+                f"{folder} holds DeepSpeed's parts of a checkpoint: join them with its own script, "
+                f"python {folder / 'zero_to_fp32.py'} {folder} weights.pt"
+            )
+        inside = sorted(
+            p.name for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
+        )
+        if inside:
+            raise FileNotFoundError(
+                f"{folder} holds no checkpoints/last.pt; give one of its files: {', '.join(inside[:5])}"
+            )
+    raise FileNotFoundError(f"{folder} holds no checkpoints/last.pt: is it the folder of a pretraining run?")
 
 
 def fill(
@@ -99,7 +147,8 @@ def fill(
     An encoder on the meta device takes the tensors themselves (copies, where they are `aliased`: the caller keeps them), any
     other encoder their values.
     """
-    spec, found, notes = encoder.spec, dict(candidate.tensors), list(candidate.notes)
+    spec, found = encoder.spec, dict(candidate.tensors)
+    notes = [*candidate.notes, *(f"WARNING: {text}" for text in candidate.warnings)]
     body = encoder.body.state_dict()
     expected = {k: tuple(v.shape) for k, v in body.items()}
     first = encoder.first_convolution
@@ -123,12 +172,31 @@ def fill(
         if k in found and tuple(found[k].shape) != shape
     ]
     if missing or extra or wrong:
+        parts = {k.split(".")[0] for k in missing}
+        whole = all(k in missing for k in expected if k.split(".")[0] in parts)
+        advice = ""
+        if missing and whole and not extra and not wrong and parts <= {"layer3", "layer4", "norm", "fc_norm"}:
+            advice = f" If it was saved without them, they can be left random: allow_missing={tuple(sorted(parts))}"
         raise ValueError(
             f"{name} ({candidate.layout}) does not hold a {spec.name}: of {len(expected)} encoder tensors {len(missing)} are "
             f"missing (for example {missing[:3]}), {len(wrong)} have another shape ({'; '.join(wrong[:3]) or 'none'}), "
-            f"{len(extra)} do not belong ({extra[:3]}). {prefixes_of(candidate.keys)} If a part may be missing, name it: "
-            f"allow_missing={tuple(sorted({k.split('.')[0] for k in missing})) or ('...',)}"
+            f"{len(extra)} do not belong ({extra[:3]}). {prefixes_of(candidate.keys)}{advice}"
         )
+    spread = [k for k in expected if k in found and found[k].numel() > 1 and 0 in found[k].stride()]
+    if spread:
+        notes.append(f"{len(spread)} tensors repeat numbers (stride 0)")
+    small = [k for k in expected if k in found and "float8" in str(found[k].dtype)]
+    if small:
+        notes.append(f"{len(small)} tensors of 8-bit floating point converted")
+    for key in expected.keys() & found.keys():
+        kind = found[key].dtype
+        if kind.is_complex or "float4" in str(kind):
+            raise ValueError(f"{name}: {key} holds {kind}, expected real floating point: save it as float32")
+        if kind.is_floating_point and kind not in (torch.float16, torch.bfloat16, torch.float32):
+            whole = bool(found[key].isfinite().all()) if kind == torch.float64 else True
+            found[key] = found[key].to(torch.float32)
+            if whole and not found[key].isfinite().all():
+                raise ValueError(f"{name}: {key} holds {kind} beyond the range of float32, or NaN: the file is damaged")
     for key in expected.keys() - set(left):
         value = found[key]
         if value.is_floating_point():

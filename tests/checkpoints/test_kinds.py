@@ -1,0 +1,349 @@
+"""What people have is loaded by what it says of itself, or refused by its own name; two possible readings are both said."""
+
+import argparse
+import json
+import re
+import sys
+import types
+import warnings
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import resnet18
+
+import vfm4us
+from tests.checkpoints.test_loading import images, put, shaken, vit
+from vfm4us.checkpoints import read
+from vfm4us.encoders import MEAN, STD, Encoder, EncoderSpec
+
+
+def without_head(model: nn.Module) -> dict:
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(("fc.", "head."))}
+
+
+def vector_of(model: nn.Module, mean=MEAN, std=STD) -> torch.Tensor:
+    with torch.no_grad():
+        return model((images() - mean) / std)
+
+
+# ---- heads ------------------------------------------------------------------------------------------------------------
+
+
+def test_heads_that_nothing_tells_must_be_given():
+    tensors = vit(heads=12).state_dict()
+    with pytest.raises(ValueError, match=r"vit_tiny.*3 \(timm, DeiT\) or 12 \(TinyUSFM.*heads=3 or heads=12"):
+        vfm4us.load_encoder(tensors)
+    encoder = vfm4us.load_encoder(tensors, heads=12)
+    assert encoder.spec.heads == 12 and "12 heads, as given" in str(encoder.report)
+    torch.testing.assert_close(encoder(images()), vector_of(vit(heads=12)), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="7 heads .* do not divide the width 192"):
+        vfm4us.load_encoder(tensors, heads=7)
+    with pytest.raises(ValueError, match="heads=8 is for transformers"):
+        vfm4us.load_encoder(resnet18().state_dict(), heads=8)
+    with pytest.raises(ValueError, match=r"vit_small.*6 \(timm, DeiT, DINO\) or 12 \(MoCo v3\)"):
+        vfm4us.load_encoder({"state_dict": put(vit(width=384).state_dict(), "module.base_encoder.")})
+
+
+@pytest.mark.parametrize(
+    ("words", "heads"),
+    [
+        ({"args": argparse.Namespace(model="vit_tiny_patch16_224")}, 3),
+        ({"config": {"model": {"num_heads": 12}}}, 12),
+        ({"hyper_parameters": {"backbone": {"num_attention_heads": 6}}}, 6),
+        ({"arch": "deit_tiny_patch16_224"}, 3),
+        ({"model_name": "TinyUSFM"}, 12),
+    ],
+)
+def test_heads_come_from_the_files_own_words(tmp_path, words, heads):
+    torch.save({"model": vit().state_dict()} | words, tmp_path / "a.pth")
+    encoder = vfm4us.load_encoder(tmp_path / "a.pth")
+    assert encoder.spec.heads == (0 if heads == 3 else heads) and f"{heads} heads, as" in str(encoder.report)
+
+
+def test_words_that_name_another_size_or_two_numbers_decide_nothing():
+    for words in ({"arch": "vit_base_patch16"}, {"a": {"num_heads": 3}, "b": {"num_heads": 6}}):
+        with pytest.raises(ValueError, match="heads=3 or heads=12"):
+            vfm4us.load_encoder({"model": vit().state_dict()} | words)
+
+
+# ---- Hugging Face -----------------------------------------------------------------------------------------------------
+
+BACK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+
+
+def as_hugging_face(model: nn.Module, dino: bool = False) -> dict:
+    """A timm ViT's tensors by transformers' names, as its ViTModel and Dinov2Model define them."""
+    out = {}
+    for key, value in model.state_dict().items():
+        block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias|gamma)", key)
+        if block is None:
+            names = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
+            key = re.sub(r"^patch_embed\.proj", "embeddings.patch_embeddings.projection", names.get(key, key))
+            out[re.sub(r"^norm\.", "layernorm.", key)] = value
+            continue
+        number, module, last = block.groups()
+        before = f"encoder.layer.{number}."
+        if module == "attn.qkv":
+            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                out[f"{before}attention.attention.{part}.{last}"] = piece.clone()
+        elif module == "attn.proj":
+            out[f"{before}attention.output.dense.{last}"] = value
+        elif module in ("ls1", "ls2"):
+            out[f"{before}layer_scale{module[-1]}.lambda1"] = value
+        else:
+            out[f"{before}{module if dino else BACK[module]}.{last}"] = value
+    return out
+
+
+def test_a_folder_of_transformers_loads_in_one_file_and_in_shards(tmp_path):
+    model = vit(heads=6)
+    tensors = put(as_hugging_face(model), "vit.") | {
+        "vit.pooler.dense.weight": torch.ones(2),
+        "classifier.bias": torch.ones(2),
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 6}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    names = list(tensors)
+    for i, part in enumerate((names[:70], names[70:])):
+        save_file({k: tensors[k] for k in part}, tmp_path / f"model-{i}.safetensors")
+    index = {"weight_map": {k: f"model-{int(i >= 70)}.safetensors" for i, k in enumerate(names)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        encoder = vfm4us.load_encoder(source)
+        assert encoder.report.dropped == {"pooler": 1, "classifier": 1} and "Hugging Face" in encoder.report.layout
+        torch.testing.assert_close(encoder(images()), vector_of(model, 0.5, 0.25), atol=1e-5, rtol=1e-4)
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(ValueError, match="files that are not there: model-1.safetensors"):
+        vfm4us.load_encoder(tmp_path)
+    index["weight_map"]["x"] = "../model-0.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="a file outside its folder"):
+        vfm4us.load_encoder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    encoder = vfm4us.load_encoder(tmp_path / "pytorch_model.bin")  # what lies beside it says the heads
+    assert encoder.spec.heads == 6 and encoder.spec.mean == 0.5
+
+
+def test_dinov2_and_resnets_of_transformers_load(tmp_path):
+    model = vit(patch=14, image=56, init_values=1.0)
+    encoder = vfm4us.load_encoder(as_hugging_face(model, dino=True))
+    assert encoder.spec.layer_scale and encoder.report.layout.startswith("DINOv2")
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images(56)), model((images(56) - MEAN) / STD), atol=1e-5, rtol=1e-4)
+    for name in ("resnet18", "resnet50"):
+        model = shaken(timm.create_model(name, num_classes=0))
+        tensors = {}
+        for key, value in model.state_dict().items():
+            key = re.sub(r"^(conv|bn)1\.", lambda m: f"embedder.embedder.{KINDS[m[1]]}.", key)
+            key = re.sub(r"downsample\.(\d)", lambda m: f"shortcut.{('convolution', 'normalization')[int(m[1])]}", key)
+            key = re.sub(r"(conv|bn)(\d)\.(?=[a-z_]+$)", lambda m: f"layer.{int(m[2]) - 1}.{KINDS[m[1]]}.", key)
+            tensors[re.sub(r"^layer(\d)\.(\d+)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.", key)] = (
+                value
+            )
+        encoder = vfm4us.load_encoder(put(tensors, "resnet."))
+        assert encoder.spec.name == name and encoder.report.matched == len(tensors)
+        torch.testing.assert_close(encoder(images()), vector_of(model), atol=1e-5, rtol=1e-4)
+
+
+KINDS = {"conv": "convolution", "bn": "normalization"}
+
+
+# ---- refused by name ------------------------------------------------------------------------------------------------
+
+
+def changed(tensors: dict, *pairs: tuple[str, str], **more) -> dict:
+    for old, new in pairs:
+        tensors = {re.sub(old, new, k): v for k, v in tensors.items()}
+    return tensors | more
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: changed(t, **{"rope_embed.periods": torch.ones(16)}), "DINOv3 or EVA"),
+        (lambda t: changed(t, **{"blocks.0.attn.rel_pos_h": torch.ones(27, 64)}), "SAM or MedSAM"),
+        (lambda t: changed(t, dist_token=torch.ones(1, 1, 192)), "distilled DeiT"),
+        (lambda t: changed(t, (r"qkv\.", "qkv.base_layer.")), r"LoRA .*merge_and_unload\(\)"),
+        (lambda t: changed(t, (r"blocks\.", "layers."), ("norm1", "ln1")), "MMPretrain"),
+        (lambda t: changed(t, (r"blocks\.", "layers.0.blocks.")), "Swin"),
+        (lambda t: changed(t, (r"attn\.qkv", "attn.q_proj")), "EVA"),
+        (lambda t: t | {"pos_embed": torch.ones(1, 1 + 14 * 28, 192)}, "no square .*images that are not square"),
+        (lambda t: t | {"pos_embed": torch.ones(1, 64, 64, 192)}, "no position embedding"),
+    ],
+)
+def test_other_transformers_are_refused_by_their_own_name(change, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        vfm4us.load_encoder({"model": put(change(vit().state_dict()), "encoder.")}, heads=3)
+    assert "allow_missing" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("seresnet50", "squeeze and excitation"),
+        ("resnet18d", "stem of three convolutions"),
+        ("resnext50_32x4d", "ResNeXt"),
+        ("wide_resnet50_2", "a wide ResNet .128 channels"),
+        ("efficientnet_b0", "an EfficientNet"),
+        ("convnext_atto", "a ConvNeXt"),
+        ("densenet121", "a DenseNet"),
+    ],
+)
+def test_other_convolutional_networks_are_refused_by_their_own_name(name, said):
+    with torch.device("meta"):
+        shapes = {k: (v.shape, v.dtype) for k, v in timm.create_model(name).state_dict().items()}
+    tensors = {k: torch.zeros((), dtype=d).expand(s) for k, (s, d) in shapes.items()}
+    with pytest.raises(ValueError, match=said) as caught:
+        vfm4us.load_encoder(tensors)
+    assert "allow_missing" not in str(caught.value)
+
+
+def test_folders_and_files_of_other_programs_are_refused_by_name(tmp_path):
+    (tmp_path / "dcp" / "100").mkdir(parents=True)
+    (tmp_path / "dcp" / "100" / ".metadata").write_bytes(b"\x80\x04}.")
+    for source in (tmp_path / "dcp", tmp_path / "dcp" / "100", tmp_path / "dcp" / "100" / ".metadata"):
+        with pytest.raises(ValueError, match=r"distributed checkpoint.*dcp_to_torch \S+100 weights.pt"):
+            vfm4us.load_encoder(source)
+    for name, content, said in (
+        ("weights.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "Keras"),
+        ("model.onnx", b"\x08\x07\x12\x07pytorch" + bytes(99), "ONNX"),
+        ("weights.tflite", b"\x1c\0\0\0TFL3" + bytes(99), "TensorFlow Lite"),
+        ("config.yaml.json", b'{"a": 1}', "JSON"),
+        ("weights.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), "7-zip"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} is refused: .*{said}"):
+            vfm4us.load_encoder(tmp_path / name)
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "best.pth").touch()
+    with pytest.raises(FileNotFoundError, match="give one of its files: best.pth"):
+        vfm4us.load_encoder(tmp_path / "trained")
+
+
+def test_a_class_of_another_project_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    module = types.ModuleType("clinic_project")
+    module.Settings = type("Settings", (), {"__module__": "clinic_project", "__qualname__": "Settings"})
+    monkeypatch.setitem(sys.modules, "clinic_project", module)
+    torch.save({"state_dict": without_head(resnet18()), "hyper_parameters": module.Settings()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"would call clinic_project.Settings.*torch.save\(\{'state_dict'"):
+        read(tmp_path / "last.ckpt")
+
+
+# ---- what a file says of itself -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"meta": {"style": "caffe"}},
+        {"meta": {"cfg": "backbone=dict(type='ResNet', depth=50, style='caffe')"}},
+        {"arch": "resnetblur50"},
+        {"args": argparse.Namespace(replace_stride_with_dilation=[False, False, True])},
+    ],
+)
+def test_a_file_that_says_it_computes_otherwise_is_warned_about(words):
+    with pytest.warns(UserWarning, match="computes otherwise than the usual network"):
+        encoder = vfm4us.load_encoder({"state_dict": without_head(resnet18())} | words)
+    assert "WARNING" in str(encoder.report)
+
+
+def test_a_usual_file_is_not_warned_about():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        said = {
+            "arch": "resnet18",
+            "meta": {"style": "pytorch", "dilations": (1, 1, 1, 1)},
+            "args": {"dilation": False},
+        }
+        vfm4us.load_encoder({"state_dict": without_head(resnet18())} | said)
+
+
+OWN = {"name": "resnet18", "in_channels": 3, "mean": [0.4] * 3, "std": [0.2] * 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"std": [0.0] * 3}, "std: .*expected a number from 0.001 to 10"),
+        ({"std": [float("nan")] * 3}, "std"),
+        ({"std": "0.2"}, "std"),
+        ({"std": []}, "std"),
+        ({"mean": [0.485, 0.456, 0.406]}, "mean: .*the same for all channels"),
+        ({"mean": [[0.4]]}, "mean"),
+        ({"name": "resnet19"}, "name: 'resnet19', expected one of resnet18"),
+        ({"name": ["resnet18"]}, "name"),
+        ({"patch": 0}, "patch: '0', expected a whole number from 1 to 64"),
+        ({"patch": 16.0}, "patch"),
+        ({"image": 10**9}, "image"),
+        ({"registers": -1}, "registers"),
+        ({"layer_scale": 1}, "layer_scale"),
+        ({"norm": ["token"]}, "norm"),
+        ({"positions": "rotary"}, "positions"),
+        ({"heads": True}, "heads"),
+    ],
+)
+def test_what_a_file_says_of_its_encoder_is_checked_in_type_and_range(tmp_path, change, said):
+    state = put(without_head(resnet18()), "module.base_encoder.")
+    torch.save({"state_dict": state, "encoder": OWN | change}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"a.pt: its 'encoder' says {said}"):
+        vfm4us.load_encoder(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("own", ["resnet18", [1], 5, {}, {"mean": [0.4]}])
+def test_an_encoder_entry_that_is_no_dict_of_ours_is_refused(own):
+    with pytest.raises(ValueError, match="its 'encoder' says"):
+        vfm4us.load_encoder({"state_dict": put(without_head(resnet18()), "module.base_encoder."), "encoder": own})
+
+
+def test_what_a_file_says_must_agree_with_its_tensors():
+    encoder = Encoder(EncoderSpec("vit_tiny", heads=12, patch=8, image=32))
+    state = put(encoder.published_state(), "module.base_encoder.")
+    assert vfm4us.load_encoder({"state_dict": state, "encoder": encoder.spec_dict()}).spec.heads == 12
+    for wrong in ({"patch": 16}, {"image": 64}, {"registers": 4}, {"layer_scale": True}, {"norm": "none"}):
+        with pytest.raises(ValueError, match=f"its 'encoder' says {next(iter(wrong))} .*its tensors"):
+            vfm4us.load_encoder({"state_dict": state, "encoder": encoder.spec_dict() | wrong})
+    with pytest.raises(ValueError, match="7 heads"):
+        vfm4us.load_encoder({"state_dict": state, "encoder": encoder.spec_dict() | {"heads": 7}})
+    with pytest.raises(ValueError, match="std=0"):
+        vfm4us.load_encoder({"state_dict": state, "encoder": encoder.spec_dict()}, std=0)
+
+
+# ---- kinds of numbers, and sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_other_precisions_become_float32(kind):
+    tensors = {k: v.to(kind) if v.is_floating_point() else v for k, v in without_head(shaken(resnet18())).items()}
+    encoder = vfm4us.load_encoder(tensors)
+    assert encoder.body.conv1.weight.dtype == torch.float32
+    assert torch.equal(encoder.body.conv1.weight, tensors["conv1.weight"].to(torch.float32))
+    assert ("8-bit" in str(encoder.report)) == ("float8" in str(kind))
+
+
+def test_numbers_beyond_float32_and_complex_ones_are_refused():
+    tensors = without_head(resnet18())
+    with pytest.raises(ValueError, match="bn1.bias holds torch.float64 beyond the range of float32"):
+        vfm4us.load_encoder(tensors | {"bn1.bias": torch.full((64,), 1e300, dtype=torch.float64)})
+    with pytest.raises(ValueError, match="bn1.bias holds torch.complex64, expected real"):
+        vfm4us.load_encoder(tensors | {"bn1.bias": torch.ones(64, dtype=torch.complex64)})
+    with pytest.raises(ValueError, match="float8_e4m3fn beyond the range of float32, or NaN"):
+        vfm4us.load_encoder(tensors | {"bn1.bias": torch.full((64,), float("nan"), dtype=torch.float8_e4m3fn)})
+
+
+def test_the_window_of_a_beit_is_bounded():
+    with torch.device("meta"):
+        model = timm.create_model("beit_base_patch16_224", num_classes=0)
+    tensors = {k: torch.zeros(1).expand(v.shape) for k, v in model.state_dict().items() if "index" not in k}
+    for window in (120, 200):
+        table = torch.zeros(1).expand((2 * window - 1) ** 2 + 3, 12)
+        with pytest.raises(ValueError, match=f"window of {window} x {window} tokens.*up to 40 x 40"):
+            vfm4us.load_encoder({k: table if "table" in k else v for k, v in tensors.items()})
