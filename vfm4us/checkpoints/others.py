@@ -44,10 +44,10 @@ KINDS = (
     (r"(^|\.)layer[1-4]\.\d+\.(se|se_module|eca)\.", "a ResNet with squeeze and excitation (SE-ResNet)"),
     (
         r"(^|\.)conv1\.\d\.weight$|(^|\.)stem\.\d\.weight$",
+        (r"stages\.\d+\.(blocks|layers)\.\d+\.(conv_dw|dwconv|depthwise_conv)|downsample_layers\.", "a ConvNeXt"),
         "a ResNet with a stem of three convolutions (ResNet-C or -D)",
     ),
     (r"(^|\.)bottom_up\.res[2-5]\.|(^|\.)res[2-5]\.\d\.conv1\.", "a ResNet of Detectron2 in its own names"),
-    (r"stages\.\d+\.(blocks|layers)\.\d+\.(conv_dw|dwconv|depthwise_conv)|downsample_layers\.", "a ConvNeXt"),
     (r"stages\.\d+\.blocks\.\d+\.conv1\.weight$", "a ResNetV2 (BiT)"),
     (r"encoder\.stages\.\d+\.\d+\.convs\.|conv_blocks_context\.", "a network of nnU-Net"),
     (r"(^|\.)_?conv_stem\.weight$", "an EfficientNet"),
