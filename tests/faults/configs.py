@@ -132,8 +132,8 @@ def _key(key: str, rng: random.Random) -> str:
     return key[:place] + rng.choice((".", "..", "x", "0", "-1", "²", " ", "", "=", "a." * 40, "9" * 5000)) + key[place:]
 
 
-def trouble(kind: type, data: bytes | None, items: list[str], folder: Path, seconds: int = 5) -> str:
-    """What is wrong with how this config is taken, or "": it is read, or refused in words that name file or item."""
+def examine(kind: type, data: bytes | None, items: list[str], folder: Path, seconds: int = 5) -> tuple[bool, str]:
+    """(whether a config is refused, what is wrong with how it is taken): it is read, or refused in words that name file or item."""
     file = folder / "case.yaml"
     file.unlink(missing_ok=True)
     if data is not None:
@@ -144,8 +144,8 @@ def trouble(kind: type, data: bytes | None, items: list[str], folder: Path, seco
     except (ValueError, FileNotFoundError) as error:
         said = str(error)
         if "case.yaml" not in said and "command line" not in said:
-            return f"names neither file nor item: {said[:300]}"
-        return f"a message of {len(said)} characters: {said[:300]}" if len(said) > 2000 else ""
-    except (Exception, RecursionError) as error:
-        return f"{type(error).__name__}: {error}"[:300]
-    return ""
+            return True, f"names neither file nor item: {said[:300]}"
+        return True, f"a message of {len(said)} characters: {said[:300]}" if len(said) > 2000 else ""
+    except Exception as error:
+        return True, f"{type(error).__name__}: {error}"[:300]
+    return False, ""

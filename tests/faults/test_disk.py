@@ -1,0 +1,14 @@
+"""A full disk is named, and costs no more than the time until there is room."""
+
+import pytest
+
+from tests.faults import disk, kills
+
+
+@pytest.mark.skipif(not disk.allowed(), reason="only root may mount a small disk")
+@pytest.mark.parametrize("name", ["checkpoint", "packing"])
+def test_nothing_is_lost_by_a_full_disk(name, tmp_path):
+    kills.make_source(tmp_path / "source")
+    found = [t for t, _ in zip(disk.trials([name], tmp_path / "source", tmp_path, seed=0), range(4), strict=False)]
+    assert sum(trial.killed for trial in found) >= 2, "the disks were large enough"
+    assert not [trial.lost for trial in found if trial.lost]

@@ -1,0 +1,35 @@
+"""Work that is killed, and goes on by the same call, ends as if nobody had killed it."""
+
+import pytest
+
+from tests.faults import kills
+
+TRIALS = {"checkpoint": 12, "packing": 8, "pretraining": 1, "fine-tuning": 1}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    kills.make_source(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint", "packing", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pretraining", "fine-tuning"))],
+)
+def test_nothing_is_lost_by_kills(name, source, tmp_path):
+    found = []
+    for trial, _ in zip(kills.trials([name], source, tmp_path, seed=0), range(TRIALS[name]), strict=False):
+        found.append(trial)
+    assert sum(trial.killed for trial in found) > TRIALS[name] / 2
+    assert not [f"{', '.join(map(str, t.moments))}: {t.lost}" for t in found if t.lost]
+
+
+def test_a_loss_is_seen(source, tmp_path):
+    """A file that is written in place, and killed half-way, is reported."""
+    subject = kills.FLAWED["in place"]
+    expected, _, calls = kills.left_alone(subject, source, tmp_path)
+    assert calls == 1 and not kills.try_once(subject, source, tmp_path, [], expected).lost
+    trial = kills.try_once(subject, source, tmp_path, [kills.Moment(1)], expected)
+    assert trial.killed == 1 and trial.lost.startswith("torn: number.json")
