@@ -42,9 +42,9 @@ KINDS = (
     (r"(^|\.)layer\.\d+\.attention\.q_proj\.", "a DINOv3 network in Hugging Face's names, whose positions rotate"),
     (r"blocks\.\d+\.attn\.q_proj\.", "an EVA network"),
     (r"(^|\.)layer[1-4]\.\d+\.(se|se_module|eca)\.", "a ResNet with squeeze and excitation (SE-ResNet)"),
+    (r"stages\.\d+\.(blocks|layers)\.\d+\.(conv_dw|dwconv|depthwise_conv)|downsample_layers\.", "a ConvNeXt"),
     (
         r"(^|\.)conv1\.\d\.weight$|(^|\.)stem\.\d\.weight$",
-        (r"stages\.\d+\.(blocks|layers)\.\d+\.(conv_dw|dwconv|depthwise_conv)|downsample_layers\.", "a ConvNeXt"),
         "a ResNet with a stem of three convolutions (ResNet-C or -D)",
     ),
     (r"(^|\.)bottom_up\.res[2-5]\.|(^|\.)res[2-5]\.\d\.conv1\.", "a ResNet of Detectron2 in its own names"),
