@@ -118,7 +118,7 @@ def _of_file(record: Record, contents: Contents, rule: FrameRule) -> list[Record
     numbers = [record.frame] if named else rule.chosen(contents)
     crops = [record.crop] if record.crop else contents.crops
     group = record.group or contents.group
-    if not group and contents.count > 1:
+    if not group and contents.count > 1 and contents.kind != "arrays":
         group = frames.stem_of(record.path)  # one group per clip
     stem = frames.stem_of(record.id)
     digits = max(4, len(str(contents.count - 1)))
@@ -128,7 +128,8 @@ def _of_file(record: Record, contents: Contents, rule: FrameRule) -> list[Record
             region = f"_region{place}" if len(crops) > 1 else ""
             frame = f"_frame{number:0{digits}d}" if contents.count > 1 else ""
             spacing = record.spacing_mm or contents.spacing_mm
-            made.append(
-                replace(record, id=stem + region + frame, frame=number, crop=crop, group=group, spacing_mm=spacing)
-            )
+            own = replace(record, id=stem + region + frame, frame=number, crop=crop, group=group, spacing_mm=spacing)
+            own.label = record.label or (contents.labels[number] if number < len(contents.labels) else "")
+            own.split = record.split or (contents.splits[number] if number < len(contents.splits) else "")
+            made.append(own)
     return made

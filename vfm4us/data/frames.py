@@ -15,6 +15,7 @@ from PIL import Image
 CLIP_EXTENSIONS = (".mp4", ".m4v", ".avi", ".mov", ".wmv", ".mkv", ".mpg", ".mpeg", ".webm")
 PAGED_EXTENSIONS = (".tif", ".tiff", ".gif", ".webp")
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
+ARRAY_EXTENSIONS = (".npz",)
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".dic", ".ima")
 ASSUMED_RATE = 25.0  # frames a second, of a clip that does not say
 SAME_CELL = 2.5  # grey levels of 255, see `near_identical`
@@ -34,12 +35,14 @@ class MissingPackage(ValueError):
 class Contents:
     """What one file holds, by its header.
 
-    kind:       "DICOM", "clip", "pages" or "volume"
+    kind:       "DICOM", "clip", "pages", "volume" or "arrays"
     count:      frames, pages or slices
     rate:       frames a second; None where the file does not say. A volume's slices follow each other in space: 0
     spacing_mm: row and column distance of the native pixels, as "0.2 0.2"; "" where unknown
     group:      who it is of, never in clear: a salted hash; "" where the file does not say
     crops:      "top left height width" in native pixels of each part that is an image of its own; "" is all of it
+    labels:     of each frame, where the file says them, and
+    splits:     train, val or test of each frame
     left_out:   regions that were found and not taken, with the reason
     notes:      what else should be told
     """
@@ -50,6 +53,8 @@ class Contents:
     spacing_mm: str = ""
     group: str = ""
     crops: list[str] = field(default_factory=lambda: [""])
+    labels: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -71,6 +76,8 @@ class FrameRule:
 
     def chosen(self, contents: Contents) -> list[int]:
         """Numbers, from 0, of the frames taken; the first frame always. Slices of a volume have no time: all, or every N-th."""
+        if contents.kind == "arrays":
+            return list(range(contents.count))  # images of their own, no clip
         if contents.count <= 1 or self.kind == "first":
             return [0] if contents.count != 0 else []
         if self.kind == "every":
@@ -138,6 +145,8 @@ def kind_of(path) -> str:
         return "volume"
     if ending in PAGED_EXTENSIONS:
         return "pages"
+    if ending in ARRAY_EXTENSIONS:
+        return "arrays"
     if ending in DICOM_EXTENSIONS or (ending == "" and dicom.is_dicom(path)):
         return "DICOM"
     return ""
@@ -156,7 +165,7 @@ def contents_of(path, regions=("b-mode",)) -> Contents | None:
 
     regions: kinds of regions that are taken from DICOM files (see `vfm4us.data.dicom`)
     """
-    from vfm4us.data import clips, dicom, volumes
+    from vfm4us.data import clips, dicom, medmnist, volumes
 
     kind = kind_of(path)
     if kind == "DICOM":
@@ -167,6 +176,8 @@ def contents_of(path, regions=("b-mode",)) -> Contents | None:
         return clips.page_contents(path)
     if kind == "volume":
         return volumes.contents(path)
+    if kind == "arrays":
+        return medmnist.contents(path)
     return None
 
 
@@ -175,13 +186,14 @@ def read_frames(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
 
     Frames that the file does not have after all are left out at the end.
     """
-    from vfm4us.data import clips, dicom, volumes
+    from vfm4us.data import clips, dicom, medmnist, volumes
 
     reader = {
         "DICOM": dicom.read_frames,
         "clip": clips.read_clip,
         "pages": clips.read_pages,
         "volume": volumes.read_slices,
+        "arrays": medmnist.read_images,
     }
     yield from reader[kind_of(path)](path, sorted(numbers))
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vfm4us.data import published
 from vfm4us.data.records import (
     LESION_MASK,
     PATH_SEPARATOR,
@@ -351,4 +352,5 @@ LAYOUTS: dict[str, Callable[[Path], list[Record] | None]] = {
     "fetal_abdomen": fetal_abdomen,
     "c_trus": c_trus,
     "usenhance": usenhance,
+    **published.LAYOUTS,
 }

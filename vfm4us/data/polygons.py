@@ -56,6 +56,12 @@ def keys(path) -> list[str]:
     return list(_of_file(path))
 
 
+def has_outlines(path) -> bool:
+    """Whether an annotation file holds more than boxes; one without any annotation does."""
+    shapes = [shape for own in _of_file(path).values() for shape in own]
+    return not shapes or any(not isinstance(shape, Box) for shape in shapes)
+
+
 def class_names(path) -> dict[int, str]:
     """Class number -> name, as far as the file tells them."""
     return _parsed(*_state(path))[1]
@@ -78,6 +84,16 @@ class Outline:
             points = points * (mask.shape[1], mask.shape[0]) - 0.5
         rows, columns = inside(points[:, 1], points[:, 0], mask.shape)
         mask[rows, columns] = self.number
+
+
+class Box:
+    """What is no mask: an image that has one is refused when it is read, the others of its file are not."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def draw(self, mask: np.ndarray) -> None:
+        raise ValueError(f"{self.what} is a box, no outline: boxes are no masks")
 
 
 class Runs:
@@ -162,10 +178,10 @@ def _coco(content: dict):
     for annotation in content["annotations"]:
         number = number_of.get(annotation.get("category_id"), 1 if not number_of else 0)
         outlines = annotation.get("segmentation")
-        if not outlines:
-            raise ValueError(f"annotation {annotation.get('id')} is a box, no outline: boxes are no masks")
         target = shapes[file_of[annotation["image_id"]]]
-        if isinstance(outlines, dict):
+        if not outlines:
+            target.append(Box(f"annotation {annotation.get('id')}"))
+        elif isinstance(outlines, dict):
             target.append(_coco_runs(outlines, number))
         else:  # COCO counts from the corner of the first pixel
             target.extend(Outline(np.asarray(outline, np.float64) - 0.5, number) for outline in outlines)
@@ -254,7 +270,8 @@ def _yolo(data: bytes):
         if not words:
             continue
         if len(words) == 5:
-            raise ValueError(f"line {line_number} is a box, no outline: boxes are no masks")
+            shapes.append(Box(f"line {line_number}"))
+            continue
         numbers = [float(word) for word in words]
         if len(numbers) % 2 == 0 or numbers[0] != int(numbers[0]):
             raise ValueError(f"line {line_number} is not of the form: class x1 y1 x2 y2 x3 y3 ...")

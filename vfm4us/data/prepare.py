@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vfm4us.data import frames
+from vfm4us.data import frames, polygons
 from vfm4us.data import splits as splitting
 from vfm4us.data.containers import Reading, one_record_per_image
 from vfm4us.data.dataset import (
@@ -180,7 +180,7 @@ def _prepare_run(root: Path, records: list[Record], run: range, size: int, keep_
             for place in by_frame.get(number, []):
                 record = own[place]
                 grey = frames.cropped(whole, record.crop)
-                same = not keep_all and not record.mask and not record.target
+                same = not keep_all and not record.mask and not record.target and not record.path.endswith(".npz")
                 if same and frames.near_identical(last.get(record.crop), grey):
                     results[place] = NEAR_IDENTICAL
                     continue
@@ -452,7 +452,7 @@ def _source_fingerprint(root: Path, records: list[Record]) -> str:
         told = (record.id, record.path, record.label, record.group, record.split, record.mask, record.target)
         for path in (record.path, *record.mask_paths, record.target):
             with contextlib.suppress(OSError):  # a missing file is refused when it is read
-                status = os.stat(root / path)
+                status = os.stat(root / polygons.split_reference(path)[0])
                 told += (status.st_size, status.st_mtime_ns)
         digest.update(repr(told).encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -10,7 +10,13 @@ from pathlib import Path
 from vfm4us.data import frames
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp")
-READ_EXTENSIONS = IMAGE_EXTENSIONS + frames.CLIP_EXTENSIONS + frames.VOLUME_EXTENSIONS + frames.DICOM_EXTENSIONS
+READ_EXTENSIONS = (
+    *IMAGE_EXTENSIONS,
+    *frames.CLIP_EXTENSIONS,
+    *frames.VOLUME_EXTENSIONS,
+    *frames.DICOM_EXTENSIONS,
+    *frames.ARRAY_EXTENSIONS,
+)
 SPLITS = ("train", "val", "test", "exclude")
 SPLIT_SYNONYMS = {
     "training": "train",
