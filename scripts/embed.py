@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="DIR", help="folder of images or CSV manifest")
     parser.add_argument("overrides", nargs="*", metavar="encoder.weights=FILE", help="the same as --encoder FILE")
     parser.add_argument("--encoder", default="open", help="open (this project's), a checkpoint or a run folder")
+    parser.add_argument("--prefix", help="what stands before the encoder's keys, where its file holds several encoders")
+    parser.add_argument("--heads", help="attention heads of a ViT, where nothing in its file tells how many")
     parser.add_argument("--out", type=Path, help="default: logs/embed-NAME, NAME of the folder")
     parser.add_argument(
         "--size", type=int, default=224, help="longer side that images are resized to, px (default 224)"
@@ -54,16 +56,21 @@ def main() -> None:
     arguments = parser.parse_args()
     for item in arguments.overrides:
         key, equals, value = item.partition("=")
-        if key != "encoder.weights" or not equals:
-            raise ValueError(f"{item!r} is not understood: write encoder.weights=FILE")
-        arguments.encoder = value
+        if key not in ("encoder.weights", "encoder.prefix", "encoder.heads") or not equals:
+            raise ValueError(
+                f"{item!r} is not understood: write encoder.weights=FILE, encoder.prefix=P or encoder.heads=N"
+            )
+        if key == "encoder.heads" and not value.isdigit():
+            raise ValueError(f"{item!r}: expected a whole number")
+        setattr(arguments, "encoder" if key == "encoder.weights" else key.split(".")[1], value)
     name = arguments.source.resolve()
     out = arguments.out or Path("logs") / f"embed-{name.stem if name.is_file() else name.name}"
     if out.resolve() == name or name in out.resolve().parents:
         raise ValueError(f"--out {out} lies in the archive {arguments.source}: give another folder")
     if arguments.parquet:
         _pyarrow()
-    encoder = vfm4us.load_encoder(arguments.encoder, in_channels=1)
+    heads = int(arguments.heads) if arguments.heads else None
+    encoder = vfm4us.load_encoder(arguments.encoder, in_channels=1, prefix=arguments.prefix or None, heads=heads)
     print(encoder.report)
     encoder = encoder.to(choose_device(arguments.device), memory_format=torch.channels_last)
     archive = archives.embed_archive(

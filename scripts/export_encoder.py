@@ -1,7 +1,7 @@
 """Write an encoder in the form another library reads, read it back with that library, and compare the features.
 
     python scripts/export_encoder.py FILE --to torchvision|timm|smp|safetensors|onnx|torchscript
-        [--out PATH] [--channels 3] [--size 224]
+        [--out PATH] [--channels 3] [--size 224] [--prefix P] [--heads N] [--half]
 
 FILE is anything vfm4us.load_encoder reads, a run folder too. Prints how to load the result and the largest difference of the
 features of four random images; above 1e-5 (ONNX: 1e-4) of their size the export is removed and the command fails.
@@ -10,6 +10,7 @@ ONNX and TorchScript programs take images in [0, 1] and normalise them inside.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import warnings
@@ -35,27 +36,44 @@ ENDINGS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="checkpoint or run folder")
+    parser.add_argument("file", help="checkpoint, run folder or open")
     parser.add_argument("--to", choices=list(ENDINGS), required=True)
     parser.add_argument(
         "--out", type=Path, help="default: FILE's name with -TO and the usual ending, in the working directory"
     )
     parser.add_argument("--channels", type=int, choices=[1, 3], default=3, help="of the input of ONNX and TorchScript")
+    parser.add_argument("--prefix", help="what stands before the encoder's keys, where FILE holds several encoders")
+    parser.add_argument("--heads", type=int, help="attention heads of a ViT, where nothing in FILE tells how many")
+    parser.add_argument(
+        "--half", action="store_true", help="safetensors in half the size: kernels in float16, all else in float32"
+    )
     parser.add_argument(
         "--size", type=int, default=0, help="side of the compared images, px (default: 224, or a BEiT's own)"
     )
     arguments = parser.parse_args()
-    to, out = arguments.to, arguments.out or Path(f"{arguments.file.stem}-{arguments.to}{ENDINGS[arguments.to]}")
+    if arguments.half and arguments.to != "safetensors":
+        parser.error("--half is for --to safetensors")
+    to, out = arguments.to, arguments.out or Path(f"{Path(arguments.file).stem}-{arguments.to}{ENDINGS[arguments.to]}")
     try:
         program = to in ("onnx", "torchscript")
-        encoder = vfm4us.load_encoder(arguments.file, in_channels=arguments.channels if program else 3)
+        encoder = vfm4us.load_encoder(
+            arguments.file,
+            in_channels=arguments.channels if program else 3,
+            prefix=arguments.prefix,
+            heads=arguments.heads,
+        )
         print(encoder.report)
         size = arguments.size or (224 if encoder.any_size else encoder.spec.image)
         images = torch.rand(4, encoder.spec.in_channels, size, size, generator=torch.Generator().manual_seed(0))
         out.parent.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
+            if arguments.half:
+                print(round_kernels(encoder, images))
             ours = encoder(images)
-            theirs, how = EXPORTS[to](encoder, images, out)
+            if arguments.half:
+                theirs, how = to_safetensors(encoder, images, out, half=True)
+            else:
+                theirs, how = EXPORTS[to](encoder, images, out)
     except ImportError as error:
         print(
             f"error: {to} needs a package that is not installed ({error.name}): pip install -e '.[export]'",
@@ -69,7 +87,7 @@ def main() -> int:
         out.unlink(missing_ok=True)
         print(f"error: the features differ, so {out} was removed", file=sys.stderr)
         return 1
-    print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB. Load it with:\n\n{how}\n")
+    print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB, sha256 {file_sha256(out)}. Load it with:\n\n{how}\n")
     if not program:
         print(
             f"Its input: images in [0, 1], minus {encoder.spec.mean}, divided by {encoder.spec.std}, on every channel."
@@ -132,11 +150,34 @@ def to_smp(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
     )
 
 
-def to_safetensors(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def round_kernels(encoder: Encoder, images: Tensor) -> str:
+    """Round every tensor but the vectors (biases, batch norm) to float16, in place; what that does to the features, in words."""
+    before = encoder(images)
+    for name, parameter in encoder.named_parameters():
+        if parameter.ndim > 1:
+            rounded = parameter.half().float()
+            if not rounded.isfinite().all():
+                raise ValueError(f"{name} holds numbers beyond float16: leave out --half")
+            parameter.copy_(rounded)
+    after = encoder(images)
+    cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
+    apart = (before - after).abs().max().item()
+    return f"kernels in float16: features differ by at most {apart:.1e}, cosine at least {cosine:.6f}"
+
+
+def to_safetensors(encoder: Encoder, images: Tensor, out: Path, half: bool = False) -> tuple[Tensor, str]:
     from safetensors.torch import load_file, save_file
 
     partial = out.with_name(f".{out.name}.tmp")
-    save_file(encoder.published_state(), partial, metadata={"format": "pt", "encoder": json.dumps(encoder.spec_dict())})
+    state = encoder.published_state()
+    if half:
+        state = {k: v.half() if v.ndim > 1 and v.is_floating_point() else v for k, v in state.items()}
+    save_file(state, partial, metadata={"format": "pt", "encoder": json.dumps(encoder.spec_dict())})
     partial.replace(out)
     again = Encoder(encoder.spec)
     again.load_published_state(load_file(out))

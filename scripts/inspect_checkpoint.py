@@ -1,6 +1,6 @@
 """What is in these checkpoints, and what would load into what? Nothing in them is executed.
 
-    python scripts/inspect_checkpoint.py FILE... [--keys]
+    python scripts/inspect_checkpoint.py FILE... [--keys] [--heads N]
 
 One block per file: layout, encoder, stage and epoch, tensors, NaNs, size and sha256, and the models it fills. A file with
 several encoders gets a line for each, with the `prefix` that vfm4us.load_encoder needs. --keys lists all tensors with their
@@ -20,24 +20,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="checkpoints or run folders")
     parser.add_argument("--keys", action="store_true", help="list every tensor")
+    parser.add_argument("--heads", type=int, help="attention heads of a ViT, where nothing in the file tells how many")
     arguments = parser.parse_args()
-    return 0 if all([inspect(path, arguments.keys) for path in arguments.files]) else 1
+    return 0 if all([inspect(path, arguments.keys, arguments.heads) for path in arguments.files]) else 1
 
 
-def inspect(path: Path, keys: bool) -> bool:
+def inspect(path: Path, keys: bool, heads: int | None = None) -> bool:
     """Print one file's block; whether it loads."""
     print(f"\n{path}")
     try:
-        path = checkpoints.latest(path) if path.is_dir() else path
-        state = checkpoints.read(path)
+        where, state = checkpoints.open_checkpoint(path)
     except (ValueError, OSError) as error:
         _row("refused", str(error).removeprefix(f"{path} is refused: "))
         return False
-    with open(path, "rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    _row("size", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {sha256}")
+    for file in [Path(where)] if Path(where).is_file() else sorted(Path(where).glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        _row(
+            "size", f"{file.stat().st_size / 1e6:.1f} MB, sha256 {sha256}" + (f", {file.name}" if file != path else "")
+        )
     flat = checkpoints.flatten(state)
-    bad = [k for k, v in flat.items() if v.is_floating_point() and not v.isfinite().all()]
+    bad = [k for k, v in flat.items() if v.is_floating_point() and not v.float().isfinite().all()]
     numbers = sum(v.numel() for v in flat.values())
     kinds = ", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in flat.values()}))
     _row(
@@ -58,7 +61,7 @@ def inspect(path: Path, keys: bool) -> bool:
     loads = False
     for root in roots or [None]:
         try:
-            encoder = vfm4us.load_encoder(state, prefix=root)
+            encoder = vfm4us.load_encoder(state, prefix=root, heads=heads)
         except ValueError as error:
             _row(f"prefix {root!r}" if root else "encoder", f"does not load: {error}")
             continue

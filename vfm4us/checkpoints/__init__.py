@@ -2,7 +2,8 @@
 
 from vfm4us.checkpoints.files import ENCODER_PREFIX, PROJECTOR_PREFIX, keep_last, read, save, verify_sha256
 from vfm4us.checkpoints.layouts import flatten, recognise, roots
-from vfm4us.checkpoints.loading import LoadReport, fill, latest, load_encoder
+from vfm4us.checkpoints.loading import LoadReport, fill, latest, load_encoder, open_checkpoint
+from vfm4us.checkpoints.released import resolve
 
 __all__ = [
     "ENCODER_PREFIX",
@@ -13,8 +14,10 @@ __all__ = [
     "keep_last",
     "latest",
     "load_encoder",
+    "open_checkpoint",
     "read",
     "recognise",
+    "resolve",
     "roots",
     "save",
     "verify_sha256",

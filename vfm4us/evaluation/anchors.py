@@ -131,10 +131,10 @@ def _encoder(source: str) -> tuple[str, Callable[[], Encoder]]:
     if source == "imagenet":
         path = _imagenet_file()
     else:
-        path = Path(source)
+        path, _ = checkpoints.resolve(source)
         if not path.exists():
             raise FileNotFoundError(
-                f"{source} does not exist (looked from {Path.cwd()}): give a checkpoint, a run folder, or one of "
+                f"{source} does not exist (looked from {Path.cwd()}): give a checkpoint, a run folder, open, or one of "
                 f"random:SEED, timm:NAME[:FILE], imagenet, efficientnet_lite0, {', '.join(HANDMADE)}"
             )
         path = checkpoints.latest(path) if path.is_dir() else path

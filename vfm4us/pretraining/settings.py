@@ -20,7 +20,9 @@ from vfm4us.pretraining.methods import METHODS
 class EncoderConfig:
     name: str = option("resnet18", "network", choices=names(from_scratch=True))
     in_channels: int = option(1, "channels the network runs on; checkpoints always hold 3", choices=[1, 3])
-    weights: str = option("", "checkpoint or run folder to start the first stage from; empty: random")
+    weights: str = option("", "checkpoint, run folder or open to start the first stage from; empty: random")
+    prefix: str = option("", "what stands before the encoder's keys, where weights holds several encoders")
+    heads: int = option(0, "attention heads of a ViT, where nothing in weights tells how many; 0: it tells", low=0)
     patch: int = option(16, "side of a token of a ViT, px", choices=[8, 16])
     norm: str = option(
         "",

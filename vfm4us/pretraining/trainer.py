@@ -74,7 +74,13 @@ def build_encoder(config: PretrainingConfig) -> Encoder:
     encoder = Encoder(spec)
     if not wanted.weights:
         return encoder
-    source = checkpoints.load_encoder(wanted.weights, wanted.in_channels, image_size=spec.image if side else None)
+    source = checkpoints.load_encoder(
+        wanted.weights,
+        wanted.in_channels,
+        prefix=wanted.prefix or None,
+        heads=wanted.heads or None,
+        image_size=spec.image if side else None,
+    )
     if (source.spec.name, source.spec.patch) != (spec.name, spec.patch):
         raise ValueError(
             f"encoder.weights {wanted.weights} holds a {source.spec.name}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vfm4us.checkpoints import LoadReport, load_encoder
+from vfm4us.checkpoints import LoadReport, load_encoder, resolve
 from vfm4us.config import option
 from vfm4us.data.pools import epoch_order
 from vfm4us.encoders import Encoder, EncoderSpec, family, names
@@ -36,8 +36,11 @@ class EncoderConfig:
     )
     weights: str = option(
         "none",
-        "none (random), imagenet, or a checkpoint or run folder of any published layout; {seed} in it is the run's seed",
+        "none (random), imagenet, open (this project's released encoder), or a checkpoint, run folder or Hugging Face folder of "
+        "any published layout; {seed} in it is the run's seed",
     )
+    prefix: str = option("", "what stands before the encoder's keys, where weights holds several encoders")
+    heads: int = option(0, "attention heads of a vit_*, where nothing in weights tells how many; 0: it tells", low=0)
     in_channels: int = option(1, "channels of the first convolution; 1 is exact for grey images", choices=[1, 3])
     freeze_epochs: int = option(0, "epochs at the beginning in which only the head learns", low=0)
 
@@ -72,10 +75,13 @@ def weights_of(config: EncoderConfig, seed: int) -> str:
 
 def refuse_missing_weights(config: EncoderConfig, seed: int) -> None:
     """FileNotFoundError where encoder.weights names no file or folder: known before data are packed and other runs are done."""
-    path = Path(weights_of(config, seed))
-    if config.weights not in ("none", "imagenet") and not path.exists():
+    if config.weights in ("none", "imagenet"):
+        return
+    path, _ = resolve(weights_of(config, seed))
+    if not path.exists():
         raise FileNotFoundError(
-            f"encoder.weights: {path} does not exist (looked from {Path.cwd()}); give a checkpoint or run folder, imagenet or none"
+            f"encoder.weights: {path} does not exist (looked from {Path.cwd()}); give a checkpoint or run folder, open, imagenet "
+            "or none"
         )
 
 
@@ -85,7 +91,7 @@ def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport 
         torch.manual_seed(seed)
         return Encoder(EncoderSpec(config.name, config.in_channels, patch=config.patch, norm=config.norm)), None
     source = _imagenet(config.name) if config.weights == "imagenet" else weights_of(config, seed)
-    encoder = load_encoder(source, in_channels=config.in_channels)
+    encoder = load_encoder(source, config.in_channels, prefix=config.prefix or None, heads=config.heads or None)
     return encoder, encoder.report
 
 
