@@ -1,5 +1,7 @@
 """Config: types, ranges, overrides, and errors that name the key."""
 
+import dataclasses
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -8,6 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.faults.configs import KINDS
 from vfm4us import config
 from vfm4us.config import option, section
 from vfm4us.pretraining.settings import PretrainingConfig
@@ -268,3 +271,31 @@ def test_limits_hold_for_each_item_of_a_list():
             config.load(Lists, overrides=[item])
     with pytest.raises(ValueError, match="shares.1: nan is not a finite number"):
         config.load(Lists, overrides=["shares=[0.5, .nan]"])
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda k: k.__name__)
+def test_no_whole_number_is_without_a_sensible_limit(kind):
+    """10**30 is an error that names the key, for each key that holds a whole number; so is a negative seed."""
+    for key, hint in whole_numbers(kind):
+        with pytest.raises(
+            ValueError, match=rf"{key}(\.0)?: \d+ is above the greatest allowed value|{key}: .* is not one of"
+        ):
+            config.load(kind, overrides=[f"{key}={10**30 if hint is int else [10**30]}"])
+        if "seed" in key:
+            with pytest.raises(ValueError, match=f"{key}.*-1 is below"):
+                config.load(kind, overrides=[f"{key}={-1 if hint is int else [-1]}"])
+
+
+def whole_numbers(cls, prefix=""):
+    for key, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from whole_numbers(hint, f"{prefix}{key}.")
+        elif hint in (int, list[int]):
+            yield f"{prefix}{key}", hint
+
+
+def test_a_network_that_fits_no_memory_is_refused():
+    with pytest.raises(
+        ValueError, match=r"projector\.hidden: 10000000000000 is above the greatest allowed value 65536"
+    ):
+        config.load(PretrainingConfig, overrides=["projector.hidden=10000000000000"])

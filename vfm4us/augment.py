@@ -39,8 +39,8 @@ class ViewConfig:
 
 @dataclass
 class PatchConfig(ViewConfig):
-    count: int = option(20, "patches per image (n)", low=2)
-    size: int = option(96, "side of a patch, px (P)", low=16)
+    count: int = option(20, "patches per image (n)", low=2, high=1024)
+    size: int = option(96, "side of a patch, px (P)", low=16, high=4096)
 
 
 # The uniform numbers drawn per patch; a name ending in _on decides whether the change of that name happens.

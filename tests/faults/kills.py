@@ -85,6 +85,7 @@ def fit(source: Path, out: Path) -> None:
         "logs": str(out),
         "device": "cpu",
         "seeds": [0],
+        "pictures": False,
         "data": {"path": str(source / "one"), "size": 32, "cache": str(out / "data"), "splits": [0.5, 0.25, 0.25]},
         "finetune": {"epochs": 2, "min_steps": 2, "batch_size": 8},
     }

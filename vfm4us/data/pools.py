@@ -23,7 +23,9 @@ class SourceConfig:
     )
     label: str = option("", "one label for all its images (a body part), for measuring; empty: the source's own")
     limit: int = option(0, "at most this many images, a seeded choice; 0: all", low=0)
-    folds: int = option(0, "cross-fitting: divide train and val anew into so many folds; 0: as they are", low=0)
+    folds: int = option(
+        0, "cross-fitting: divide train and val anew into so many folds; 0: as they are", low=0, high=1000
+    )
     fold: int = option(0, "of these the one that is held back as val, from 0", low=0)
 
 

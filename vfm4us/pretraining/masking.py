@@ -17,7 +17,7 @@ class MaskingConfig:
         choices=["none", "random", "adversarial"],
     )
     ratio: float = option(0.25, "share of the cells that is masked", low=0.0, high=0.9)
-    cell: int = option(16, "side of a cell, px of the patch", low=1)
+    cell: int = option(16, "side of a cell, px of the patch", low=1, high=1024)
 
 
 def choose_cells(

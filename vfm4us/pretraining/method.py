@@ -108,8 +108,8 @@ class AdamWConfig:
 
 @dataclass
 class CropConfig(ViewConfig):
-    count: int = option(1, "crops per image", low=0)
-    size: int = option(224, "side of a crop, px", low=16)
+    count: int = option(1, "crops per image", low=0, high=1024)
+    size: int = option(224, "side of a crop, px", low=16, high=4096)
 
 
 # One crop of most of the image, hardly varied: the images are the target.

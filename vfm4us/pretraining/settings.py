@@ -34,13 +34,14 @@ class EncoderConfig:
 
 @dataclass
 class DataConfig:
-    size: int = option(224, "longer side to which plain folders are packed, px", low=32)
+    size: int = option(224, "longer side to which plain folders are packed, px", low=32, high=4096)
     root: str = option("", "folder that relative source paths start from; empty: the working directory")
     cache: str = option("data", "folder for what is packed from plain folders", free=True)
     phantoms: int = option(
         0,
         "make this many built-in synthetic images first; sources name them as phantoms:coarse and phantoms:fine",
         low=0,
+        high=1_000_000,
     )
     splits: list[float] = option(
         [0.95, 0.05, 0.0], "shares of train, val, test where a source has no splits of its own"
@@ -58,7 +59,7 @@ class DataConfig:
 class StageConfig:
     name: str = option("coarse", "also the name of its checkpoint")
     data: list[SourceConfig] = option([], "sources of images")
-    epochs: int = option(30, "passes over the stage's images", low=1)
+    epochs: int = option(30, "passes over the stage's images", low=1, high=100_000)
     learning_rate: float = option(
         0.3, "peak, per 100 images of the global batch; per 256 with AdamW (all methods but emp_ssl)", low=0.0
     )
@@ -75,7 +76,9 @@ class StageConfig:
 class MonitorConfig:
     reference: int = option(1000, "training images k-NN votes with, at most; 0: all", low=0)
     held_out: int = option(500, "held-out images measured, at most; 0: all", low=0)
-    patches: int = option(9, "patches of the bag-of-patches embedding at the ends of stages; 0: do without", low=0)
+    patches: int = option(
+        9, "patches of the bag-of-patches embedding at the ends of stages; 0: do without", low=0, high=1024
+    )
 
 
 # A section for each method, under its name.
@@ -96,14 +99,14 @@ class PretrainingConfig(_METHOD_SECTIONS):
         "emp_ssl", "how the encoder learns; the section of its name holds its keys", choices=[*METHODS]
     )
     logs: str = option("logs", "where run folders lie", free=True)
-    seed: int = option(0, "of everything random", low=0)
+    seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
     device: str = option("auto", "auto, cpu, cuda", free=True)
     precision: str = option(
         "auto", "of the network; auto: bfloat16 on a GPU, float32 on a CPU", choices=["auto", "float32", "bfloat16"]
     )
     compile: bool = option(False, "torch.compile the network", free=True)
-    num_workers: int = option(0, "loader processes; does not change any number", low=0, free=True)
-    batch_size: int = option(100, "images per step over all processes (b)", low=2)
+    num_workers: int = option(0, "loader processes; does not change any number", low=0, high=256, free=True)
+    batch_size: int = option(100, "images per step over all processes (b)", low=2, high=65536)
     log_every: int = option(10, "steps between logged lines", low=1, free=True)
     save_minutes: float = option(10.0, "longest time between two checkpoints", low=0.0, free=True)
     keep_last: int = option(2, "epoch checkpoints kept beside last, best and each stage's", low=0, free=True)

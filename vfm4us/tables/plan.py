@@ -71,7 +71,9 @@ class TableConfig:
     data: str = option("", "folder of the datasets, {data} in the cells")
     encoder: str = option("", "checkpoint or run folder, {encoder} in the cells; {seed} in it: another for each seed")
     only: list[str] = option([], "cells to run now, as patterns such as 'busi-*'; empty: all")
-    workers: int = option(1, "processes side by side on this machine; 0: write the tables of what is finished", low=0)
+    workers: int = option(
+        1, "processes side by side on this machine; 0: write the tables of what is finished", low=0, high=256
+    )
     shard: str = option("1/1", "this machine's part of the cells, say 2/4, where machines do not share locks")
     worker: str = option("", "set by the script: which of its processes this is")
 
@@ -90,7 +92,7 @@ class TableConfig:
     encoders: dict = option({}, "of a table of methods: {name: {config: FILE, stages: [...], keys: {...}}}")
     pretraining: dict = option({}, "of a table of methods: keys laid over every pretraining config")
     pretraining_seeds: list[int] = option(
-        [0], "of a table of methods: one for all runs, or one for each seed of the cells"
+        [0], "of a table of methods: one for all runs, or one for each seed of the cells", low=0, high=2**32 - 1
     )
     tasks: dict = option({}, "of a table of methods: {task: {scores: [...], stages: [...], base: {...}, axes: {...}}}")
     against: list[str] = option(["VFM4US", "coarse-to-fine"], "method and stage that the others are compared with")

@@ -34,7 +34,7 @@ from vfm4us.tasks.finetune import EncoderConfig, refuse_missing_weights
 @dataclass
 class DataConfig:
     path: str = option("", "folder of images as the task wants them, CSV manifest, published or prepared dataset")
-    size: int = option(224, "longer side to which images are packed, px", low=32)
+    size: int = option(224, "longer side to which images are packed, px", low=32, high=4096)
     splits: list[float] = option([0.7, 0.1, 0.2], "shares of train, val and test where the data have none")
     cache: str = option("data", "folder for what is packed from plain folders", free=True)
     labels: float = option(
@@ -50,8 +50,10 @@ class DataConfig:
 class TaskConfig:
     name: str = option("task", "the runs lie in logs/<name>/seed-<n>")
     logs: str = option("logs", "folder for runs", free=True)
-    seeds: list[int] = option([0, 1, 2], "one run each; a finished one is not run again", free=True)
-    seed: int = option(0, "of one run; set from seeds", free=True)
+    seeds: list[int] = option(
+        [0, 1, 2], "one run each; a finished one is not run again", free=True, low=0, high=2**32 - 1
+    )
+    seed: int = option(0, "of one run; set from seeds", free=True, low=0, high=2**32 - 1)
     resume: bool = option(True, "false: move an earlier run of this name aside", free=True)
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>", free=True)
     precision: str = option(

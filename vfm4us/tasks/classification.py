@@ -50,7 +50,7 @@ class AugmentConfig(ViewConfig):
 
 @dataclass
 class HeadConfig:
-    hidden: int = option(256, "width of the two hidden layers", low=1)
+    hidden: int = option(256, "width of the two hidden layers", low=1, high=65536)
     dropout: float = option(0.3, "after each of them", low=0.0, high=0.95)
 
 

@@ -35,30 +35,34 @@ MEMORY = 0.98  # decay of the average by which a discriminator is said to have w
 
 @dataclass
 class GeneratorConfig:
-    width: int = option(64, "channels at full resolution; twice and four times as many below", low=4)
-    blocks: int = option(9, "residual blocks at a quarter of the resolution; usually 9, or 6 for small images", low=1)
+    width: int = option(64, "channels at full resolution; twice and four times as many below", low=4, high=1024)
+    blocks: int = option(
+        9, "residual blocks at a quarter of the resolution; usually 9, or 6 for small images", low=1, high=64
+    )
     residual: bool = option(
         False,
         "both generators give their input plus tanh(network), at first the input itself; false: tanh(network), as published",
     )
-    discriminator_width: int = option(64, "channels of a discriminator's first layer", low=4)
+    discriminator_width: int = option(64, "channels of a discriminator's first layer", low=4, high=1024)
 
 
 @dataclass
 class TrainingConfig:
-    epochs: int = option(100, "with the full learning rate", low=0)
-    decay_epochs: int = option(100, "further ones, in which it falls linearly to 0", low=0)
+    epochs: int = option(100, "with the full learning rate", low=0, high=100_000)
+    decay_epochs: int = option(100, "further ones, in which it falls linearly to 0", low=0, high=100_000)
     steps: int = option(0, "per epoch; 0: one pass over the low-quality images", low=0)
-    batch_size: int = option(1, "crops of each domain per step", low=1)
-    crop: int = option(256, "side of the crops, px at data.size", low=64)
+    batch_size: int = option(1, "crops of each domain per step", low=1, high=65536)
+    crop: int = option(256, "side of the crops, px at data.size", low=64, high=4096)
     learning_rate: float = option(2e-4, "of Adam, betas 0.5 and 0.999", low=0.0)
     encoder_rate: float = option(1.0, "rate of the encoder as a share of it", low=0.0)
-    discriminator_steps: int = option(1, "of the discriminators for one of the generators, each on other crops", low=1)
+    discriminator_steps: int = option(
+        1, "of the discriminators for one of the generators, each on other crops", low=1, high=100
+    )
     adversarial_weight: float = option(1.0, "of the least-squares loss against the discriminators", low=0.0)
     cycle_weight: float = option(10.0, "of the way there and back", low=0.0)
     identity_weight: float = option(0.5, "of leaving alone what is in the domain already, times cycle_weight", low=0.0)
     l1_weight: float = option(100.0, "of the difference to the paired image, where paired=true", low=0.0)
-    pool: int = option(50, "earlier images among which a discriminator's half is drawn", low=0)
+    pool: int = option(50, "earlier images among which a discriminator's half is drawn", low=0, high=10000)
     average: float = option(
         0.0,
         "decay of the exponential average of the generators' weights that is evaluated; 0: the weights",

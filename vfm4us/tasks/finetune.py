@@ -28,7 +28,7 @@ from vfm4us.runtime.run import RunFolder
 @dataclass
 class EncoderConfig:
     name: str = option("resnet18", "network, where weights is none or imagenet", choices=names(from_scratch=True))
-    patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4)
+    patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4, high=64)
     norm: str = option(
         "token",
         "vector of a vit_*, where weights is none: the class token, or the mean",
@@ -42,19 +42,19 @@ class EncoderConfig:
     prefix: str = option("", "what stands before the encoder's keys, where weights holds several encoders")
     heads: int = option(0, "attention heads of a vit_*, where nothing in weights tells how many; 0: it tells", low=0)
     in_channels: int = option(1, "channels of the first convolution; 1 is exact for grey images", choices=[1, 3])
-    freeze_epochs: int = option(0, "epochs at the beginning in which only the head learns", low=0)
+    freeze_epochs: int = option(0, "epochs at the beginning in which only the head learns", low=0, high=100_000)
 
 
 @dataclass
 class FinetuneConfig:
-    epochs: int = option(40, "passes over the training images", low=1)
+    epochs: int = option(40, "passes over the training images", low=1, high=100_000)
     min_steps: int = option(
         400, "at least so many steps in all: small training sets are gone through more often", low=1
     )
     max_steps: int = option(
         0, "at most so many steps in all: an epoch is then part of a large training set; 0: any", low=0
     )
-    batch_size: int = option(32, "images per step", low=2)
+    batch_size: int = option(32, "images per step", low=2, high=65536)
     learning_rate: float = option(1e-3, "peak, of the head", low=0.0)
     encoder_rate: float = option(1.0, "rate of the encoder's last layer, as a share of the head's", low=0.0)
     layer_decay: float = option(1.0, "factor on the rate from each encoder stage to the one before", low=0.0, high=1.0)
@@ -65,7 +65,7 @@ class FinetuneConfig:
     average: float = option(
         0.98, "decay of the exponential average of weights that is evaluated; 0: the weights", low=0.0, high=1.0
     )
-    patience: int = option(15, "stop after so many epochs without a better validation; 0: never", low=0)
+    patience: int = option(15, "stop after so many epochs without a better validation; 0: never", low=0, high=100_000)
 
 
 def weights_of(config: EncoderConfig, seed: int) -> str:

@@ -77,9 +77,12 @@ class GenerationConfig(TaskConfig):
     name: str = option("generation", "the runs lie in logs/<name>/seed-<n>")
     paired: bool = option(False, "low and high quality of the same image are trained on together, with an L1 term")
     tile: int = option(
-        512, "images larger than this at data.size are enhanced in overlapping tiles of this side, px", low=64
+        512,
+        "images larger than this at data.size are enhanced in overlapping tiles of this side, px",
+        low=64,
+        high=8192,
     )
-    overlap: int = option(64, "of neighbouring tiles, px", low=0)
+    overlap: int = option(64, "of neighbouring tiles, px", low=0, high=4096)
     kid_encoder: str = option(
         "",
         "checkpoint whose features KID is taken on, where torchvision's Inception weights are not in its cache",

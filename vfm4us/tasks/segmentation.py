@@ -66,7 +66,10 @@ class SegmentationConfig(TaskConfig):
     name: str = option("segmentation", "the runs lie in logs/<name>/seed-<n>")
     decoder: str = option("deeplabv3plus", "what turns features into masks", choices=["deeplabv3plus", "unet"])
     decoder_width: int = option(
-        256, "its channels; of a U-Net those of the coarsest level, halved at each finer one down to 16", low=16
+        256,
+        "its channels; of a U-Net those of the coarsest level, halved at each finer one down to 16",
+        low=16,
+        high=4096,
     )
     atrous_rates: list[int] = option([12, 24, 36], "three dilations of DeepLabv3+, px of a map at 1/16 of data.size")
     dice_weight: float = option(1.0, "of the soft Dice loss, beside a cross-entropy of weight 1", low=0.0)

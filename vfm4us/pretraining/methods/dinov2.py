@@ -22,9 +22,9 @@ from vfm4us.pretraining.tokens import (
 
 @dataclass
 class DINOv2Config:
-    prototypes: int = option(65536, "outputs of the head (K)", low=8)
-    hidden: int = option(2048, "width of the head's two hidden layers", low=8)
-    bottleneck: int = option(256, "width in front of the prototypes", low=4)
+    prototypes: int = option(65536, "outputs of the head (K)", low=8, high=1_000_000)
+    hidden: int = option(2048, "width of the head's two hidden layers", low=8, high=65536)
+    bottleneck: int = option(256, "width in front of the prototypes", low=4, high=16384)
     batch_norm: bool = option(False, "in the head's hidden layers: it spreads out vectors that hardly differ yet")
     mask_low: float = option(0.1, "least share of a masked crop's tokens that is hidden (iBOT)", low=0.0, high=0.9)
     mask_high: float = option(0.5, "greatest share of a masked crop's tokens that is hidden", low=0.0, high=0.9)

@@ -25,8 +25,8 @@ from vfm4us.pretraining.pictures import Picture, Sheet
 
 @dataclass
 class ProjectorConfig:
-    hidden: int = option(4096, "width of its two hidden layers", low=8)
-    out: int = option(1024, "length of the embedding that the objective sees (d)", low=8)
+    hidden: int = option(4096, "width of its two hidden layers", low=8, high=65536)
+    out: int = option(1024, "length of the embedding that the objective sees (d)", low=8, high=65536)
 
 
 @dataclass

@@ -25,9 +25,11 @@ from vfm4us.pretraining.tokens import (
 class MAEConfig:
     mask_ratio: float = option(0.75, "share of the tokens that is hidden", low=0.05, high=0.95)
     normalise: bool = option(True, "draw each token with mean 0 and deviation 1, else as it is")
-    decoder_width: int = option(512, "of the decoder, which is dropped; a multiple of its heads and of 4", low=8)
-    decoder_depth: int = option(8, "its blocks", low=1)
-    decoder_heads: int = option(16, "its attention heads", low=1)
+    decoder_width: int = option(
+        512, "of the decoder, which is dropped; a multiple of its heads and of 4", low=8, high=4096
+    )
+    decoder_depth: int = option(8, "its blocks", low=1, high=64)
+    decoder_heads: int = option(16, "its attention heads", low=1, high=64)
     crops: CropConfig = section(CropConfig, "of each image; several count as so many images", **WEAK)
     adamw: AdamWConfig = section(AdamWConfig, "optimizer")
 
