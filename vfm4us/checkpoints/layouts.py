@@ -17,7 +17,7 @@ from torch import Tensor
 from vfm4us.checkpoints import huggingface, others, words
 from vfm4us.checkpoints.files import ENCODER_PREFIX
 from vfm4us.checkpoints.words import Words, words_of
-from vfm4us.encoders import BEiT, EncoderSpec, ResNet, ViT, family
+from vfm4us.encoders import NAMES, BEiT, EncoderSpec, ResNet, ViT, family
 
 # First parts of an encoder's own keys. What begins otherwise is another module of the checkpoint, and is dropped by name;
 # what begins so must belong to the encoder, or the file holds another architecture.
@@ -62,6 +62,8 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
     flat = flatten(state)
     if not flat:
         raise ValueError(f"{name} holds no tensors; its keys are: {', '.join(map(str, list(state)[:8])) or 'none'}")
+    if (new := _of_another_family(state, flat, name)) is not None:
+        return new
     flat, renamed = huggingface.renamed(flat)
     root, aside = _choose_root(flat, name, prefix)
     inside = {key[len(root) :]: value for key, value in flat.items() if key.startswith(root)}
@@ -103,6 +105,25 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
     elif heads:
         raise ValueError(f"heads={heads} is for transformers, but {name} holds a {candidate.spec.name}")
     return candidate
+
+
+PUBLISHED = (ResNet, ViT, BEiT)  # whose layouts are known; any other family is read from our own files alone
+
+
+def _of_another_family(state: Mapping, flat: Mapping[str, Tensor], name: str) -> Candidate | None:
+    """What our own file holds of a family that no published file is of: every tensor below its prefix."""
+    own = state.get("encoder")
+    stated = own.get("name") if isinstance(own, Mapping) else None
+    if not isinstance(stated, str) or stated not in NAMES or family(stated) in PUBLISHED:
+        return None
+    spec = EncoderSpec(**words.own_spec(own, name))
+    root = next((key.split(ENCODER_PREFIX)[0] + ENCODER_PREFIX for key in flat if ENCODER_PREFIX in key), "")
+    tensors = {key[len(root) :]: value for key, value in flat.items() if key.startswith(root)}
+    dropped: dict[str, int] = {}
+    for key in flat:
+        if not key.startswith(root):
+            dropped[_module_of(key, root)] = dropped.get(_module_of(key, root), 0) + 1
+    return Candidate("VFM4US", root, spec, tensors, dropped, keys=list(flat), own=True)
 
 
 def _own_words(state: Mapping, root: str) -> object:

@@ -22,9 +22,6 @@ from vfm4us.encoders.vit import BEiT, ViT, write_attention_out
 
 NAMES = tuple(names())
 
-# To be removed when nobody imports them: an encoder says of itself what they were asked for.
-RESNETS, VITS, BEITS = tuple(ResNet.sizes), ViT.sizes, BEiT.sizes
-
 __all__ = [
     "MEAN",
     "NAMES",

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vfm4us.encoders import NAMES, Encoder, EncoderSpec, ViT, names, regular_patches
+from vfm4us.encoders.base import in_unit_range
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith(("large", "huge"))])
@@ -92,6 +93,28 @@ def test_embed_takes_what_people_have_and_leaves_the_mode_alone():
     torch.testing.assert_close(encoder.embed(images, batch_size=2), whole, atol=1e-5, rtol=1e-4)
     assert encoder.embed(images[:0]).shape == (0, 512)
     torch.testing.assert_close(encoder.embed(images[0]), whole[:1], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.full((2, 32, 32), 200.0, np.float32),
+        np.full((2, 32, 32), -0.5, np.float32),
+        np.where(np.eye(32)[None] > 0, np.nan, 0.5),
+        np.full((2, 32, 32), np.inf),
+    ],
+)
+def test_embed_refuses_floats_whose_range_is_not_that_of_images(images):
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        Encoder(EncoderSpec(in_channels=1)).embed(images)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.int32, torch.bool])
+def test_whole_numbers_of_an_unknown_range_are_not_taken_for_images(kind):
+    with pytest.raises(ValueError, match=f"{kind} are not understood"):
+        in_unit_range(torch.ones(2, 8, 8).to(kind))
+    assert torch.equal(in_unit_range(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([0.0, 1.0]))
+    assert in_unit_range(torch.full((2,), 1.0005, dtype=torch.float64)).dtype == torch.float32
 
 
 def test_a_bag_of_patches_is_the_mean_of_unit_patch_vectors():
