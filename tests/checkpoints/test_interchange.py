@@ -187,7 +187,7 @@ def test_embed_takes_pil_lists_files_and_folders(tmp_path):
 def test_images_of_different_sizes_are_padded_not_squashed():
     wide, tall = np.full((20, 40), 200, np.uint8), np.full((60, 30, 3), 0.5, np.float32)
     batch, valid = image_batch([wide, tall], size=32)
-    assert batch.shape == (2, 3, 32, 32) and valid.tolist() == [[0, 0, 16, 32], [0, 0, 32, 16]]
+    assert batch.shape == (2, 1, 32, 32) and valid.tolist() == [[0, 0, 16, 32], [0, 0, 32, 16]]
     assert (batch[0, :, :16] == 200).all() and (batch[0, :, 16:] == 0).all()
     assert (batch[1, :, :, :16].int() - 128).abs().max() <= 1 and (batch[1, :, :, 16:] == 0).all()
 

@@ -92,7 +92,7 @@ def test_embed_takes_what_people_have_and_leaves_the_mode_alone():
         torch.testing.assert_close(encoder.embed(form), whole, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(encoder.embed(images, batch_size=2), whole, atol=1e-5, rtol=1e-4)
     assert encoder.embed(images[:0]).shape == (0, 512)
-    torch.testing.assert_close(encoder.embed(images[0]), whole[:1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(encoder.embed(images[0], size=48), whole[:1], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -202,13 +202,14 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Vectors (N, width), float32 on the CPU, of `images`, in evaluation mode.
 
-        images:  anything `vfm4us.data.images.image_batch` takes: a tensor or array of uint8 or of float in [0, 1], grey or
-                 RGB; PIL images, a list of images of different sizes, or the path of an image, a folder or a CSV manifest
+        images:  anything `vfm4us.data.images.image_batch` takes: one image or a list of them (paths, PIL images, arrays), which
+                 become grey and are resized to `size`; a folder or a CSV manifest; or a batch as a tensor or array of uint8 or
+                 of float in [0, 1], grey or RGB, which keeps its size
         patches: 0 for the whole image; n for the mean of n patches' unit-norm vectors (a bag of patches), n windows of a
                  quarter of the image's area on a regular grid
         valid:   (N, 4) top, left, height, width of the part of each image that is no padding; patches stay inside
         patch_size: side to which a patch is resized; 0 for half the image's side
-        size:    longer side that a folder's images, or a list's of different sizes, are resized to, px
+        size:    longer side that images other than a batch are resized to, px
         """
         from vfm4us.data.images import image_batch  # only this call knows of files; the encoders lie below them
 

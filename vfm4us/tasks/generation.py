@@ -28,7 +28,7 @@ from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import RESAMPLING, PreparedDataset, is_prepared, packed_size
 from vfm4us.data.decode import read_grey, read_record
-from vfm4us.data.images import image_array, image_batch, image_paths
+from vfm4us.data.images import image_array, image_batch, image_records
 from vfm4us.data.pools import epoch_order
 from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
@@ -410,8 +410,7 @@ def enhance_all(model: Generator, images, size: int, tile: int = 512, overlap: i
     images: a folder, a CSV manifest, a file, or a list of what `image_array` takes: paths, PIL images, arrays; RGB becomes grey.
     """
     if isinstance(images, str | Path):
-        single = Path(images).is_file() and Path(images).suffix.lower() != ".csv"
-        images = [images] if single else image_paths(images)
+        images = image_records(images)
     for image in images:
         array = image_array(image)
         if array.dtype != np.uint8:

@@ -26,7 +26,7 @@ from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import is_prepared
 from vfm4us.data.decode import read_record
-from vfm4us.data.images import image_array, image_batch, image_paths
+from vfm4us.data.images import image_array, image_batch, image_records
 from vfm4us.data.masks import CLASS_LIMIT, read_masks
 from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
@@ -423,8 +423,7 @@ def segment(model: Segmenter, images, size: int, flips: bool = False, batch_size
     and padded to `size` px as the training images were; the logits are cut to what is no padding and resized bilinearly.
     """
     if isinstance(images, str | Path):
-        single = Path(images).is_file() and Path(images).suffix.lower() != ".csv"
-        images = [images] if single else image_paths(images)
+        images = image_records(images)
     images = list(images)
     device = next(model.parameters()).device
     for start in range(0, len(images), batch_size):
