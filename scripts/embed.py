@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--parquet", action="store_true", help="write features.parquet too")
     parser.add_argument("--projector", type=int, default=3000, help="images in the projector (default 3000; 0: none)")
     parser.add_argument("--seed", type=int, default=0, help="of the random images and of the projector's choice")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     for item in arguments.overrides:
         key, equals, value = item.partition("=")
         if key not in ("encoder.weights", "encoder.prefix", "encoder.heads") or not equals:

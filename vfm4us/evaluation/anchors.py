@@ -159,11 +159,14 @@ def _untrained(seed: int, folder: Path) -> Encoder:
 def _imagenet_file() -> Path:
     from vfm4us.tasks.finetune import EncoderConfig, imagenet_file, make_encoder
 
+    url, path = imagenet_file("resnet18")
     try:
         make_encoder(EncoderConfig(weights="imagenet"), 0)  # fetches the file where that is possible
     except FileNotFoundError as error:
-        raise Unavailable(str(error)) from error
-    return imagenet_file("resnet18")[1]
+        raise Unavailable(
+            f"its weights are not in PyTorch's cache and cannot be fetched; put {url} there, or give its path as an encoder"
+        ) from error
+    return path
 
 
 def _stages(encoder: Encoder, x: Tensor, _valid) -> dict[str, Tensor]:
