@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vfm4us import augment
 from vfm4us.augment import PatchConfig, PatchSampler
 
 PLAIN = PatchConfig(count=8, size=24, flip=0, jitter=0, blur=0, speckle=0, depth_gain=0, shadow=0)
@@ -33,8 +34,7 @@ def test_boxes_lie_inside_and_have_the_area_asked_for():
     valid = torch.tensor([[3, 4, 50, 40], [0, 0, 20, 64]])
     sampler = PatchSampler(PatchConfig(count=50, scale_low=0.1, scale_high=0.4))
     numbers, _ = sampler.draw(2, seeded())
-    names = ("area", "aspect", "down", "right")
-    top, left, height, width = sampler.boxes(valid, dict(zip(names, numbers, strict=False))).unbind(-1)
+    top, left, height, width = sampler.boxes(valid, numbers).unbind(-1)
     v = valid.float()
     assert (top >= v[:, 0] - 1e-4).all() and (top + height <= v[:, 0] + v[:, 2] + 1e-4).all()
     assert (left >= v[:, 1] - 1e-4).all() and (left + width <= v[:, 1] + v[:, 3] + 1e-4).all()
@@ -46,12 +46,11 @@ def test_a_window_of_native_size_copies_the_pixels():
     image = torch.randint(0, 256, (1, 48, 48), dtype=torch.uint8, generator=seeded(3))
     config = dataclasses.replace(PLAIN, scale_low=0.25, scale_high=0.25, ratio=1.0, count=40)
     sampler = PatchSampler(config)
-    numbers, bank = sampler.draw(1, seeded())
-    numbers[2] = (numbers[2] * 24).round() / 24  # windows at whole pixels
-    numbers[3] = (numbers[3] * 24).round() / 24
-    named = dict(zip(("area", "aspect", "down", "right"), numbers, strict=False))
+    numbers, _ = sampler.draw(1, seeded())
+    for name in ("down", "right"):
+        numbers[name] = (numbers[name] * 24).round() / 24  # windows at whole pixels
     valid = torch.tensor([[0, 0, 48, 48]])
-    boxes = sampler.boxes(valid, named)
+    boxes = sampler.boxes(valid, numbers)
     patches = sampler.cut(*sampler.source(image, valid), valid, boxes, torch.zeros(40, 1, dtype=torch.bool))
     for p in range(40):
         top, left = (int(round(v)) for v in boxes[p, 0, :2].tolist())
@@ -99,6 +98,40 @@ def test_every_variation_changes_patches_and_keeps_their_range_and_black():
         assert (varied - base).abs().amax((2, 3, 4)).gt(0.01).float().mean() > 0.8, change
         if "blur" not in change:
             assert varied[base == 0].abs().max() == 0, change
+
+
+def test_a_new_change_moves_no_random_number_of_another(monkeypatch):
+    images = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=seeded(1))
+    valid = torch.tensor([[0, 0, 64, 64]]).expand(3, 4)
+    config = PatchConfig(count=5, size=24)
+    before, after = seeded(7), seeded(7)
+    patches = PatchSampler(config)(images, valid, before)
+    monkeypatch.setattr(augment, "DRAWN", {"clutter": ("clutter_on", "clutter")} | augment.DRAWN)
+    assert torch.equal(PatchSampler(config)(images, valid, after), patches)
+    assert torch.equal(before.get_state(), after.get_state()), "what is drawn after the patches moves neither"
+    monkeypatch.undo()
+    numbers, _ = PatchSampler(config).draw(3, seeded(7))
+    for name in ("blur", "jitter", "speckle", "depth_gain", "flip"):
+        fewer, _ = PatchSampler(dataclasses.replace(config, **{name: 0.0})).draw(3, seeded(7))
+        assert fewer.keys() < numbers.keys() and all(torch.equal(v, numbers[k]) for k, v in fewer.items())
+
+
+@pytest.mark.parametrize("size", [64, 50])
+@pytest.mark.parametrize("cell", [2, 4, 8, 16])
+def test_cells_are_means_of_their_valid_pixels(size, cell):
+    images = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=seeded())
+    whole = torch.tensor([[0, 0, size, size]] * 3)
+    valid = torch.tensor([[0, 0, size, size], [3, 5, 31, 20], [0, 0, 17, size]])
+    torch.testing.assert_close(augment.average(images, None, cell), augment.average(images, whole, cell))
+    found = augment.average(images, valid, cell)
+    for picture, image, (top, left, height, width) in zip(found, images, valid.tolist(), strict=True):
+        inside = torch.zeros(size, size)
+        inside[top : top + height, left : left + width] = 1
+        sums, counts = (
+            F.avg_pool2d(F.pad(x, (0, -size % cell, 0, -size % cell))[None, None], cell)[0, 0]
+            for x in (image.float() / 255 * inside, inside)
+        )
+        torch.testing.assert_close(picture, sums / counts.clamp(min=1e-9), atol=1e-6, rtol=1e-5)
 
 
 def test_speckle_is_multiplicative_and_of_unit_grain():

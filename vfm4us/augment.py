@@ -1,8 +1,8 @@
 """Many patches per image, cut and varied for the whole batch at once on the device, from one packed uint8 image each.
 
-Every random number of a batch comes from one CPU generator and is drawn for the *global* batch, in a fixed order. So the
-same seed gives the same patches on CPU and GPU, for any number of loader workers, and process r of k gets exactly the
-patches that one process would have cut for the same images.
+Each change draws its random numbers from a stream of its own name, on the CPU and for the *global* batch. So a new change
+moves no number of another; the same seed gives the same patches on CPU and GPU, for any number of loader workers; and process r
+of k gets exactly the patches that one process would have cut for the same images.
 
 What is varied is what a scanner varies: position and size of the window, left/right, gain, dynamic range (contrast),
 gamma, sharpness, time-gain compensation (a slope over depth), an acoustic shadow, and multiplicative speckle.
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm4us.config import option
+from vfm4us.runtime.rng import stream
 
 
 @dataclass
@@ -43,32 +44,19 @@ class PatchConfig(ViewConfig):
     size: int = option(96, "side of a patch, px (P)", low=16, high=4096)
 
 
-# The uniform numbers drawn per patch; a name ending in _on decides whether the change of that name happens.
-_NAMES = (
-    "area",
-    "aspect",
-    "down",
-    "right",
-    "flip_on",
-    "blur_on",
-    "blur",
-    "gain_on",
-    "gain",
-    "contrast_on",
-    "contrast",
-    "gamma_on",
-    "gamma",
-    "slope_on",
-    "slope",
-    "shadow_on",
-    "shadow_column",
-    "shadow_width",
-    "shadow_depth",
-    "speckle_on",
-    "speckle",
-    "speckle_row",
-    "speckle_column",
-)
+# The uniform numbers that each change draws for a patch, from the stream of its name. In `<name>_on` lies whether it happens.
+DRAWN = {
+    "window": ("area", "aspect", "down", "right"),
+    "flip": ("flip_on",),
+    "blur": ("blur_on", "blur"),
+    "gain": ("gain_on", "gain"),
+    "contrast": ("contrast_on", "contrast"),
+    "gamma": ("gamma_on", "gamma"),
+    "slope": ("slope_on", "slope"),
+    "shadow": ("shadow_on", "shadow_column", "shadow_width", "shadow_depth"),
+    "speckle": ("speckle_on", "speckle", "speckle_row", "speckle_column"),
+}
+RARE = ("blur", "shadow", "speckle")  # worked on only where they happen
 
 
 class PatchSampler:
@@ -95,34 +83,48 @@ class PatchSampler:
         world_size: int = 1,
         masks: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        numbers, bank = self.draw(len(images) * world_size, generator)
-        own = slice(rank * len(images), (rank + 1) * len(images))
-        numbers = dict(zip(_NAMES, numbers[:, :, own], strict=True))  # each (n, b)
-        device, (n, b, size) = images.device, (self.config.count, len(images), self.config.size)
-        valid, bank = valid.to(device), bank.to(device)
-        boxes, changes = self.boxes(valid, {k: v.to(device) for k, v in numbers.items()}), self.changes(numbers)
-        flip = changes["flip"].to(device)
+        n, b, size = self.config.count, len(images), self.config.size
+        own, device = slice(rank * b, (rank + 1) * b), images.device
+        drawn, bank = self.draw(b * world_size, generator)
+        drawn = {name: numbers[:, own] for name, numbers in drawn.items()}  # each (n, b), on the CPU
+        numbers = dict(zip(drawn, _moved(torch.stack(list(drawn.values())), device), strict=True))  # in one copy
+        whole = bool((valid == torch.tensor([0, 0, *images.shape[-2:]])).all()) if not valid.is_cuda else False
+        valid, bank = _moved(valid, device), None if bank is None else _moved(bank, device)
+        boxes, changes = self.boxes(valid, numbers), self.changes(numbers)
+        happens = {name: drawn[f"{name}_on"] < getattr(self.config, name) for name in RARE if f"{name}_on" in drawn}
         out = torch.empty((n, b, 1, size, size), device=device)
         # On a CPU some 3 MB at a time: what stays in the cache is not fetched again by each of the many small steps.
         few = n * b if images.is_cuda else max(1, 800_000 // size**2)
         for i in range(0, b, max(1, few // n)):
             some = slice(i, i + max(1, few // n))
-            source, cell = self.source(images[some], valid[some])
+            source, cell = self.source(images[some], None if whole else valid[some])
             for p in range(0, n, few):
                 part = (slice(p, p + few), some)
-                patches = self.cut(source, cell, valid[some], boxes[part], flip[part])
-                self.vary(patches, {k: v[part] for k, v in changes.items()}, bank, out[part])
+                patches = self.cut(source, cell, valid[some], boxes[part], changes["flip"][part])
+                places = _places({name: where[part] for name, where in happens.items()}, device)
+                self.vary(patches, {k: v[part] for k, v in changes.items()}, places, bank, out[part])
         if masks is None:
             return out
-        under = self.cut(masks[:, None].to(device).float(), 1, valid, boxes, flip, mode="nearest")
+        under = self.cut(masks[:, None].to(device).float(), 1, valid, boxes, changes["flip"], mode="nearest")
         return out, under[:, :, 0].to(torch.uint8)
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """All random numbers of a global batch: uniform (names, n, b), and a speckle field patches take windows of."""
-        numbers = torch.rand((len(_NAMES), self.config.count, batch), generator=generator)
-        side = 3 * self.config.size
-        field = torch.randn((1, 1, side + 2, side + 2), generator=generator)
-        field = F.avg_pool2d(field, 3, stride=1)[0, 0] * 3  # grains about 3 px wide, unit variance
+    def happening(self) -> list[str]:
+        """Names of the streams that are drawn from: all whose change can happen at all."""
+        c = self.config
+        probability = {"flip": c.flip, "blur": c.blur, "slope": c.depth_gain, "shadow": c.shadow, "speckle": c.speckle}
+        probability |= {name: c.jitter * getattr(c, name) for name in ("gain", "contrast", "gamma")}
+        return [name for name in DRAWN if probability.get(name, 1.0) > 0]
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor | None]:
+        """All random numbers of a global batch: uniform (n, batch) by name, and a speckle field patches take windows of."""
+        seed, numbers, field = int(torch.randint(2**62, (1,), generator=generator)), {}, None
+        for name in self.happening():
+            drawn = torch.rand((len(DRAWN[name]), self.config.count, batch), generator=stream(name, seed))
+            numbers |= dict(zip(DRAWN[name], drawn, strict=True))
+        if "speckle_on" in numbers:
+            side = 3 * self.config.size
+            field = torch.randn((1, 1, side + 2, side + 2), generator=stream("grains", seed))
+            field = F.avg_pool2d(field, 3, stride=1)[0, 0] * 3  # grains about 3 px wide, unit variance
         return numbers, field
 
     def boxes(self, valid: Tensor, numbers: dict[str, Tensor]) -> Tensor:
@@ -136,14 +138,18 @@ class PatchSampler:
         h, w = h.minimum(height), w.minimum(width)
         return torch.stack([top + numbers["down"] * (height - h), left + numbers["right"] * (width - w), h, w], dim=-1)
 
-    def source(self, images: Tensor, valid: Tensor) -> tuple[Tensor, int]:
-        """What windows are read from: (b, 1, S / cell, S / cell) in [0, 1], and the side of the cells it is averaged over."""
-        source = images[:, None].float().div_(255)
+    def source(self, images: Tensor, valid: Tensor | None) -> tuple[Tensor, int]:
+        """What windows are read from: (b, 1, S / cell, S / cell) in [0, 1], and the side of the cells it is averaged over.
+
+        valid: None where no image has padding.
+        """
         # The usual window's side, from the config and not from this batch: every process must use the same level.
         usual = images.shape[-1] * math.sqrt((self.config.scale_low + self.config.scale_high) / 2)
         cell = 2 ** max(0, round(math.log2(usual / self.config.size)))
+        if cell == 1:
+            return images[:, None].float().div_(255), cell
         # A window more than 1.4 times the patch is averaged first, or fine speckle turns into moire.
-        return (self._average(source, valid, cell) if cell > 1 else source), cell
+        return average(images, valid, cell)[:, None], cell
 
     def cut(
         self, source: Tensor, cell: int, valid: Tensor, boxes: Tensor, flip: Tensor, mode: str = "bilinear"
@@ -168,51 +174,40 @@ class PatchSampler:
         )
         return out.view(b, n, 1, size, size).transpose(0, 1)
 
-    @staticmethod
-    def _average(source: Tensor, valid: Tensor, cell: int) -> Tensor:
-        """Cells of (b, 1, S, S) averaged over their valid pixels alone, so that no padding is mixed in at the border."""
-        place = torch.arange(source.shape[-1], device=source.device)
-        top, left, height, width = valid[:, :, None].unbind(1)
-        inside = ((place >= top) & (place < top + height))[:, None, :, None]
-        inside = (inside & ((place >= left) & (place < left + width))[:, None, None, :]).to(source.dtype)
-        source, inside = (F.avg_pool2d(x, cell, ceil_mode=True) for x in (source * inside, inside))
-        return source / inside.clamp(min=1e-6)
-
     def changes(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         """What happens to each patch, from uniform numbers (n, b): 0 where a change of that name does not happen."""
-        c = self.config
+        c, never = self.config, torch.zeros_like(numbers["area"])
 
         def drawn(name: str, probability: float, low: float, high: float) -> Tensor:
+            if name not in numbers:
+                return never
             return (numbers[name + "_on"] < probability) * (low + (high - low) * numbers[name])
 
-        return {
-            "flip": numbers["flip_on"] < c.flip,
+        found = {
+            "flip": numbers.get("flip_on", never + 1) < c.flip,
             "blur": drawn("blur", c.blur, 0, 1),
             "gain": 1 + drawn("gain", c.jitter, -c.gain, c.gain),
             "contrast": 1 + drawn("contrast", c.jitter, -c.contrast, c.contrast),
             "gamma": torch.exp(drawn("gamma", c.jitter, -c.gamma, c.gamma)),
             "slope": drawn("slope", c.depth_gain, -0.4, 0.4),
-            "shadow": 0.8 * (numbers["shadow_on"] < c.shadow),
-            "shadow_column": numbers["shadow_column"],
-            "shadow_width": 0.05 + 0.1 * numbers["shadow_width"],
-            "shadow_depth": numbers["shadow_depth"],
             "speckle": drawn("speckle", c.speckle, 0, c.speckle_strength),
-            "speckle_row": numbers["speckle_row"],
-            "speckle_column": numbers["speckle_column"],
         }
+        if "shadow_on" in numbers:
+            found["shadow_width"] = 0.05 + 0.1 * numbers["shadow_width"]
+        places = ("shadow_column", "shadow_depth", "speckle_row", "speckle_column")
+        return found | {name: numbers[name] for name in places if name in numbers}
 
-    def vary(self, patches: Tensor, changes: dict[str, Tensor], bank: Tensor, out: Tensor) -> None:
+    def vary(
+        self, patches: Tensor, changes: dict[str, Tensor], some: dict[str, Tensor], bank: Tensor | None, out: Tensor
+    ) -> None:
         """Photometric changes of (n, b, 1, P, P) into `out`, each patch its own; black stays black, values stay in [0, 1].
 
-        `changes` (n, b) are still on the CPU, so that which patches a rare change touches is known without waiting for a
-        GPU, and only those are worked on. `patches`, as `cut` returned them, are overwritten.
+        `some`: the numbers of the patches, image by image, to which a rare change happens; only those are worked on.
+        `patches`, as `cut` returned them, are overwritten.
         """
         size, device = self.config.size, patches.device
         x = patches.transpose(0, 1).reshape(-1, 1, size, size)  # (N, 1, P, P), image by image as `cut` laid them down
-        changes = {name: value.t().flatten() for name, value in changes.items()}
-        places = {name: changes[name].nonzero()[:, 0] for name in ("blur", "shadow", "speckle")}
-        u = {name: value.view(-1, 1, 1, 1).to(device) for name, value in changes.items()}
-        some = {name: place.to(device) for name, place in places.items() if len(place)}
+        u = {name: value.t().reshape(-1, 1, 1, 1) for name, value in changes.items()}
         if "blur" in some:
             sharp, strength = x[some["blur"]], u["blur"][some["blur"]]
             x[some["blur"]] = torch.lerp(sharp, soften(sharp), strength)
@@ -221,11 +216,11 @@ class PatchSampler:
         offset = u["gain"] * (1 - u["contrast"]) * x.mean((2, 3), keepdim=True)
         lit = x.sign()  # outside the sector a scanner shows 0 whatever its gain
         if "shadow" in some:  # a band of columns that darkens from some depth on
-            v = {name: u[name][some["shadow"]] for name in ("shadow", "shadow_column", "shadow_width", "shadow_depth")}
+            v = {name: u[name][some["shadow"]] for name in ("shadow_column", "shadow_width", "shadow_depth")}
             column = torch.linspace(0, 1, size, device=device).view(1, 1, 1, size)
             band = torch.exp(-(((column - v["shadow_column"]) / v["shadow_width"]) ** 2))
             below = torch.sigmoid((depth - v["shadow_depth"]) * 20)
-            x[some["shadow"]] *= 1 - v["shadow"] * band * below
+            x[some["shadow"]] *= 1 - 0.8 * band * below
         x = (x * factor).addcmul_(lit, offset)
         if "speckle" in some:
             v = {name: u[name][some["speckle"]] for name in ("speckle", "speckle_row", "speckle_column")}
@@ -237,6 +232,50 @@ class PatchSampler:
             x = x.clamp_(min=1e-12).log_().mul_(u["gamma"]).exp_().mul_(lit)
         n, b = out.shape[:2]
         out.copy_(x.view(b, n, 1, size, size).transpose(0, 1))
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
+
+
+def _places(happens: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Numbers of the patches, image by image, where bool (n, b) on the CPU holds, moved in one copy; none where nowhere."""
+    places = {name: where.t().flatten().nonzero()[:, 0] for name, where in happens.items()}
+    places = {name: place for name, place in places.items() if len(place)}
+    if not places:
+        return {}
+    parts = _moved(torch.cat(list(places.values())), device).split([len(place) for place in places.values()])
+    return dict(zip(places, parts, strict=True))
+
+
+def average(images: Tensor, valid: Tensor | None, cell: int) -> Tensor:
+    """Cells of (b, S, S) uint8 averaged over their valid pixels alone, in [0, 1]: (b, S / cell, S / cell), cell a power of 2.
+
+    Nothing of the padding outside `valid` (b, 4) is mixed in at the border.
+    """
+    size = images.shape[-1]
+    if valid is None:
+        count = _cells(torch.ones(1, size, dtype=torch.int32, device=images.device), cell)
+        across, down = count[:, None, :], count[:, :, None]
+    else:
+        place = torch.arange(size, device=images.device)
+        top, left, height, width = valid[:, :, None].unbind(1)
+        rows, columns = (place >= top) & (place < top + height), (place >= left) & (place < left + width)
+        images = images * (rows[:, :, None] & columns[:, None, :])
+        down, across = _cells(rows.int(), cell)[:, :, None], _cells(columns.int(), cell)[:, None, :]
+    sums = images.to(torch.int16 if cell <= 8 else torch.int32)  # 255 * 8 * 8 fits
+    sums = _cells(_cells(sums.mT, cell).mT, cell)
+    return sums / (255.0 * (down * across).clamp(min=1))
+
+
+def _cells(x: Tensor, cell: int) -> Tensor:
+    """Sums of `cell` neighbours along the last axis; the last cell may have fewer."""
+    if lacking := -x.shape[-1] % cell:
+        x = F.pad(x, (0, lacking))
+    while cell > 1:
+        x, cell = x[..., 0::2] + x[..., 1::2], cell // 2
+    return x
 
 
 def soften(x: Tensor) -> Tensor:

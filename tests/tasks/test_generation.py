@@ -342,7 +342,7 @@ def test_the_pool_returns_new_and_earlier_images_about_alike_often():
     drawn = pool.draw(torch.zeros(40, 1, 1, 1), draw)
     assert len(drawn) == 40 and set(drawn.flatten().tolist()) == {float(i[0]) for i in pool.images}
     none = cyclegan.ImagePool(0)
-    assert none.draw(torch.ones(2, 1, 1, 1), generator).tolist() == torch.ones(2, 1, 1, 1).tolist()
+    assert none.draw(torch.ones(2, 1, 1, 1), draw).tolist() == torch.ones(2, 1, 1, 1).tolist()
     assert all(int(none.exchange(torch.full((1, 1, 1, 1), float(i)), draw)[0]) == i for i in range(20))
 
 
