@@ -55,18 +55,24 @@ class _TotalCodingRate(torch.autograd.Function):
         gram = gram.mul_(a)
         gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
         factor, info = torch.linalg.cholesky_ex(gram)
-        if info.any():
-            raise FloatingPointError("total_coding_rate: the embeddings are not finite; lower the learning rate")
         ctx.save_for_backward(z, factor)
         ctx.a, ctx.rows = a, b < d
-        return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # 1/2 logdet = sum of the factor's log diagonal
+        rate = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # 1/2 logdet = sum of the factor's log diagonal
+        return torch.where(
+            info == 0, rate, torch.nan
+        )  # it fails only where z is not finite; to look would wait for a GPU
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor):
         z, factor = ctx.saved_tensors
-        inverse = torch.cholesky_inverse(factor)
         with full_precision():
+            if factor.is_cuda:  # there `cholesky_inverse` goes through the batch one by one
+                identity = torch.eye(factor.shape[-1], device=factor.device, dtype=factor.dtype)
+                half = torch.linalg.solve_triangular(factor, identity, upper=False)
+                inverse = half.mT @ half
+            else:
+                inverse = torch.cholesky_inverse(factor)
             gradient = inverse @ z if ctx.rows else z @ inverse
         return gradient.mul_(ctx.a).mul_(upstream[..., None, None]), None
 

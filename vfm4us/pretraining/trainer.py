@@ -307,7 +307,8 @@ class Trainer(Training):
         at, checkpoint = self.loop, self.folder.checkpoints
         stage = self.config.stages[at.stage].name
         epochs_file = checkpoint / f"{stage}_{at.epoch:04d}.pt"
-        if self.rank == 0 and not (again and epochs_file.is_file()):
+        outcome = [self.folder.folder / name for name in ("budget.json", "encoder.pt")] if at.finished else []
+        if self.rank == 0 and not (again and all(file.is_file() for file in [epochs_file, *outcome])):
             state = self._state()
             if improved:
                 checkpoints.save(checkpoint / "best.pt", state)
@@ -315,7 +316,7 @@ class Trainer(Training):
                 checkpoints.save(checkpoint / f"{stage}.pt", state)
             if at.finished:  # who finds encoder.pt finds what it has cost, too
                 self._write_budget()
-                checkpoints.save(self.folder.folder / "encoder.pt", state)
+                checkpoints.save(outcome[1], state)
             self._pictures()
             checkpoints.save(epochs_file, state)
             checkpoints.keep_last(checkpoint, f"{stage}_[0-9][0-9][0-9][0-9].pt", self.config.keep_last)
@@ -336,6 +337,11 @@ class Trainer(Training):
             for pool, items in zip((training, held_out), chosen, strict=True):
                 images, valid = pool.batch(items)
                 sides.append(encoder.embed(images, patches=patches, valid=valid))
+                if not sides[-1].isfinite().all():
+                    raise FloatingPointError(
+                        f"training has failed by step {self.loop.total}: the embeddings of stage {self.config.stages[index].name} "
+                        f"are not finite. {self.loop.left()} {self.remedy()}"
+                    )
             found = representation.measure(sides[0], labels[0], sides[1], labels[1] if predictable else [])
             result |= {name + suffix: value for name, value in found.items()}
             if not patches:

@@ -184,6 +184,11 @@ class Loop:
         """Measure, write last.pt, then all that can be made again from it."""
         self._fetch()
         found = self.training.measure()
+        if not math.isfinite(found.get("score", 0.0)):
+            raise FloatingPointError(
+                f"training has failed by step {self.total}: the epoch's score is {found['score']}. "
+                f"{self.left()} {self.training.remedy()}"
+            )
         self.epoch, self.step = self.epoch + 1, 0
         self.improved = found.get("score", -math.inf) > self.best["score"]
         if self.improved:

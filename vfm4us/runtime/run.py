@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -37,24 +38,26 @@ class RunFolder:
 
     def _open(self, config, resume: bool) -> None:
         described = self.folder / "config.yaml"
-        if described.is_file() and not resume:
-            number = 1
-            while (aside := self.folder.with_name(f"{self.folder.name}-old{number}")).exists():
-                number += 1
-            self.folder.rename(aside)
-            print(f"resume=false: the earlier run now lies in {aside}")
-        elif (self.checkpoints / "last.pt").is_file() or (self.folder / "metrics.json").is_file():
-            refuse_changed(self.folder, config)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.folder / ".lock", "w")
+        self.lock = lock(self.folder)
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{self.folder} is in use by another process; wait for it, or give this run another name"
-            ) from error
-        for rubbish in self.checkpoints.glob(".*.tmp"):  # of a process that was killed while saving
-            rubbish.unlink()
+            if described.is_file() and not resume:
+                number = 1
+                while (aside := self.folder.with_name(f"{self.folder.name}-old{number}")).exists():
+                    number += 1
+                self.folder.rename(aside)  # the lock goes with it
+                old, self.lock = self.lock, lock(self.folder)
+                (aside / ".lock").unlink()
+                old.close()
+                print(f"resume=false: the earlier run now lies in {aside}")
+            elif (self.checkpoints / "last.pt").is_file() or (self.folder / "metrics.json").is_file():
+                refuse_changed(self.folder, config)
+        except (ValueError, OSError):
+            unlock(self.lock)
+            raise
+        self.checkpoints.mkdir(exist_ok=True)
+        for place in (self.folder, self.checkpoints):
+            for rubbish in place.glob(".*.tmp"):  # of a process that was killed while writing
+                rubbish.unlink()
         write_text(described, yaml.safe_dump(to_dict(config), sort_keys=False))
         history = self.folder / "run.json"
         try:
@@ -101,7 +104,41 @@ class RunFolder:
             self.stream.close()
             self.tensorboard.close()
         if hasattr(self, "lock"):
-            self.lock.close()
+            unlock(self.lock)
+
+
+def lock(folder: Path) -> TextIO:
+    """Hold `folder`, made if need be, against other processes until `unlock`. ValueError says who holds it."""
+    path = folder / ".lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "a+")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            stream.close()
+            raise ValueError(
+                f"{folder} is in use by another process ({holder}): wait for it, or give this run another name"
+            ) from error
+        held = os.fstat(stream.fileno())
+        if path.exists() and os.path.samestat(held, path.stat()):
+            break
+        stream.close()  # it was unlocked, or moved aside, between opening and holding it
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    stream.flush()
+    return stream
+
+
+def unlock(stream: TextIO) -> None:
+    """Let go of a lock; its file is removed while it is still held, so that nobody else's is."""
+    path = Path(stream.name)
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            path.unlink()
+    stream.close()
 
 
 def refuse_changed(folder: Path, config) -> None:

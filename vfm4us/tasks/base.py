@@ -176,11 +176,10 @@ def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], Non
             say(f"{folder} is finished")
         else:
             run_seed(one, folder)
-            (folder / "checkpoints" / "last.pt").unlink(
-                missing_ok=True
-            )  # optimizer and all: only a stopped run needs it
             for model in () if config.keep_model else folder.glob("*.pt"):
                 model.unlink()
+        # optimizer and all: only a stopped run needs it
+        (folder / "checkpoints" / "last.pt").unlink(missing_ok=True)
         folders.append(folder)
     return folders
 
