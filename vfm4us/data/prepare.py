@@ -411,8 +411,8 @@ def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan:
         if not record.split:
             record.split = given.get(record.group, "")
     open_ = [record for record in records if not record.split]
-    names = splitting.assign([r.group for r in open_], plan["fractions"], [r.label for r in open_], plan["seed"])
-    for record, name in zip(open_, names.tolist(), strict=True):
+    drawn = splitting.assign([r.group for r in open_], plan["fractions"], [r.label for r in open_], plan["seed"])
+    for record, name in zip(open_, drawn.tolist(), strict=True):
         record.split = name
     return _groups_in_two_splits(records)
 

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ _cpu_group = None  # None: the only one there is
 
 
 @contextlib.contextmanager
-def processes(device_type: str):
+def processes(device_type: str) -> Iterator[tuple[int, int]]:
     """(rank, world size) under torchrun, with the process group open; (0, 1) for a plain `python script`."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield 0, 1
@@ -26,7 +27,7 @@ def processes(device_type: str):
         dist.destroy_process_group()
 
 
-def cpu_group():
+def cpu_group() -> dist.ProcessGroup | None:
     """The group of all processes whose messages lie in the memory of the CPU."""
     return _cpu_group
 
