@@ -493,7 +493,8 @@ def test_what_was_loaded_hangs_neither_on_the_file_nor_on_the_dict(resnet, tmp_p
     assert all(p.requires_grad and not p.is_meta for p in encoder.parameters()) and not encoder.training
 
 
-def test_a_thousand_damaged_files_are_refused_or_load_what_was_saved(tmp_path):
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_thousand_damaged_files_are_refused_or_load_what_was_saved(tmp_path, count):
     """Bytes changed, cut off, repeated or swapped, in all three formats; the half-precision vit_tiny keeps files small."""
     from safetensors.torch import save_file
 
@@ -503,7 +504,7 @@ def test_a_thousand_damaged_files_are_refused_or_load_what_was_saved(tmp_path):
     save_file(tensors, tmp_path / "s.safetensors")
     good = {p: p.read_bytes() for p in (tmp_path / "zip.pt", tmp_path / "legacy.pt", tmp_path / "s.safetensors")}
     rng, outcomes = random.Random(0), {"refused": 0, "loaded": 0}
-    for i in range(1000):
+    for i in range(count):
         path = rng.choice(list(good))
         content = bytearray(good[path])
         # half of the damage where it hurts: in the headers at the beginning, or the zip directory at the end
@@ -531,7 +532,7 @@ def test_a_thousand_damaged_files_are_refused_or_load_what_was_saved(tmp_path):
         if path.name == "zip.pt":  # the checksums leave nothing that could change a weight
             for key, value in encoder.body.state_dict().items():
                 assert torch.equal(value, tensors[key].float()), f"damage {i}: {key} changed without a word"
-    assert outcomes["refused"] > 500, outcomes
+    assert outcomes["refused"] > count // 2, outcomes
 
 
 def test_a_quick_look_at_every_key_is_enough_to_flatten_anything():
