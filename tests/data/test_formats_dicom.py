@@ -150,6 +150,17 @@ def test_lossless_jpeg(tmp_path):
     assert (only(save_dicom(tmp_path / "a.dcm", ds))[0] == speckle()).all()
 
 
+def test_video_in_a_dicom_file(tmp_path):
+    pytest.importorskip("av")
+    from making_formats import write_clip
+
+    moving = [np.roll(speckle(1), 5 * k, axis=1) for k in range(6)]
+    stream = write_clip(tmp_path / "a.mp4", moving, codec="libx264").read_bytes()
+    ds = encapsulated(dicom_dataset(np.stack(moving)), [stream + b"\0" * (len(stream) % 2)], uid.MPEG4HP41)
+    got = only(save_dicom(tmp_path / "a.dcm", ds), [0, 4])
+    assert [int(np.argmin([difference(grey, other) for other in moving])) for grey in got] == [0, 4]
+
+
 def test_frames_are_read_one_by_one(tmp_path):
     loop = np.stack([speckle(k) for k in range(6)])
     path = save_dicom(tmp_path / "a.dcm", dicom_dataset(loop, FrameTime="40"))

@@ -181,3 +181,22 @@ def test_large_images_do_not_multiply_their_memory(tmp_path):
         [sys.executable, "-c", code, root, tmp_path / "out"], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 530, f"{done.stdout} MB"
+
+
+def test_a_medium_with_a_dicomdir(tmp_path):
+    from pydicom.fileset import FileSet
+
+    medium = FileSet()
+    series = {"StudyID": "1", "StudyTime": "1200", "SeriesNumber": 1, "SeriesInstanceUID": "1.2.3"}
+    for seed in range(3):
+        medium.add(dicom_dataset(speckle(seed), InstanceNumber=seed, **series))
+    root = tmp_path / "medium"
+    medium.write(root)
+    images = sorted(file for file in root.rglob("*") if file.is_file() and file.name != "DICOMDIR")
+    images[1].unlink()
+    dataset = prepare.prepare(root, tmp_path / "out", size=64, progress=False)
+    gone = images[1].relative_to(root).as_posix()
+    assert len(dataset) == 2 and len(set(dataset.groups)) == 1
+    reasons = rejected_in(tmp_path / "out")
+    assert reasons.pop(gone) == "named by DICOMDIR, but not there"
+    assert list(reasons.values()) == ["DICOM: the directory of a medium, no image: its folder is the source"]

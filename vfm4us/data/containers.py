@@ -97,6 +97,8 @@ def one_record_per_image(root, records: list[Record], reading: Reading, told: To
         except ValueError as error:
             told.refused[record.path] = str(error)
             expanded.append(replace(record, reason=str(error)))
+            if path.name.upper() == "DICOMDIR":
+                expanded += _missing(Path(root), record, told)
             continue
         if contents is None:  # a TIFF with one page
             expanded.append(record)
@@ -111,6 +113,24 @@ def one_record_per_image(root, records: list[Record], reading: Reading, told: To
         if contents.rate is None and contents.count > 1 and rule.kind == "per second":
             told.note(f"no rate is known, {frames.ASSUMED_RATE:g} frames a second are assumed", record.path)
     return expanded
+
+
+def _missing(root: Path, directory: Record, told: Told) -> list[Record]:
+    """Records, refused, of the files that a DICOMDIR names and that are not there."""
+    from vfm4us.data import dicom
+
+    folder, missing = (root / directory.path).parent, []
+    try:
+        named = dicom.directory_files(root / directory.path)
+    except ValueError:  # its reason stands with the DICOMDIR itself
+        return []
+    there = {file.relative_to(folder).as_posix().lower() for file in folder.rglob("*") if file.is_file()}
+    for name in named:
+        if name.lower() not in there:
+            path = (Path(directory.path).parent / name).as_posix()
+            told.refused[path] = "named by DICOMDIR, but not there"
+            missing.append(Record(id=path, path=path, reason=told.refused[path]))
+    return missing
 
 
 def _of_file(record: Record, contents: Contents, rule: FrameRule) -> list[Record]:

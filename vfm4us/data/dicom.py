@@ -169,7 +169,7 @@ def _refuse_others(header) -> None:
     kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
     modality = str(header.get("Modality") or "").strip().upper()
     if kind == DIRECTORY_CLASS:
-        raise ValueError("DICOM: the directory of a medium, no image")
+        raise ValueError("DICOM: the directory of a medium, no image: its folder is the source")
     short = kind.removeprefix(STORAGE)
     if kind.startswith(STORAGE) and short not in ULTRASOUND_CLASSES:
         for begin, what in NAMED_CLASSES.items():

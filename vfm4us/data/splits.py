@@ -40,7 +40,9 @@ def perceptual_hash(grey: np.ndarray) -> np.uint64:
     of the bits are set in almost every hash, so distances are nearly always even.
     """
     size = (THUMBNAIL, THUMBNAIL)
-    pixels = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.LANCZOS), dtype=np.float64)
+    # boxes first, down to three times the size: seven times faster on 1024 x 768, and the same but for a bit or two
+    small = Image.fromarray(grey).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    pixels = np.asarray(small, dtype=np.float64)
     coefficients = _DCT @ pixels @ _DCT.T
     bits = np.packbits((coefficients > np.median(coefficients)).ravel())
     return np.uint64(int.from_bytes(bits.tobytes(), "big"))
