@@ -30,21 +30,6 @@ from vfm4us.evaluation.probe_table import Row, Setting
 from vfm4us.runtime.signals import exit_code
 
 
-def row_of(text: str) -> Row:
-    """[NAME=]SOURCE[,SOURCE ...], where random:0-5 stands for six sources."""
-    name, equals, rest = text.rpartition("=")
-    sources = []
-    for source in rest.split(","):
-        first, dash, last = source.removeprefix("random:").partition("-")
-        if source.startswith("random:") and dash and first.isdigit() and last.isdigit():
-            sources += [f"random:{seed}" for seed in range(int(first), int(last) + 1)]
-        else:
-            sources.append(source)
-    if not all(sources) or len(set(sources)) < len(sources):
-        raise ValueError(f"--encoders {text}: a source is empty or stands there twice")
-    return Row(name if equals else text.rstrip("/"), sources)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("positional", nargs="*", metavar="ENCODER", help="the same as --encoders")
@@ -68,7 +53,7 @@ def main() -> None:
         "--out", type=Path, default=Path("logs/probe"), help="folder for the table (default logs/probe)"
     )
     arguments = parser.parse_args()
-    rows = [row_of(text) for text in [*arguments.positional, *arguments.encoders]]
+    rows = [probe_table.row_of(text) for text in [*arguments.positional, *arguments.encoders]]
     names = [row.name for row in rows]
     if arguments.anchors:
         rows += [Row(name, sources, optional=True) for name, sources in ANCHORS.items() if name not in names]

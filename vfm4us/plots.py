@@ -191,6 +191,28 @@ def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, f
     _save(figure, path)
 
 
+def label_curves(
+    path: Path, curves: dict[str, list[tuple[float, float, float, float]]], title: str, measure: str = "macro AUROC"
+) -> None:
+    """A score against the number of labelled images, on a log scale: curves[arm] = [(images, mean, low, high)], with bands."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for k, (name, points) in enumerate(curves.items()):
+        images, mean, low, high = np.array(points).T
+        axis.plot(images, mean, marker="o", markersize=3.5, linewidth=1.3, color=f"C{k}", label=name)
+        axis.fill_between(images, low, high, color=f"C{k}", alpha=0.18, linewidth=0)
+    axis.set_xscale("log")
+    ticks = sorted({round(point[0]) for points in curves.values() for point in points})
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
+    axis.minorticks_off()
+    axis.set_xlabel("labelled images", fontsize=9)
+    axis.set_ylabel(measure, fontsize=9)
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.grid(color="0.92")
+    axis.legend(fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
 def method_panels(
     path: Path, methods: list[str], panels: dict[str, dict[str, dict[str, tuple[float, float, float]]]], label: str
 ) -> None:

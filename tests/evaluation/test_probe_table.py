@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from tests.conftest import ROOT, module_of
+from tests.conftest import ROOT
 from vfm4us import checkpoints
 from vfm4us.data.records import Record
 from vfm4us.encoders import Encoder, EncoderSpec
@@ -241,7 +241,7 @@ def _environment() -> dict:
 
 
 def test_rows_are_read_as_documented():
-    row_of = module_of(ROOT / "scripts" / "probe.py").row_of
+    row_of = probe_table.row_of
     assert row_of("random=random:0-2") == Row("random", ["random:0", "random:1", "random:2"])
     assert row_of("ours=a,b") == Row("ours", ["a", "b"]) and row_of("logs/A/") == Row("logs/A", ["logs/A/"])
     assert row_of("random:3").sources == ["random:3"]

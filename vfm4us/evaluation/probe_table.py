@@ -120,6 +120,30 @@ class Outcome:
     strengths: list[float] = field(default_factory=list)
 
 
+def row_of(text: str) -> Row:
+    """[NAME=]SOURCE[,SOURCE ...], where random:0-5 stands for six sources."""
+    name, equals, rest = text.rpartition("=")
+    sources = []
+    for source in rest.split(","):
+        first, dash, last = source.removeprefix("random:").partition("-")
+        if source.startswith("random:") and dash and first.isdigit() and last.isdigit():
+            sources += [f"random:{seed}" for seed in range(int(first), int(last) + 1)]
+        else:
+            sources.append(source)
+    if not all(sources) or len(set(sources)) < len(sources):
+        raise ValueError(f"encoder {text}: a source is empty or stands there twice")
+    return Row(name if equals else text.rstrip("/"), sources)
+
+
+def folder_of(name: str, roots: list[Path]) -> Path:
+    """The folder `name` below the first of `roots` that has one; FileNotFoundError lists what they hold."""
+    folder = next((root / name for root in roots if (root / name).exists()), None)
+    if folder is None:
+        there = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if p.is_dir()})
+        raise FileNotFoundError(f"no folder {name} below {', '.join(map(str, roots))}, which hold {', '.join(there)}")
+    return folder
+
+
 def open_task(text: str, roots: list[Path], cache: Path, size: int, square: bool = False, opened=None) -> Task:
     """The task that `text` names: `busi`, `fetal_nt:standard,nonstandard`, `busi-to-breast_busbra:benign,malignant`.
 
@@ -132,13 +156,7 @@ def open_task(text: str, roots: list[Path], cache: Path, size: int, square: bool
     for name in names.split("-to-"):
         key = (name, size, square)
         if key not in opened:
-            folder = next((root / name for root in roots if (root / name).exists()), None)
-            if folder is None:
-                there = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if p.is_dir()})
-                raise FileNotFoundError(
-                    f"task {text}: no folder {name} below {', '.join(map(str, roots))}, which hold {', '.join(there)}"
-                )
-            dataset = open_or_prepare(folder, cache, size)
+            dataset = open_or_prepare(folder_of(name, roots), cache, size)
             opened[key] = CentralSquares(dataset) if square else dataset
         datasets.append(opened[key])
     if len(datasets) > 2:

@@ -1,0 +1,161 @@
+"""How many labels does an encoder save? Labelled images, 5 to all, against AUROC, for several encoders.
+
+    python scripts/label_efficiency.py --encoders ours=FILE random=random:0-5 ImageNet=efficientnet_lite0 --task busi --data DIR ...
+        [--mode linear finetune] [--labels 5 10 20 50 100 0] [--seeds 12] [--split val|test] [--size 128] [--out logs/labels-busi]
+        [--set finetune.learning_rate=3e-4 ...]
+
+Encoders are written as for scripts/probe.py. A seed draws so many images of every class (0: all there are) and takes the arm's
+encoder of that seed, in turn where there are fewer. mode linear fits a probe on frozen vectors, its strength by cross-validation
+within the draw; mode finetune trains encoder and head for --steps steps without choosing an epoch, and takes any key of
+Downstream/Classification/train.py. --split val (for choosing) draws from train and tests on val; --split test draws from train
+and val (finetune: train) and tests on test, for the last figure.
+
+Every point is kept in points.csv as it comes: stop it, go on, measure arms or numbers of labels in parts, in one --out. Writes
+curve-MODE.png, curve-MODE.csv and saved-MODE.md (how many labels the first arm saves against each other).
+"""
+
+import argparse
+import csv
+import hashlib
+import math
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vfm4us import config, plots
+from vfm4us.evaluation import label_efficiency, probe_table
+from vfm4us.evaluation.anchors import HANDMADE, layer_of, open_embedder
+from vfm4us.evaluation.label_efficiency import LABELS, Point, Points
+from vfm4us.evaluation.probe_table import FeatureCache, Row, Setting, Task
+from vfm4us.runtime.files import write_text
+from vfm4us.runtime.signals import exit_code
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoders", nargs="+", required=True, metavar="NAME=SOURCE[,SOURCE ...]")
+    parser.add_argument("--task", required=True, help="FOLDER, FOLDER:LABEL,LABEL or A-to-B:LABEL,LABEL")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders that hold the task's folder")
+    parser.add_argument("--mode", nargs="+", default=["linear"], choices=["linear", "finetune"])
+    parser.add_argument("--labels", nargs="+", type=int, default=[*LABELS, 0], help=f"default {LABELS} and 0: all")
+    parser.add_argument("--seeds", type=int, default=12, help="draws (default 12)")
+    parser.add_argument("--split", default="val", choices=["val", "test"], help="default val")
+    parser.add_argument("--size", type=int, default=128, help="side to which images are packed, px (default 128)")
+    parser.add_argument("--steps", type=int, default=120, help="of fine-tuning (default 120)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value", help="of fine-tuning")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the networks")
+    parser.add_argument("--cache", type=Path, default=Path("data"), help="for packed images and vectors")
+    parser.add_argument("--out", type=Path, help="default logs/labels-TASK-SPLIT")
+    arguments = parser.parse_args()
+    arms = [probe_table.row_of(text) for text in arguments.encoders]
+    out = arguments.out or Path("logs") / f"labels-{arguments.task.partition(':')[0]}-{arguments.split}"
+    task = probe_table.open_task(arguments.task, arguments.data, arguments.cache, arguments.size)
+    points = Points(out)
+    for mode in arguments.mode:
+        for arm in arms:
+            measure = linear if mode == "linear" else finetune
+            measure(arguments, task, arm, out, points)
+        draw_curve(arguments, [arm.name for arm in arms], out, points, mode)
+    print(f"written to {out}")
+
+
+def draws(arguments, task: Task, arm: Row) -> list[tuple[int, int]]:
+    """(labels, seed) of every point asked for; with all labels there is nothing to draw, only the encoder's seed."""
+    there = len(label_efficiency.rows_of(task, arguments.split)[0])
+    wanted = dict.fromkeys(0 if n >= there else n for n in arguments.labels)
+    return [
+        (n, seed) for n in wanted for seed in range(arguments.seeds if n else min(arguments.seeds, len(arm.sources)))
+    ]
+
+
+def linear(arguments, task: Task, arm: Row, _out: Path, points: Points) -> None:
+    setting, cache = Setting(arguments.size, precision=arguments.precision), FeatureCache(arguments.cache / "features")
+    fitted, tested = label_efficiency.rows_of(task, arguments.split)
+    vectors: dict[str, tuple] = {}
+    for n, seed in tqdm(draws(arguments, task, arm), desc=f"{arm.name}, linear", unit="draw"):
+        source = arm.sources[seed % len(arm.sources)]
+        embedder = open_embedder(source, precision=arguments.precision)
+        key = _digest(label_efficiency.setting_key(task, arguments.split, setting, embedder.key))
+        if points.find("linear", arm.name, n, seed, key):
+            continue
+        if source not in vectors:
+            vectors[source] = tuple(
+                layer_of(probe_table.vectors(embedder, d, rows, setting, cache, arm.name), setting.layer)
+                for d, rows in ((task.fitted_on, fitted), (task.tested_on, tested))
+            )
+        images, auroc = label_efficiency.linear_point(task, arguments.split, *vectors[source], n, seed)
+        points.add(Point("linear", arm.name, n, seed, key, images, auroc))
+
+
+def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> None:
+    from vfm4us.tasks import base, classification
+
+    name, _, labels = arguments.task.partition(":")
+    if task.across or labels or arguments.split == "val":
+        raise ValueError("--mode finetune is for a whole data set and --split test: its val images watch the training")
+    if foreign := [s for s in arm.sources if s.startswith("timm:") or s in (*HANDMADE, "efficientnet_lite0")]:
+        print(f"{arm.name}: {foreign[0]} is no encoder of this project, so it is not fine-tuned")
+        return
+    there = int((task.fitted_on.splits == "train").sum())
+    for n, seed in tqdm(draws(arguments, task, arm), desc=f"{arm.name}, fine-tuning", unit="run"):
+        if n >= there:
+            continue
+        source = arm.sources[seed % len(arm.sources)]
+        settings = config.load(
+            classification.ClassificationConfig,
+            None,
+            [
+                f"name={arm.name}-{n or 'all'}", f"logs={out / 'runs'}", f"seeds=[{seed}]",
+                "pictures=false", "keep_model=false",
+                f"data.path={probe_table.folder_of(name, arguments.data)}", f"data.cache={arguments.cache}",
+                f"data.size={arguments.size}", f"data.labels={n / there if n else 1.0}",
+                f"encoder.weights={'none' if source.startswith('random:') else source}",
+                "finetune.epochs=1", f"finetune.min_steps={arguments.steps}", f"finetune.max_steps={arguments.steps}",
+                "finetune.patience=0", f"precision={arguments.precision}", *arguments.set,
+            ],
+        )  # fmt: skip
+        key = _digest(f"{open_embedder(source).key} {arguments.steps} {sorted(arguments.set)} {arguments.size}")
+        if points.find("finetune", arm.name, n, seed, key):
+            continue
+        one = Path(settings.logs) / settings.name / f"seed-{seed}"
+        settings.seed = seed
+        classification.run_seed(settings, one, say=tqdm.write)
+        outcome, about = base.read_outcome(one), base.read_metrics(one)
+        auroc = probe_table.macro_auroc(outcome["labels"], outcome["probabilities"])
+        points.add(Point("finetune", arm.name, n, seed, key, about["protocol"]["training_images"], auroc))
+
+
+def draw_curve(arguments, names: list[str], out: Path, points: Points, mode: str) -> None:
+    """The picture, its numbers, and what the first arm saves."""
+    curves = label_efficiency.curves_of(points.rows, mode)
+    names = [name for name in names if name in curves] + [name for name in curves if name not in names]
+    curves = {name: curves[name] for name in names}
+    how = "a linear probe" if mode == "linear" else f"{arguments.steps} steps of fine-tuning"
+    title = f"{arguments.task}: {how}, {arguments.split} images; bands: 95 % over draws and seeds"
+    plots.label_curves(out / f"curve-{mode}.png", curves, title)
+    with open(out / f"curve-{mode}.csv", "w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["arm", "images", "auroc", "low", "high"])
+        writer.writerows([name, *point] for name, curve in curves.items() for point in curve)
+    lines = []
+    for other in names[1:]:
+        lines += [f"**{names[0]} against {other}**, {how}", ""]
+        lines += [
+            f"| labelled images | AUROC of {names[0]} | labels that {other} needs for it |",
+            "| --- | --- | --- |",
+        ]
+        for count, score, needed in label_efficiency.labels_needed(curves[names[0]], curves[other]):
+            said = f"more than {curves[other][-1][0]:,.0f}" if math.isinf(needed) else f"{needed:,.0f}"
+            lines.append(f"| {count:,.0f} | {score:.3f} | {said} |")
+        lines.append("")
+    write_text(out / f"saved-{mode}.md", "\n".join(lines))
+    print("\n".join(lines))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
