@@ -1,25 +1,34 @@
 """Pack images once, so that every training run reads one memory-mapped file.
 
+    python scripts/prepare_data.py folder --root DIR --dry-run           what is your folder understood to be? Nothing is packed
     python scripts/prepare_data.py folder --root DIR --out data/NAME     your images: a folder or a CSV manifest
     python scripts/prepare_data.py phantoms --out data/phantoms          synthetic ultrasound, made here
     python scripts/prepare_data.py leakage --pool data/A --protected data/B     is the test set in the training set?
 
 A folder is a class per sub-folder; or images/ with masks/ of the same names; or low_quality/ with high_quality/; or it
-holds a manifest.csv with the columns path, label, group, split, mask, target (all but path optional).
+holds a manifest.csv with the columns path, label, group, split, mask, target (all but path optional). docs/data.md shows them.
+Where a folder can be read in two ways, the error names the key that decides: `--reading folders=classes`, or the same key in a
+reading.yaml in the folder, which every script reads.
 An interrupted command continues when it is repeated.
 """
 
 import argparse
-import csv
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from vfm4us.data import splits
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset, is_prepared
+from vfm4us.data.masks import mask_coding
 from vfm4us.data.prepare import prepare
+from vfm4us.data.reading import Reading, parse_readings, reading_of
+from vfm4us.data.sources import source_root, understand
 from vfm4us.phantoms.folders import write_phantoms
+
+KEYS = [field.name for field in fields(Reading)]
 
 
 def main(arguments=None) -> int:
@@ -42,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
 
     folder = commands.add_parser("folder", help="pack a folder of images or a CSV manifest")
     folder.add_argument("--root", type=Path, required=True, help="folder of images, or CSV manifest")
-    folder.add_argument("--out", type=Path, required=True, help="folder of the prepared dataset, e.g. data/NAME")
+    folder.add_argument("--out", type=Path, help="folder of the prepared dataset, e.g. data/NAME")
+    folder.add_argument("--dry-run", action="store_true", help="print what the source is understood to be, and stop")
+    folder.add_argument(
+        "--reading", action="append", default=[], metavar="KEY=VALUE", help=f"decides how it is read: {', '.join(KEYS)}"
+    )
     folder.add_argument("--size", type=int, default=256, help="side of the packed images in pixels (default 256)")
     folder.add_argument("--splits", default="0.8,0.1,0.1", help="shares of train,val,test where the source has none")
     folder.add_argument("--seed", type=int, default=0, help="of the splits (default 0)")
@@ -71,8 +84,28 @@ def pack_folder(options) -> None:
         shares = tuple(float(share) for share in options.splits.split(","))
     except ValueError:
         raise ValueError(f"--splits {options.splits}: give three shares, e.g. 0.8,0.1,0.1") from None
+    if not options.out and not options.dry_run:
+        raise ValueError("give --out DIR, the folder of the prepared dataset, or --dry-run")
+    reading = reading_of(options.root, parse_readings(options.reading))
+    understood = understand(options.root, reading)
+    print("\n".join(understood.lines()), flush=True)
+    if options.dry_run:
+        coding = mask_coding(source_root(options.root), understood.records, reading, understood.fill_outlines)
+        print(
+            "\n".join(f"  masks    {words}" for words in (coding.said or ("0 and above 0",)))
+            if coding
+            else "  masks    none"
+        )
+        return
     dataset = prepare(
-        options.root, options.out, size=options.size, splits=shares, seed=options.seed, workers=options.workers
+        options.root,
+        options.out,
+        size=options.size,
+        splits=shares,
+        seed=options.seed,
+        workers=options.workers,
+        reading=reading,
+        understood=understood,
     )
     print(summary(dataset))
 
@@ -105,10 +138,12 @@ def summary(dataset: PreparedDataset) -> str:
     crossing = told["groups_in_two_splits"]
     if crossing:
         lines.append(f"  warning: the source's splits divide {len(crossing)} duplicate clusters, e.g. {crossing[0]}")
+    lines += [f"  warning: {words}" for words in told.get("warnings", [])]
     if told["rejected"]:
         lines.append(f"  {told['rejected']} rejected, see {dataset.folder / 'rejected.csv'}")
     else:
         lines.append("  none rejected")
+    lines.append(f"  look at {dataset.folder / 'understood.png'}: eight of the images as they were understood")
     size = sum(file.stat().st_size for file in dataset.folder.iterdir())
     lines.append(f"  {size / 1e6:.1f} MB on disk")
     return "\n".join(lines)
@@ -133,10 +168,7 @@ def report_leakage(options) -> None:
     if len(rows) > 10:
         print(f"  and {len(rows) - 10} more")
     if options.csv:
-        with open(options.csv, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["pool", "pool_id", "protected", "protected_id", "kind", "distance"])
-            writer.writerows(rows)
+        write_rows(options.csv, ["pool", "pool_id", "protected", "protected_id", "kind", "distance"], rows)
 
 
 if __name__ == "__main__":

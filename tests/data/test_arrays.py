@@ -38,7 +38,7 @@ def test_structures_are_painted_from_every_way_of_writing_them(dtype, order, pro
     data = saved(content) if protocol == "npy" else pickle.dumps(content, protocol)
     if protocol == 0:
         data = b"\x80\x02" + data  # protocol 0 has no mark of its own
-    np.testing.assert_array_equal(arrays.mask_of_arrays(data), painted(layers))
+    np.testing.assert_array_equal(arrays.array_of(data), painted(layers))
 
 
 def test_plain_arrays_are_class_numbers(tmp_path):
@@ -73,7 +73,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path, conten
     path = tmp_path / "run"
     data = wrap(content(path))
     with pytest.raises(ValueError, match=rf"names \S*{named}, which is no part of an array; the file is refused"):
-        arrays.mask_of_arrays(data)
+        arrays.array_of(data)
     assert not path.exists()
     (tmp_path / "m.npy").write_bytes(data)
     with pytest.raises(ValueError, match="refused"):
@@ -92,8 +92,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path, conten
         (saved({"structures": {"liver": "x"}}), "'liver' is no array"),
         (saved(np.zeros((3, 3, 3), np.uint8)), r"holds an array uint8 \(3, 3, 3\)"),
         (saved(np.zeros((0, 3), np.uint8)), "holds no array"),
-        (saved(np.zeros((3, 3))), "holds an array float64"),
-        (saved(np.full((3, 3), 999)), "values from 999 to 999"),
+        (saved(np.zeros((3, 3), complex)), "holds an array complex128"),
         (saved(np.array([{}, {}], dtype=object)), "several objects"),
         (saved({"structures": structures()})[:-9], "no array can be read"),
         (pickle.dumps([1, 2]), "a list instead of arrays"),
@@ -103,4 +102,4 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path, conten
 )
 def test_what_is_no_mask_says_why(data, message):
     with pytest.raises(ValueError, match=message):
-        arrays.mask_of_arrays(data)
+        arrays.array_of(data)

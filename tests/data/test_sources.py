@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vfm4us.data.records import Record, read_manifest, write_manifest
-from vfm4us.data.sources import find_source
+from vfm4us.data.sources import find_source, understand
 
 
 def touch(root, *paths):
@@ -48,7 +48,8 @@ def test_busi_masks_are_masks_and_all_lesions_of_an_image_belong_to_it(tmp_path)
 
 def test_a_mask_without_its_image_is_not_trained_on(tmp_path):
     touch(tmp_path, "a/1.png", "a/1_mask.png", "a/2_mask.png")
-    assert {record.path: record.split for record in find_source(tmp_path)} == {"a/1.png": "", "a/2_mask.png": "exclude"}
+    assert paths_of(find_source(tmp_path)) == ["a/1.png"]
+    assert [kind.paths for kind in understand(tmp_path).kinds if kind.role == "unmatched"] == [["a/2_mask.png"]]
 
 
 def test_images_with_masks_of_the_same_name_in_any_format(tmp_path):
@@ -67,7 +68,7 @@ def test_low_and_high_quality_form_pairs(tmp_path):
 
 
 def test_masks_that_fit_no_image_are_an_error_not_an_unmasked_dataset(tmp_path):
-    touch(tmp_path, "images/1.png", "masks/1_seg.png")
+    touch(tmp_path, "images/1.png", "masks/7_seg.png")
     with pytest.raises(ValueError, match="rename"):
         find_source(tmp_path)
 
@@ -126,7 +127,7 @@ def test_csv_that_names_the_first_lesion_mask_gets_the_further_ones(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("file,label\na.png,x\n", "no column named path"),
+        ("picture,label\na.png,x\n", "no column named path"),
         ("path,label\n", "no images"),
         ("", "empty"),
         ("path,split\na.png,holdout\n", "line 2.*holdout.*train, val, test"),

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -68,7 +67,7 @@ def load_encoder(
     Warns (UserWarning) where the file says of itself that it computes otherwise than its tensors show.
     """
     name, state = ("the given dict", source) if isinstance(source, Mapping) else open_checkpoint(source, sha256)
-    given: dict[str, Any] = {"in_channels": in_channels, "mean": mean, "std": std}
+    given = {"in_channels": in_channels, "mean": mean, "std": std}
     for key in ("mean", "std"):
         if given[key] is not None:
             given[key] = normalisation_value(key, given[key], functools.partial(_refuse_normalisation, key))

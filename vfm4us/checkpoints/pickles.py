@@ -70,20 +70,20 @@ class Inert:
 
     said: dict | None = None
 
-    def __new__(cls, *_: Any, **__: Any) -> "Inert":
+    def __new__(cls, *_, **__):
         return super().__new__(cls)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_, **__):
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state):
         self.said = state if isinstance(state, dict) else None
 
 
 class InertDict:
     """The same for a kind of dict, as torch fills no other types with items."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Any:
+    def __new__(cls, *_, **__):
         return collections.OrderedDict()
 
 
@@ -139,7 +139,7 @@ def examine(stream: BinaryIO, limit: int | None = None) -> Findings:
 class _Machine:
     """The stack of the reader, with `None` for every value that does not matter."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -209,7 +209,7 @@ class _Machine:
             "tensors alone where it was made: torch.save({'state_dict': model.state_dict()}, FILE)"
         )
 
-    def _reduce(self, _: Any) -> None:
+    def _reduce(self, _) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
         self.stack.append(self._call(called, arguments))
 
@@ -232,14 +232,14 @@ class _Machine:
             raise ValueError(f"it holds a text in the encoding {arguments[1:2]}, which torch.save does not write")
         return None
 
-    def _build(self, _: Any) -> None:
+    def _build(self, _) -> None:
         self.stack.pop()
         if self.stack[-1] is _TENSOR:
             raise ValueError("it changes a tensor after making it, as torch.save does not")
 
     # ---- storages and tensors ------------------------------------------------------------------------------------
 
-    def _persistent(self, _: Any) -> None:
+    def _persistent(self, _) -> None:
         value = self.stack.pop()
         if isinstance(value, tuple) and len(value) >= 5 and isinstance(value[1], _Named):
             _, kind, key, _, count = value[:5]
@@ -279,7 +279,7 @@ class _Machine:
 
     # ---- containers ----------------------------------------------------------------------------------------------
 
-    def _mark(self, _: Any) -> None:
+    def _mark(self, _) -> None:
         if len(self.marks) >= DEPTH:
             raise ValueError("it is nested too deeply for a checkpoint")
         self.marks.append(self.stack)
@@ -289,26 +289,26 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def _tuple(self, _: Any) -> None:
+    def _tuple(self, _) -> None:
         items = self._to_mark()
         self.stack.append(tuple(items))
 
-    def _fill(self, _: Any) -> None:
+    def _fill(self, _) -> None:
         self._to_mark()
 
-    def _append(self, _: Any) -> None:
+    def _append(self, _) -> None:
         self.stack.pop()
 
-    def _set(self, _: Any) -> None:
+    def _set(self, _) -> None:
         del self.stack[-2:]
 
-    def _tuple1(self, _: Any) -> None:
+    def _tuple1(self, _) -> None:
         self.stack[-1:] = [tuple(self.stack[-1:])]
 
-    def _tuple2(self, _: Any) -> None:
+    def _tuple2(self, _) -> None:
         self.stack[-2:] = [tuple(self.stack[-2:])]
 
-    def _tuple3(self, _: Any) -> None:
+    def _tuple3(self, _) -> None:
         self.stack[-3:] = [tuple(self.stack[-3:])]
 
     def _put(self, value: int) -> None:
@@ -328,7 +328,7 @@ _MADE = {
     "EMPTY_DICT": None,
     "EMPTY_SET": None,
 }
-_STEPS: dict[str, Any] = {
+_STEPS = {
     "GLOBAL": _Machine._global,
     "REDUCE": _Machine._reduce,
     "NEWOBJ": _Machine._reduce,

@@ -21,8 +21,8 @@ def is_array_file(data: bytes) -> bool:
     return data.startswith((NPY_MAGIC, PICKLE_MAGIC))
 
 
-def mask_of_arrays(data: bytes) -> np.ndarray:
-    """Class numbers uint8 (H, W) of an .npy file: an array (H, W), or a pickled dict whose `structures` are binary arrays.
+def array_of(data: bytes) -> np.ndarray:
+    """The array (H, W) of an .npy file: whole numbers, fractions or booleans; class numbers of a pickled dict of `structures`.
 
     Raises ValueError for a pickle that names anything but NumPy arrays, for another content, and for damaged files.
     """
@@ -31,9 +31,12 @@ def mask_of_arrays(data: bytes) -> np.ndarray:
         return _painted(content)
     if not isinstance(content, np.ndarray) or not content.size:
         raise ValueError("holds no array")
-    if content.ndim != 2 or content.dtype.kind not in "biu":
-        raise ValueError(f"holds an array {content.dtype} {content.shape}; expected whole numbers (H, W)")
-    return _to_uint8(content)
+    content = (
+        content.reshape([n for n in content.shape if n != 1]) if content.ndim == 3 and 1 in content.shape else content
+    )
+    if content.ndim != 2 or content.dtype.kind not in "biuf":
+        raise ValueError(f"holds an array {content.dtype} {content.shape}; expected numbers (H, W)")
+    return content
 
 
 def _content(data: bytes):
@@ -69,13 +72,6 @@ def _painted(content: dict) -> np.ndarray:
         if name in structures:
             mask[structures[name] > 0] = 1 + STRUCTURES.index(name)
     return mask
-
-
-def _to_uint8(pixels: np.ndarray) -> np.ndarray:
-    low, high = int(pixels.min()), int(pixels.max())
-    if low < 0 or high > 255:
-        raise ValueError(f"holds values from {low} to {high}; expected 0 to 255")
-    return pixels.astype(np.uint8)
 
 
 # ---- what a pickle may call ------------------------------------------------------------------------------------------

@@ -9,38 +9,10 @@ from pathlib import Path
 
 from vfm4us.data import frames
 from vfm4us.data.frames import Contents, FrameRule, frame_rule
+from vfm4us.data.reading import Reading
 from vfm4us.data.records import Record
 
 FILES = {"DICOM": "DICOM files", "clip": "clips", "pages": "files with pages", "volume": "volumes", "arrays": "arrays"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files that hold several images are read.
-
-    frames:  which frames of a clip: first, all, every N, per second, N per second
-    regions: which regions of DICOM files: of b-mode, colour, m-mode, spectral, other
-    blank:   fill burnt-in text and calipers with their neighbourhood
-    """
-
-    frames: str = "per second"
-    regions: tuple[str, ...] = ("b-mode",)
-    blank: bool = False
-
-    def __post_init__(self):
-        from vfm4us.data.dicom import REGIONS
-
-        object.__setattr__(self, "frames", str(frame_rule(self.frames)))
-        object.__setattr__(self, "regions", tuple(self.regions))
-        if unknown := [region for region in self.regions if region not in REGIONS] or not self.regions:
-            raise ValueError(f"regions={unknown or 'none'}: use some of {', '.join(REGIONS)}")
-
-    def plan(self) -> dict:
-        """What differs from the defaults, for the plan of a prepared dataset: of plain images nothing is written."""
-        told = {"frames": self.frames, "regions": list(self.regions), "blank": self.blank}
-        usual = Reading()
-        usual = {"frames": usual.frames, "regions": list(usual.regions), "blank": usual.blank}
-        return {key: value for key, value in told.items() if value != usual[key]}
 
 
 @dataclass

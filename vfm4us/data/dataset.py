@@ -62,6 +62,8 @@ class PreparedDataset:
                 raise ValueError("it is not complete")
             self.name, self.size = self.description["name"], int(self.description["size"])
             self.records = read_manifest(self.folder / "manifest.csv")
+            for record in self.records:
+                record.coding = self.mask_coding if record.mask else None
             shape = (int(self.description["count"]), self.size, self.size)
             if len(self.records) != shape[0]:
                 raise ValueError(f"manifest.csv has {len(self.records)} rows for {shape[0]} images")
@@ -82,6 +84,21 @@ class PreparedDataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def ignore(self) -> int | None:
+        """The value of packed masks that counts nowhere, in no loss and no figure; None where no mask holds one."""
+        return self.description.get("ignore")
+
+    @property
+    def mask_classes(self) -> dict[str, str]:
+        """Class number -> the grey or colour of the mask files, where it is not the number itself."""
+        return self.description.get("mask_classes") or {}
+
+    @property
+    def mask_coding(self) -> dict | None:
+        """What the values of the mask files mean, for `masks.MaskCoding.from_plain`; None without masks."""
+        return self.description.get("mask_coding")
 
     def indices(self, split: str | None = None, limit: int | None = None, seed: int = 0) -> np.ndarray:
         """Sorted int64 indices of a split, or with None of everything that is not `exclude`.

@@ -13,6 +13,7 @@ layout fails with a message that names the file when the disk says otherwise tha
     nerve           Kaggle's Ultrasound Nerve Segmentation: train/<subject>_<k>.tif and _mask.tif
     fetal_abdomen   IMAGES/P####_IMG#.png and ARRAY_FORMAT/P####_IMG#.npy (Mendeley 4gcpm9dsc3): 4 structures, pregnancies
     c_trus          original/, labels/ and c-trus.csv (Leenings 2024): wall of the colon, patients
+    hc18            {training,test}_set/NNN_HC.png with NNN_HC_Annotation.png (van den Heuvel 2018): fetal heads, subjects
     usenhance       train_datasets/<organ>/{low_quality,high_quality}/NNNN.png (USenhance 2023): pairs of low and high quality
 """
 
@@ -26,14 +27,14 @@ from pathlib import Path
 from PIL import Image
 
 from vfm4us.data import published
+from vfm4us.data.csv_files import table_text
 from vfm4us.data.records import (
     LESION_MASK,
-    PATH_SEPARATOR,
     Record,
     image_files,
+    joined_paths,
     masks_beside,
     natural_key,
-    table_text,
     without_extension,
 )
 from vfm4us.data.splits import assign
@@ -53,12 +54,12 @@ USENHANCE_BLOCK = 10  # consecutive ids that stay together
 UMTD_FAMILIES = {"FetalBrain": 3, "Liver": 13, "breast": 2, "thyroid": 8, "thyroid_node": 2}
 
 
-def recognise(folder: Path) -> list[Record] | None:
-    """The records of a published dataset, or None where the folder is none; ValueError where it is one, but not whole."""
-    for layout in LAYOUTS.values():
+def recognise(folder: Path) -> tuple[str, list[Record]] | None:
+    """Name and records of a published dataset, or None where the folder is none; ValueError where it is one, but not whole."""
+    for name, layout in LAYOUTS.items():
         records = layout(Path(folder))
         if records is not None:
-            return records
+            return name, records
     return None
 
 
@@ -73,7 +74,7 @@ def busi(folder: Path) -> list[Record] | None:
     records = []
     for file in images:
         name = without_extension(file)
-        mask = PATH_SEPARATOR.join(before + part for part in masks.get(name, []))
+        mask = joined_paths(before + part for part in masks.get(name, []))
         # a mask whose image is missing is kept on record and used for nothing
         split = "exclude" if LESION_MASK.match(name) else ""
         records.append(Record(id=before + name, path=before + file, label=file.split("/")[0], split=split, mask=mask))
@@ -201,7 +202,7 @@ def tg3k(folder: Path) -> list[Record] | None:
 def ddti(folder: Path) -> list[Record] | None:
     """The preprocessed form that comes with TN3K; no patients, no splits."""
     root = _thyroid(folder, "DDTI", "2_preprocessed_data/stage1/p_image")
-    return _beside_each_other(folder, root / "2_preprocessed_data" / "stage1", "p_image", "p_mask") if root else None
+    return root and _beside_each_other(folder, root / "2_preprocessed_data" / "stage1", "p_image", "p_mask")
 
 
 def _thyroid(folder: Path, name: str, within: str) -> Path | None:
@@ -340,6 +341,33 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
+def hc18(folder: Path) -> list[Record] | None:
+    """Fetal heads: masks from the outlines NNN_HC_Annotation.png, test part without masks; group = the number of the "
+    "subject."""
+    parts = [folder / "training_set", folder / "test_set"] if (folder / "training_set").is_dir() else [folder]
+    named = re.compile(r"(\d+)_\d*HC")  # 010_HC, 010_2HC: a second image of the same subject
+    records = []
+    for part in parts:
+        files = {without_extension(file): file for file in image_files(part)} if part.is_dir() else {}
+        if part == parts[0] and not any(named.fullmatch(name) and f"{name}_Annotation" in files for name in files):
+            return None
+        split = "test" if part.name == "test_set" else ""
+        for name, file in files.items():
+            if not (number := named.fullmatch(name)):
+                continue
+            before, outline = _prefix(folder, part), files.get(f"{name}_Annotation", "")
+            records.append(
+                Record(
+                    id=before + name,
+                    path=before + file,
+                    group=f"subject {'test ' * (split == 'test')}{number[1]}",
+                    split=split or "train",
+                    mask=joined_paths([before + outline] * bool(outline)),
+                )
+            )
+    return records or None
+
+
 LAYOUTS: dict[str, Callable[[Path], list[Record] | None]] = {
     "busi": busi,
     "fetal_planes": fetal_planes,
@@ -353,4 +381,5 @@ LAYOUTS: dict[str, Callable[[Path], list[Record] | None]] = {
     "c_trus": c_trus,
     "usenhance": usenhance,
     **published.LAYOUTS,
+    "hc18": hc18,
 }

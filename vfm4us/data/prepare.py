@@ -5,26 +5,25 @@ A prepared dataset is a folder: `images.npy` uint8 (N, S, S), perhaps `masks.npy
 """
 
 import contextlib
-import csv
 import errno
 import hashlib
 import itertools
 import json
 import os
 import shutil
+import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from vfm4us.data import frames, polygons
 from vfm4us.data import splits as splitting
-from vfm4us.data.containers import Reading, one_record_per_image
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import (
     RESAMPLING,
     PreparedDataset,
@@ -37,9 +36,13 @@ from vfm4us.data.dataset import (
 )
 from vfm4us.data.decode import held_grey, read_grey
 from vfm4us.data.limits import MINIMUM_SIDE, check_size, file_bytes
-from vfm4us.data.masks import read_masks
-from vfm4us.data.records import Record, write_manifest
-from vfm4us.data.sources import list_source, source_root
+from vfm4us.data.masks import IGNORE, MaskCoding, mask_coding, read_masks, shrunk
+from vfm4us.data.reading import Reading, reading_of
+from vfm4us.data.records import COLUMNS, Record, natural_key, write_manifest
+from vfm4us.data.sheet import write_sheet
+from vfm4us.data.sources import list_source, source_root, understand
+from vfm4us.data.understanding import Understanding
+from vfm4us.runtime.progress import progress as progress_bar
 
 try:
     import fcntl
@@ -47,7 +50,7 @@ except ImportError:  # Windows: no file locks, so two processes must not prepare
     fcntl = None
 
 
-VERSION = 1  # of the packed format: a dataset of another version is prepared anew
+VERSION = 2  # of the packed format: a dataset of another version is prepared anew
 NPY_HEADER = 128  # bytes, for any N and S
 LONGEST_RUN = 64  # frames of one file that are decoded in one go
 NEAR_IDENTICAL = "near-identical to the frame before it"
@@ -60,16 +63,18 @@ def open_or_prepare(
     """Open a prepared folder as it is, or prepare a plain folder or CSV once into `cache` and open it from there.
 
     The folder in `cache` is named by the source's name, the size and a fingerprint of its files (paths, sizes, times),
-    so a changed source is prepared anew. Two processes may ask at once: one prepares, the other waits.
+    so a changed source is prepared anew. Where the source says the splits, the shares are no part of it, so that one packing
+    serves every script. Two processes may ask at once: one prepares, the other waits.
     """
     path = Path(path)
     if is_prepared(path) or (not path.exists() and beside(path, ".partial").exists()):
         return PreparedDataset(path)
-    records = list_source(path)
-    told = (reading or Reading()).plan()
-    key = (
-        f"{path.resolve()} {_source_fingerprint(source_root(path), records)} {VERSION} {splits} {seed}"
-        + f" {told}" * bool(told)
+    reading = reading_of(path, reading)
+    records = list_source(path, reading)
+    told = reading.plan()
+    shares = _shares(records, splits, seed)
+    key = f"{path.resolve()} {_source_fingerprint(source_root(path), records)} {VERSION} {shares}" + f" {told}" * bool(
+        told
     )
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8]
     folder = Path(cache) / f"{_source_name(path)}-{size}-{digest}"
@@ -86,15 +91,17 @@ def prepare(
     seed: int = 0,
     progress: bool = True,
     workers: int | None = None,
-    reading: Reading | None = None,
+    reading: Reading | dict | None = None,
+    understood: Understanding | None = None,
 ) -> PreparedDataset:
-    """Pack a source (see `find_source`) into the folder `out` and open it; the same call continues an interrupted one.
+    """Pack a source (see `sources.understand`) into the folder `out` and open it; the same call continues an interrupted one.
 
     Images are packed in the order of the source, the longer side resized to `size` pixels, padded with zeros at the
     bottom and right; bad ones are listed with a reason in rejected.csv. Groups the source leaves out are duplicate
     clusters, splits it leaves out are assigned by group in the shares `splits`. The work lies in `<out>.partial` until
     it is complete; an earlier dataset in `out` stays untouched until then. The bytes do not depend on `workers`
-    (threads, by default one per core).
+    (threads, by default one per core). What the source is understood to be is printed with `progress` and lies in
+    understood.json, with eight of its images in understood.png; `understood` is given where it was printed already.
     Raises FileNotFoundError and ValueError (source, options, everything rejected, a group in two splits) and OSError
     (disk full).
     """
@@ -106,15 +113,14 @@ def prepare(
         raise ValueError(f"workers={workers}: give 1 or more")
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no prepared dataset: choose another folder, nothing is overwritten")
-    reading = reading or Reading()
-    records = list_source(source)
+    reading = reading_of(source, reading)
+    records = list_source(source, reading)
     _check_groups(records)
     root = source_root(source)
     plan = {
         "version": VERSION,
         "size": size,
-        "fractions": list(splits),
-        "seed": seed,
+        **_shares(records, splits, seed),
         "source": str(source.resolve()),
         "fingerprint": _source_fingerprint(root, records),
         **reading.plan(),
@@ -123,12 +129,18 @@ def prepare(
     with _locked(beside(out, ".lock"), progress):
         if _is_of_plan(out, plan):
             return PreparedDataset(out)
-        records = one_record_per_image(root, records, reading)
+        if understood is None:
+            understood = understand(source, reading)
+            if progress:
+                print("\n".join(understood.lines()), file=sys.stderr, flush=True)
+        records = understood.records
         _check_groups(records)
         partial = beside(out, ".partial")
         try:
-            _pack_all(root, records, partial, plan, progress, workers)
-            _finish(records, partial, out, plan)
+            _begin(partial, plan)
+            coding = _mask_coding(root, records, reading, understood, partial, workers, progress)
+            _pack_all(root, records, partial, plan, progress, workers, coding)
+            _finish(records, partial, out, plan, understood, coding, progress)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -153,7 +165,7 @@ def _runs(records: list[Record]):
         begin = end
 
 
-def _prepare_run(root: Path, records: list[Record], run: range, size: int, keep_all: bool) -> list:
+def _prepare_run(root: Path, records: list[Record], run: range, size: int, keep_all: bool, coding=None) -> list:
     """The results of `_prepare_one` for the records of a run, in order."""
     first = records[run.start]
     try:
@@ -161,7 +173,7 @@ def _prepare_run(root: Path, records: list[Record], run: range, size: int, keep_
     except ValueError as error:
         return [str(error) for _ in run]
     if not several:
-        return [_prepare_one(root, records[i], size) for i in run]
+        return [_prepare_one(root, records[i], size, coding) for i in run]
     own = [records[i] for i in run]
     # to tell near-identical frames at the seam of two runs, the frame before is decoded again
     before = [records[run.start - 1]] if run.start and records[run.start - 1].path == first.path else []
@@ -186,13 +198,13 @@ def _prepare_run(root: Path, records: list[Record], run: range, size: int, keep_
                     continue
                 last[record.crop] = grey
                 digest = hashlib.sha256(f"{grey.shape}".encode() + grey.tobytes()).hexdigest()
-                results[place] = _pack_grey(root, record, grey, digest, size)
+                results[place] = _pack_grey(root, record, grey, digest, size, coding)
     except ValueError as error:
         failed = str(error)
     return [results.get(place, failed) for place in range(len(own))]
 
 
-def _prepare_one(root: Path, record: Record, size: int):
+def _prepare_one(root: Path, record: Record, size: int, coding: MaskCoding | None = None):
     """Read, check and pack one record: (record, image, mask or None, target or None), or the reason for refusing it."""
     if record.reason:
         return record.reason
@@ -200,20 +212,20 @@ def _prepare_one(root: Path, record: Record, size: int):
         data = file_bytes(root / record.path)
         with held_grey(data) as grey:
             digest = hashlib.sha256(data).hexdigest()
-            return _pack_grey(root, record, frames.cropped(grey, record.crop), digest, size)
+            return _pack_grey(root, record, frames.cropped(grey, record.crop), digest, size, coding)
     except ValueError as error:
         return str(error)
 
 
-def _pack_grey(root: Path, record: Record, grey: np.ndarray, digest: str, size: int):
+def _pack_grey(root: Path, record: Record, grey: np.ndarray, digest: str, size: int, coding: MaskCoding | None = None):
     """As `_prepare_one`, of an image whose native pixels (H, W) are there already."""
     try:
         check_size(grey.shape[1], grey.shape[0])
         height, width = packed_size(*grey.shape, size)
         target = None
-        mask = read_masks(root, record, grey, size)
+        mask = read_masks(root, record, grey, size, coding)
         if mask is not None:
-            mask = in_frame(mask, height, width, size, Image.Resampling.NEAREST)
+            mask = in_frame(shrunk(mask, height, width), height, width, size, Image.Resampling.NEAREST)
         if record.target:
             try:
                 target = read_grey(root / record.target)
@@ -235,18 +247,51 @@ def _pack_grey(root: Path, record: Record, grey: np.ndarray, digest: str, size: 
     return done, in_frame(grey, height, width, size, RESAMPLING), mask, target
 
 
-def _pack_all(root: Path, records: list[Record], partial: Path, plan: dict, progress: bool, workers: int | None):
+def _shares(records: list[Record], splits, seed: int) -> dict:
+    """The part of a plan that makes splits: nothing where the source says them all."""
+    given = {record.split for record in records}
+    if "" not in given and (not {"train", "test"} <= given or "val" in given):
+        return {"fractions": None, "seed": None}
+    return {"fractions": list(splits), "seed": seed}
+
+
+def _begin(partial: Path, plan: dict) -> None:
+    """Go on in the partial folder of the same plan, or begin it anew."""
+    plan_file = partial / "plan.json"
+    if not (plan_file.is_file() and _read_json(plan_file) == plan):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_json(plan_file, plan)
+
+
+def _mask_coding(root, records, reading, understood, partial, workers, progress) -> MaskCoding | None:
+    """The coding of all masks, decided once: a call that goes on finds it where the first one left it."""
+    file = partial / "coding.json"
+    if file.is_file() and (plain := _read_json(file)):
+        return MaskCoding.from_plain(plain)
+    coding = mask_coding(root, records, reading, understood.fill_outlines, _threads(workers))
+    if coding is not None:
+        _write_json(file, coding.to_plain())
+        if progress and coding.said:
+            print("\n".join(f"  masks    {words}" for words in coding.said), file=sys.stderr, flush=True)
+    return coding
+
+
+def _pack_all(
+    root: Path,
+    records: list[Record],
+    partial: Path,
+    plan: dict,
+    progress: bool,
+    workers: int | None,
+    coding: MaskCoding | None,
+) -> None:
     """Fill the partial folder: pixel rows at the end of images.npy and its like, one line per record in a journal.
 
     A journal line is written after the rows it stands for are on the disk, so what the journal says is always there;
     rows beyond it are written again. Plain writes, no memory map: on a full disk those raise, a map kills the process.
     """
-    size = plan["size"]
-    plan_file, journal = partial / "plan.json", partial / "journal.jsonl"
-    if not (plan_file.is_file() and _read_json(plan_file) == plan):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_json(plan_file, plan)
+    size, journal = plan["size"], partial / "journal.jsonl"
     done, packed = _read_journal(journal)
     roles = ["images"] + ["masks"] * any(r.mask for r in records) + ["targets"] * any(r.target for r in records)
     with contextlib.ExitStack() as stack:
@@ -260,9 +305,7 @@ def _pack_all(root: Path, records: list[Record], partial: Path, plan: dict, prog
                 raise ValueError(f"{partial} is damaged: delete it and start again")
             rows[role].seek(NPY_HEADER + packed * size * size)
         log = stack.enter_context(open(journal, "ab"))
-        bar = stack.enter_context(
-            tqdm(total=len(records), initial=len(done), unit="image", disable=not progress, desc="packing")
-        )
+        bar = stack.enter_context(progress_bar(len(records), "image", "packing", initial=len(done), show=progress))
         lines, saved = [], time.monotonic()
 
         def save():
@@ -278,7 +321,7 @@ def _pack_all(root: Path, records: list[Record], partial: Path, plan: dict, prog
 
         def pack_run(run: range) -> list:
             # whole runs, even where half of one is done: which frames are near-identical must not depend on interruptions
-            return _prepare_run(root, records, run, size, keep_all)[max(0, len(done) - run.start) :]
+            return _prepare_run(root, records, run, size, keep_all, coding)[max(0, len(done) - run.start) :]
 
         results = _in_order(pack_run, (run for run in _runs(records) if run.stop > len(done)), workers)
         for result in itertools.chain.from_iterable(results):
@@ -289,7 +332,7 @@ def _pack_all(root: Path, records: list[Record], partial: Path, plan: dict, prog
                 for role, layer in zip(("images", "masks", "targets"), layers, strict=True):
                     if role in rows:
                         rows[role].write(layer if layer is not None else bytes(size * size))
-                lines.append(json.dumps({"record": asdict(record)}).encode() + b"\n")
+                lines.append(json.dumps({"record": {name: getattr(record, name) for name in COLUMNS}}).encode() + b"\n")
             bar.update()
             if time.monotonic() - saved > SAVE_EVERY:
                 save()
@@ -303,7 +346,7 @@ def _in_order(function, items, workers: int | None):
     Threads, because decoding, resizing and hashing release the interpreter lock, and because processes would need a
     main guard in every notebook.
     """
-    workers = workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    workers = _threads(workers)
     pool = ThreadPoolExecutor(workers)
     under_way = deque()
     try:
@@ -315,6 +358,10 @@ def _in_order(function, items, workers: int | None):
             yield under_way.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _threads(workers: int | None) -> int:
+    return workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
 def _read_journal(path: Path) -> tuple[list[dict], int]:
@@ -330,7 +377,7 @@ def _read_journal(path: Path) -> tuple[list[dict], int]:
     return entries, sum("record" in entry for entry in entries)
 
 
-def _finish(sources: list[Record], partial: Path, out: Path, plan: dict) -> None:
+def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understanding, coding, progress: bool) -> None:
     """Write what is known only at the end, then let the dataset appear by one rename."""
     size = plan["size"]
     entries, count = _read_journal(partial / "journal.jsonl")
@@ -351,12 +398,19 @@ def _finish(sources: list[Record], partial: Path, out: Path, plan: dict) -> None
         else:
             path.unlink(missing_ok=True)
     images = np.load(partial / "images.npy", mmap_mode="r")
+    grouped = [bool(record.group) for record in records]
     crossing = _complete_groups_and_splits(records, images, plan)
+    hidden = hidden_groups(records, grouped)
+    understood.warnings += hidden
+    if progress and hidden:
+        print("\n".join(f"  warning  {words}" for words in hidden), file=sys.stderr, flush=True)
     write_manifest(partial / "manifest.csv", records)
-    with open(partial / "rejected.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "reason"])
-        writer.writerows(rejected)
+    write_rows(partial / "rejected.csv", ["path", "reason"], rejected)
+    understood.write(partial / "understood.json", coding.to_plain() if coding else None)
+    layers = [
+        np.load(partial / f"{role}.npy", mmap_mode="r") if present[role] else None for role in ("masks", "targets")
+    ]
+    write_sheet(partial / "understood.png", records, images, *layers)
     for name in ("manifest.csv", "rejected.csv"):
         with open(partial / name, "rb") as file:
             os.fsync(file.fileno())
@@ -371,6 +425,10 @@ def _finish(sources: list[Record], partial: Path, out: Path, plan: dict) -> None
         "masks": sum(bool(r.mask) for r in records),
         "targets": sum(bool(r.target) for r in records),
         "groups_in_two_splits": crossing,
+        "ignore": IGNORE if coding is not None and coding.ignore is not None else None,
+        "mask_coding": coding.to_plain() if coding is not None else None,
+        "mask_classes": coding.class_values() if coding is not None else {},
+        "warnings": understood.warnings,
         "complete": True,
     }
     _write_json(partial / "dataset.json", description)
@@ -381,7 +439,11 @@ def _finish(sources: list[Record], partial: Path, out: Path, plan: dict) -> None
     os.rename(partial, out)
     _sync_folder(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    for name in ("plan.json", "journal.jsonl"):  # they let a call killed before the rename go on; now they are done
+    for name in (
+        "plan.json",
+        "journal.jsonl",
+        "coding.json",
+    ):  # they let a call killed before the rename go on; now they are done
         (out / name).unlink(missing_ok=True)
 
 
@@ -410,11 +472,67 @@ def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan:
     for record in records:
         if not record.split:
             record.split = given.get(record.group, "")
-    open_ = [record for record in records if not record.split]
-    drawn = splitting.assign([r.group for r in open_], plan["fractions"], [r.label for r in open_], plan["seed"])
-    for record, name in zip(open_, drawn.tolist(), strict=True):
+    if {"train", "test"} <= (splits := {record.split for record in records}) and "val" not in splits:
+        _val_from_train(records, plan)
+    if not (open_ := [record for record in records if not record.split]):
+        return _groups_in_two_splits(records)
+    names = splitting.assign([r.group for r in open_], plan["fractions"], [r.label for r in open_], plan["seed"])
+    for record, name in zip(open_, names.tolist(), strict=True):
         record.split = name
     return _groups_in_two_splits(records)
+
+
+def _val_from_train(records: list[Record], plan: dict) -> None:
+    """Where a source has train and test and no val, the share of val is taken from train, by groups."""
+    training = [record for record in records if record.split == "train"]
+    train, val, _ = plan["fractions"] or (1.0, 0.0, 0.0)
+    if not val or any(not record.split for record in records):
+        return
+    shares = (train / (train + val), val / (train + val), 0.0)
+    names = splitting.assign([r.group for r in training], shares, [r.label for r in training], plan["seed"])
+    for record, name in zip(training, names.tolist(), strict=True):
+        record.split = name
+
+
+def hidden_groups(records: list[Record], grouped: list[bool]) -> list[str]:
+    """Warnings where images without a group that follow each other by name are alike, or share a label, more than "
+    "chance has it."""
+    by_folder: dict[str, list[Record]] = {}
+    for record, own in zip(records, grouped, strict=True):
+        if not own:
+            by_folder.setdefault(record.path.rpartition("/")[0], []).append(record)
+    distance, chance, same, expected, pairs = [], [], 0, 0.0, 0
+    rng = np.random.default_rng(0)
+    for own in by_folder.values():
+        if len(own) < 8:
+            continue
+        own = sorted(own, key=lambda record: natural_key(record.path))
+        bits = np.array([int(record.phash, 16) for record in own], dtype=np.uint64)
+        other = bits[rng.permutation(len(bits))]
+        distance += np.bitwise_count(bits[1:] ^ bits[:-1]).tolist()
+        chance += np.bitwise_count(bits[1:] ^ other[1:])[bits[1:] != other[1:]].tolist()
+        labels = Counter(record.label for record in own)
+        if len(labels) > 1:
+            pairs += len(own) - 1
+            same += sum(a.label == b.label for a, b in zip(own[1:], own[:-1], strict=True))
+            expected += (len(own) - 1) * sum((count / len(own)) ** 2 for count in labels.values())
+    told = []
+    if len(distance) >= 30 and len(chance) >= 30:
+        near, far = float(np.mean(distance)), float(np.mean(chance))
+        error = float(np.hypot(np.std(distance) / len(distance) ** 0.5, np.std(chance) / len(chance) ** 0.5))
+        if near < 0.85 * far and far - near > 5 * error:
+            told.append(
+                f"neighbours in the order of names are alike ({near:.0f} of 64 bits differ, {far:.0f} at random): "
+                "patients or clips may "
+                "hide in running numbers, and lie in two splits; name them in the group column of a manifest.csv"
+            )
+    if pairs >= 30 and same - expected > 5 * max(1.0, (expected * (1 - expected / pairs)) ** 0.5):
+        told.append(
+            f"neighbours in the order of names share their label in {same / pairs:.0%} of cases, {expected / pairs:.0%} "
+            "at random: patients "
+            "may hide in running numbers; name them in the group column of a manifest.csv"
+        )
+    return told
 
 
 def _groups_in_two_splits(records: list[Record]) -> list[str]:
@@ -508,7 +626,7 @@ def _locked(path: Path, progress: bool):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if progress:
-                tqdm.write(f"another process is preparing {path.stem}: waiting for it")
+                print(f"another process is preparing {path.stem}: waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         # the holder before us deletes the file: what we then hold is a name nobody else will find
         with contextlib.suppress(FileNotFoundError):

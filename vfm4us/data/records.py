@@ -1,13 +1,13 @@
 """One image as a record, and the manifest.csv that holds them; names of files and of splits."""
 
-import csv
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from vfm4us.data import frames
+from vfm4us.data.csv_files import read_rows, write_rows
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 READ_EXTENSIONS = (
@@ -36,11 +36,12 @@ LESION_MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")  # BUSI: `x_mask.png`
 class Record:
     """One image: where it lies, what is known of it, and where its pixels stand in the packed S x S frame.
 
-    `path`, `mask` and `target` stand as in the source; several masks are joined by ";". `height` and `width` are the
-    native size in pixels, the valid rectangle is in pixels of the packed frame, `phash` is 16 hex digits.
-    `split` is one of train, val, test, exclude, or "" while not yet decided. `frame` is the number, from 0, of a frame, page
-    or slice of its file, `crop` the part "top left height width" of it in native pixels ("" is all), `spacing_mm` the distance
-    of native rows and columns, "0.2 0.2", where known. `reason` says why the file is not read; it stands in no manifest.
+    `path`, `mask` and `target` stand as in the source; several masks are joined by ";", and a ";" within a name stands as
+    "\\;". `height` and `width` are the native size in pixels, the valid rectangle is in pixels of the packed frame, `phash`
+    is 16 hex digits. `split` is one of train, val, test, exclude, or "" while not yet decided. `frame` is the number, from 0,
+    of a frame, page or slice of its file, `crop` the part "top left height width" of it in native pixels ("" is all),
+    `spacing_mm` the distance of native rows and columns, "0.2 0.2", where known. `reason` says why the file is not read; it
+    stands in no manifest. `coding` is how the masks of its whole set are read (`masks.MaskCoding`, or what finds it).
     """
 
     id: str
@@ -62,15 +63,27 @@ class Record:
     crop: str = ""
     spacing_mm: str = ""
     reason: str = ""
+    coding: object = field(default=None, compare=False, repr=False)
 
     @property
     def mask_paths(self) -> list[str]:
-        return [part for part in self.mask.split(PATH_SEPARATOR) if part]
+        return split_paths(self.mask)
 
 
-COLUMNS = tuple(field.name for field in fields(Record) if field.name != "reason")
-INTEGER_COLUMNS = tuple(field.name for field in fields(Record) if field.type is int)
+COLUMNS = tuple(column.name for column in fields(Record) if column.name not in ("reason", "coding"))
+INTEGER_COLUMNS = tuple(column.name for column in fields(Record) if column.type is int)
 LATER_COLUMNS = ("frame", "crop", "spacing_mm")  # earlier manifests lack them
+
+
+def joined_paths(paths) -> str:
+    """Several paths as one cell, see `split_paths`."""
+    return PATH_SEPARATOR.join(path.replace("\\", "\\\\").replace(";", "\\;") for path in paths)
+
+
+def split_paths(cell: str) -> list[str]:
+    """The paths of a cell: separated by ";", where "\\;" is a semicolon of a name."""
+    parts = re.findall(r"(?:\\.|[^;\\])+", cell, re.DOTALL) if "\\" in cell else cell.split(PATH_SEPARATOR)
+    return [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts if part]
 
 
 def natural_key(text: str) -> tuple:
@@ -125,32 +138,23 @@ def with_unique_ids(records: list[Record]) -> list[Record]:
 def read_manifest(path) -> list[Record]:
     """Read the manifest.csv of a prepared dataset."""
     path = Path(path)
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (*(reader.fieldnames or ()), *LATER_COLUMNS)]
-        if missing:
-            raise ValueError(f"{path} is not the manifest of a prepared dataset: it lacks {', '.join(missing)}")
-        records = []
-        for row in reader:
-            try:
-                values = {
-                    name: int(row[name]) if name in INTEGER_COLUMNS else row[name]
-                    for name in COLUMNS
-                    if name in row or name not in LATER_COLUMNS
-                }
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path} line {reader.line_num} is damaged ({error}): prepare it again") from error
-            records.append(Record(**values))
+    header, rows = read_rows(path)
+    missing = [name for name in COLUMNS if name not in header and name not in LATER_COLUMNS]
+    if missing:
+        raise ValueError(f"{path} is not the manifest of a prepared dataset: it lacks {', '.join(missing)}")
+    names = [name for name in COLUMNS if name in header]
+    records = []
+    for line, row in rows:
+        try:
+            records.append(Record(**{name: int(row[name]) if name in INTEGER_COLUMNS else row[name] for name in names}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} line {line} is damaged ({error}): prepare it again") from error
     return records
 
 
 def write_manifest(path, records: list[Record]) -> None:
     """Write records as manifest.csv (UTF-8, comma, one line per image)."""
-    # surrogateescape: a file name that is not UTF-8 comes back as the same bytes
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(record, name) for name in COLUMNS] for record in records)
+    write_rows(path, COLUMNS, ([getattr(record, name) for name in COLUMNS] for record in records))
 
 
 def split_name(text: str, where: str) -> str:
@@ -161,20 +165,6 @@ def split_name(text: str, where: str) -> str:
         allowed = ", ".join(SPLITS + tuple(SPLIT_SYNONYMS))
         raise ValueError(f"{where}: unknown split {text!r}; use one of {allowed}, or leave it empty")
     return word
-
-
-def table_text(path: Path) -> str:
-    """The text of a CSV: UTF-8 with or without a byte-order mark, or UTF-16 with one (what spreadsheets write)."""
-    data = path.read_bytes()
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        place = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is not a CSV in UTF-8 ({place}): save it as UTF-8") from error
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} is {'empty' if not text.strip() else 'not text'}: give a CSV manifest or a folder")
-    return text
 
 
 def _raise(error: OSError):

@@ -1,29 +1,28 @@
-"""What a source of images holds: a CSV manifest, or a folder whose layout says it, as a list of records."""
+"""What a source of images is understood to be: a published dataset, a CSV manifest, a folder that says it, or one image."""
 
-import csv
 import difflib
-import io
 import os
-import re
-from collections import Counter
+import zipfile
+from collections import Counter, defaultdict
 from pathlib import Path
 
-from vfm4us.data import layouts
-from vfm4us.data.containers import Reading, one_record_per_image
-from vfm4us.data.records import (
-    IMAGE_EXTENSIONS,
-    LESION_MASK,
-    PATH_SEPARATOR,
-    SPLIT_SYNONYMS,
-    Record,
-    image_files,
-    masks_beside,
-    natural_key,
-    split_name,
-    table_text,
-    with_unique_ids,
-    without_extension,
-)
+from vfm4us.data import frames, layouts, polygons
+from vfm4us.data.containers import Told, one_record_per_image
+from vfm4us.data.csv_files import shown
+from vfm4us.data.manifests import main_columns_of, understand_manifest
+from vfm4us.data.masks import CodingOfSet
+from vfm4us.data.reading import FILE as READING_FILE
+from vfm4us.data.reading import Reading, reading_of
+from vfm4us.data.records import READ_EXTENSIONS, Record, is_read, natural_key, with_unique_ids, without_extension
+from vfm4us.data.trees import understand_tree
+from vfm4us.data.understanding import Understanding
+from vfm4us.data.words import is_litter, says_outlines
+
+TABLES = (".csv", ".tsv", ".txt")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+ARRAYS = (".npy",)
+SIDECARS = (".json", ".xml", ".yaml", ".yml", ".md", ".pdf", ".docx", ".html", ".cfg")
 
 
 def source_root(path) -> Path:
@@ -32,185 +31,248 @@ def source_root(path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def find_source(path, reading: Reading | None = None) -> list[Record]:
+def find_source(path, reading: Reading | dict | None = None) -> list[Record]:
     """List the images of a source: the files of `list_source`, of those that hold several images one record per image taken.
 
-    reading: which frames and regions those are
+    reading: which frames and regions those are, and what decides where a folder can be read in two ways
     """
-    return one_record_per_image(source_root(path), list_source(path), reading or Reading())
+    reading = reading_of(Path(path), reading)
+    return one_record_per_image(source_root(path), list_source(path, reading), reading)
 
 
-def list_source(path) -> list[Record]:
-    """List the files of a source, in natural order of their ids for folders and in file order for a CSV manifest.
+def list_source(path, reading: Reading | dict | None = None) -> list[Record]:
+    """List the files of a source, in natural order of their paths for folders and in file order for a CSV manifest.
 
-    `path` is a CSV file with the columns path, label, group, split, mask, target (all but path optional, further
-    columns ignored, paths relative to the CSV), or a folder: with `manifest.csv`; with `images/` and perhaps `masks/`;
-    with `low_quality/` and `high_quality/`; a published dataset (`vfm4us.data.layouts`); or any tree of images, where the
-    first sub-folder is the label, first sub-folders named like splits (train/, val/, test/) are splits, and BUSI's
-    `x_mask.png` is the mask of `x.png`.
-    Hidden files are passed over. Raises FileNotFoundError or ValueError naming the path and what to do.
+    Raises FileNotFoundError or ValueError as `understand` does.
+    """
+    return understand(path, reading, whole=False).records
+
+
+def understand(path, reading: Reading | dict | None = None, whole: bool = True) -> Understanding:
+    """What a source is understood to be; nothing is packed.
+
+    path:  a CSV file with the columns path, label, group, split, mask, target (all but path optional, paths relative to the CSV);
+           one image; or a folder: with `manifest.csv`; a published dataset (`vfm4us.data.layouts`); or any tree of images
+           (`vfm4us.data.trees`)
+    whole: look into files that hold several images as well, and count every file that is not used
+    Raises FileNotFoundError or ValueError naming the path, what was found and what to do.
     """
     path = Path(path)
-    if path.is_file():
-        return _from_csv(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a folder of images or a CSV manifest{_nearest(path)}")
     if (path / "dataset.json").is_file() and (path / "images.npy").is_file():
         raise ValueError(f"{path} is already a prepared dataset: open it with PreparedDataset, or give its source")
-    if (path / "manifest.csv").is_file():
-        return _from_csv(path / "manifest.csv")
-    published = layouts.recognise(path)
+    reading = reading_of(path, reading)
+    found = Understanding(source=str(path), layout="", reading=reading.plan())
+    manifest = path if path.is_file() else path / "manifest.csv"
+    if path.is_file() and not _is_table(path):
+        _one_file(path, found)
+    elif manifest.is_file():
+        understand_manifest(manifest, found, whole)
+    else:
+        _folder(path, reading, found)
+    if reading.groups == "none":
+        for record in found.records:
+            record.group = ""
+        found.groups = ""
+    found.records = with_unique_ids(found.records)
+    found.fill_outlines = found.fill_outlines or any(
+        says_outlines(mask) for record in found.records for mask in record.mask_paths
+    )
+    if not found.labels and any(record.label for record in found.records):
+        found.labels = "by the first folder" if not found.layout.startswith("published") else "as published"
+    if whole:
+        _look_into_files(source_root(path), reading, found)
+        found.labels = found.labels or "by the file" * any(record.label for record in found.records)
+        found.splits = found.splits or "by the file" * any(record.split for record in found.records)
+    _say_counts(found)
+    shared = CodingOfSet(source_root(path), found.records, reading, found.fill_outlines)
+    for record in found.records:
+        record.coding = shared if record.mask else None
+    return found
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in TABLES or (path.suffix == "" and not is_read(path) and not zipfile.is_zipfile(path))
+
+
+def _one_file(path: Path, found: Understanding) -> None:
+    """One image is a set of one; an archive or a spreadsheet is told what it is."""
+    ending = path.suffix.lower()
+    if ending in SHEETS:
+        raise ValueError(f"{path} is a spreadsheet: save the sheet as CSV (UTF-8) and give that")
+    if (
+        ending in ARCHIVES
+        and frames.extension_of(path) != ".nii.gz"
+        or (not is_read(path) and zipfile.is_zipfile(path))
+    ):
+        raise ValueError(f"{path} is an archive: unpack it and give the folder")
+    if not is_read(path):
+        raise ValueError(
+            f"{path} is no image, no CSV and no folder: the endings that are read are {' '.join(READ_EXTENSIONS)}"
+        )
+    found.layout = "one file"
+    found.records = [Record(id=without_extension(path.name), path=path.name)]
+    found.add("image", "given by itself", path.name)
+
+
+def _folder(path: Path, reading: Reading, found: Understanding) -> None:
+    files, empty = _all_files(path)
+    litter = [file for file in files if is_litter(file)]
+    for file in litter:
+        found.add("passed over", "hidden files and thumbnails of systems and file servers", file)
+    files = [file for file in files if not is_litter(file)]
+    images = [file for file in files if is_read(path / file)]
+    published = (
+        None if reading.plan().keys() & {"images", "masks", "passed_over", "folders"} else layouts.recognise(path)
+    )
     if published is not None:
-        return with_unique_ids(sorted(published, key=lambda record: natural_key(record.path)))
-    files = image_files(path)
-    tops = {file.split("/")[0] for file in files if "/" in file}
-    if "low_quality" in tops and (path / "high_quality").is_dir():
-        records = _paired(files, "low_quality", "high_quality", "target")
-    elif "images" in tops and (tops <= {"images", "masks"}):
-        records = _paired(files, "images", "masks", "mask")
+        name, records = published
+        found.layout, found.said = (
+            f"published dataset {name}",
+            (layouts.LAYOUTS[name].__doc__ or "").strip().split("\n")[0],
+        )
+        found.records = sorted(records, key=lambda record: natural_key(record.path))
+        for record in found.records:
+            partner = "mask" if record.mask else "target" if record.target else ""
+            found.add("image", f"with a {partner}" if partner else "as published", record.path)
+            for mask in record.mask_paths:
+                found.add("mask", "as published", mask)
+            if record.target:
+                found.add("target", "as published", record.target)
+        found.groups = "as published" if any(record.group for record in records) else ""
+        found.splits = "as published" if any(record.split for record in records) else ""
     else:
-        records = _from_tree(path, files)
-    if not records:
-        raise ValueError(f"{path} holds no images{_looked_for(path)}")
-    records.sort(key=lambda record: natural_key(record.path))
-    return with_unique_ids(records)
+        arrays = [file for file in files if file.lower().endswith(ARRAYS)]
+        if not images:
+            raise ValueError(f"{path} holds no images{_looked_for(files)}")
+        understand_tree(path, images, arrays, reading, found)
+        found.records.sort(key=lambda record: natural_key(record.path))
+        _empty_classes(path, found, files, empty)
+    _remaining(path, files, found)
 
 
-# CSV manifests
+def _all_files(root: Path) -> tuple[list[str], list[str]]:
+    """Every file below `root` as a relative POSIX path, and the folders without any; links are followed, each folder once."""
+    files, empty, seen = [], [], set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above would go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        prefix = Path(folder).relative_to(root).as_posix()
+        folders.sort()
+        files += [name if prefix == "." else f"{prefix}/{name}" for name in names]
+        if not names and not folders and prefix != ".":
+            empty.append(prefix)
+    return files, empty
 
 
-def _from_csv(path: Path) -> list[Record]:
-    text = table_text(path)
-    first_line = text.lstrip("\r\n").split("\n", 1)[0]
-    for delimiter in (",", ";", "\t"):
-        names = [name.strip().strip('"').lower() for name in first_line.split(delimiter)]
-        if "path" in names:
-            break
+def _empty_classes(root: Path, found: Understanding, files: list[str], empty: list[str]) -> None:
+    """A folder beside class folders that gives no image: a class that would be missing without a word."""
+    labels = {record.label for record in found.records if record.label}
+    if len(labels) < 1:
+        return
+    parents = {
+        record.path.split(f"{record.label}/")[0]
+        for record in found.records
+        if record.label and f"{record.label}/" in record.path
+    }
+    used = {file for kind in found.kinds for file in kind.paths}
+    below = defaultdict(list)
+    for file in files:
+        for parent in parents:
+            if file.startswith(parent) and "/" in (rest := file[len(parent) :]):
+                below[parent + rest.split("/")[0]].append(file)
+    for folder in empty:
+        if not is_litter(folder) and any(folder.startswith(p) and "/" not in folder[len(p) :] for p in parents):
+            below.setdefault(folder, [])
+    for folder, own in sorted(below.items()):
+        if not any(file in used for file in own):
+            endings = Counter(frames.extension_of(file) or "no ending" for file in own)
+            there = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(3)) or "nothing"
+            raise ValueError(
+                f"{root / folder} lies beside class folders and gives no image (it holds {there}): fill it, move it "
+                "elsewhere, or name it in reading.passed_over"
+            )
+
+
+def _remaining(root: Path, files: list[str], found: Understanding) -> None:
+    """Count every file that has no role yet, by its kind."""
+    used = {polygons.split_reference(file)[0] for kind in found.kinds for file in kind.paths}
+    for file in files:
+        if file in used or file == READING_FILE:
+            continue
+        ending = frames.extension_of(file)
+        if ending in TABLES:
+            columns = main_columns_of(root / file)
+            said = f" with {', '.join(columns)}" if len(columns) > 1 else ""
+            found.add(
+                "passed over",
+                f"table{said}: not used, a manifest.csv with the columns path, label, group would be",
+                file,
+            )
+        elif ending in SIDECARS:
+            found.add("passed over", f"{ending}: not used", file)
+        elif is_read(root / file):
+            found.add("passed over", "images that the layout does not name", file)
+        elif ending in (*ARCHIVES, *SHEETS):
+            found.add("passed over", f"{ending} files: unpack archives, save sheets as CSV", file)
+        else:
+            found.add("passed over", f"{ending or 'no ending'}: not read", file)
+
+
+def _look_into_files(root: Path, reading: Reading, found: Understanding) -> None:
+    """Of files that hold several images one record per image; what their headers say is noted."""
+    told = Told()
+    found.records = one_record_per_image(root, found.records, reading, told)
+    found.notes += told.lines()
+    for file, reason in told.refused.items():
+        found.add("unreadable", reason, file)
+    if told.files:
+        clips = any(count for kind, count in told.files.items() if kind != "volume")
+        if not found.groups and any(record.group for record in found.records):
+            found.groups = "one per file that holds several images" if clips else "one per volume"
+
+
+def _say_counts(found: Understanding) -> None:
+    records = [record for record in found.records if record.split != "exclude"]
+    labels = Counter(record.label for record in records)
+    named = {label: count for label, count in labels.items() if label}
+    if named:
+        shares = ", ".join(f"{shown(label)} {count}" for label, count in sorted(named.items())[:12])
+        rest = f", and {len(named) - 12} more" if len(named) > 12 else ""
+        none = f"; {labels['']} without a label" if labels[""] else ""
+        found.labels = f"{len(named)} ({found.labels}): {shares}{rest}{none}"
+    groups = {record.group for record in records if record.group}
+    if groups:
+        ungrouped = sum(not record.group for record in records)
+        found.groups = f"{len(groups)} ({found.groups or 'by the source'})" + f"; {ungrouped} images without" * bool(
+            ungrouped
+        )
     else:
-        raise ValueError(
-            f"{path} has no column named path (its first line is {first_line.strip()[:80]!r}): "
-            "the columns are path, label, group, split, mask, target; all but path are optional"
-        )
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header, records, line_of = None, [], {}
-    for row in reader:
-        if not any(cell.strip() for cell in row):
-            continue
-        if header is None:
-            header = [name.strip().lower() for name in row]
-            repeated = [name for name, count in Counter(header).items() if name and count > 1]
-            if repeated:
-                raise ValueError(f"{path} names the column {repeated[0]} twice: keep one")
-            continue
-        where = f"{path} line {reader.line_num}"
-        if len(row) > len(header):
-            raise ValueError(
-                f"{where} has {len(row)} cells for {len(header)} columns: quote values that contain {delimiter!r}"
-            )
-        cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
-        image = _posix(cells.get("path", ""))
-        if not image:
-            raise ValueError(f"{where} has an empty path: fill it in or delete the line")
-        if image in line_of:
-            raise ValueError(f"{where} lists {image} a second time (first on line {line_of[image]}): keep one")
-        line_of[image] = reader.line_num
-        masks = [_posix(part.strip()) for part in re.split(r"[;|]", cells.get("mask", "")) if part.strip()]
-        records.append(
-            Record(
-                id=without_extension(image),
-                path=image,
-                label=cells.get("label", ""),
-                group=cells.get("group", ""),
-                split=split_name(cells.get("split", ""), where),
-                mask=PATH_SEPARATOR.join(_with_further_lesions(path.parent, masks)),
-                target=_posix(cells.get("target", "")),
-            )
-        )
-    if not records:
-        raise ValueError(f"{path} lists no images: it has a header line and nothing else")
-    return with_unique_ids(records)
+        found.groups = "none found: splits are by image and duplicate cluster, so one patient may lie in two splits"
+    splits = Counter(record.split for record in records if record.split)
+    if splits:
+        counts = ", ".join(f"{split} {splits[split]}" for split in ("train", "val", "test") if splits[split])
+        open_ = sum(not record.split for record in records)
+        found.splits = f"{counts} ({found.splits})" + f"; {open_} images without" * bool(open_)
+        for split in ("val", "test"):
+            own = [record for record in records if record.split == split]
+            if own and named and not any(record.label for record in own):
+                found.warnings.append(f"the {split} images have no labels: nothing can be measured on them")
+        if not splits["val"] and splits["train"] and splits["test"]:
+            found.notes.append("there is no val split: the share that splits gives val is taken from train, by groups")
+        lacking = [split for split in ("val", "test") if not splits[split]]
+        if lacking and splits["train"] and not splits["test"] and not open_:
+            found.notes.append(f"there is no {' and no '.join(lacking)} split: nothing can be chosen or measured on it")
+    else:
+        found.splits = "none: made by groups"
 
 
-def _with_further_lesions(root: Path, masks: list[str]) -> list[str]:
-    """Add BUSI's `x_mask_1.png`, `x_mask_2.png` where a manifest names only `x_mask.png`.
-
-    17 images of BUSI have several lesions in several files; a manifest that names the first alone would call the
-    others background.
-    """
-    if len(masks) != 1 or not Path(masks[0]).stem.endswith("_mask"):
-        return masks
-    first = Path(masks[0])
-    further = []
-    while (root / (name := first.with_name(f"{first.stem}_{len(further) + 1}{first.suffix}"))).is_file():
-        further.append(name.as_posix())
-    return masks + further
-
-
-# folders
-
-
-def _paired(files: list[str], images: str, partners: str, role: str) -> list[Record]:
-    """Records of `images/...`, each with the file of the same relative name below `partners/` as mask or target."""
-    partner_of = {}
-    for file in files:
-        if file.startswith(partners + "/"):
-            partner_of.setdefault(without_extension(file[len(partners) + 1 :]), []).append(file)
-    records, used = [], 0
-    for file in files:
-        if not file.startswith(images + "/"):
-            continue
-        name = file[len(images) + 1 :]
-        found = sorted(partner_of.get(without_extension(name), []))
-        exact = [partner for partner in found if partner[len(partners) + 1 :] == name]
-        label = name.split("/")[0] if "/" in name else ""
-        record = Record(id=without_extension(file), path=file, label=label)
-        setattr(record, role, (exact or found or [""])[0])
-        used += bool(found)
-        records.append(record)
-    if records and partner_of and not used:
-        raise ValueError(
-            f"no file below {images}/ has a partner of the same name below {partners}/ "
-            f"(e.g. {sorted(partner_of)[0]}): rename them alike, or write a CSV with the columns path,{role}"
-        )
-    return records
-
-
-def _from_tree(root: Path, files: list[str]) -> list[Record]:
-    for first, second in (("images", "masks"), ("low_quality", "high_quality")):
-        folders = {str(Path(file).parent.parent) for file in files if Path(file).parent.name == first}
-        both = [folder for folder in sorted(folders) if (root / folder / second).is_dir()]
-        if both:  # packing masks or targets as if they were images would spoil the data without a word
-            inner = (root / both[0]).as_posix()
-            raise ValueError(
-                f"{root} holds {first}/ and {second}/ beside or below other folders: prepare {inner} on its own, or "
-                "write a manifest.csv with the columns path,label,group,split,mask,target"
-            )
-    images, masks = masks_beside(files)
-    first_folders = {file.split("/")[0] for file in images if "/" in file}
-    split_folders = {name for name in first_folders if _split_or_none(name)}
-    # train/ and val/ as first folders are splits; a single class called "test" is a class
-    by_split = len(split_folders) > 1 and split_folders == first_folders
-    records = []
-    for file in images:
-        parts = file.split("/")
-        split = _split_or_none(parts[0]) if by_split and len(parts) > 1 else ""
-        folders = parts[1:-1] if split else parts[:-1]
-        name = without_extension(file)
-        record = Record(id=name, path=file, label=folders[0] if folders else "", split=split)
-        record.mask = PATH_SEPARATOR.join(masks.get(name, []))
-        if masks and LESION_MASK.match(name):
-            record.split = "exclude"  # a mask whose image is missing: kept on record, used for nothing
-        records.append(record)
-    return records
-
-
-def _split_or_none(name: str) -> str:
-    word = SPLIT_SYNONYMS.get(name.lower(), name.lower())
-    return word if word in ("train", "val", "test") else ""
-
-
-def _posix(path: str) -> str:
-    return path.replace("\\", "/")
+def _raise(error: OSError):
+    raise error
 
 
 def _nearest(path: Path) -> str:
@@ -220,9 +282,8 @@ def _nearest(path: Path) -> str:
     return f" (did you mean {path.parent / near[0]}?)" if near else ""
 
 
-def _looked_for(root: Path) -> str:
-    found = Counter()
-    for _, _, names in os.walk(root):
-        found.update(os.path.splitext(name)[1].lower() or "no extension" for name in names)
+def _looked_for(files: list[str]) -> str:
+    found = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in files)
     there = ", ".join(f"{count} {extension}" for extension, count in found.most_common(5))
-    return f": looked for {' '.join(IMAGE_EXTENSIONS)}, found {there or 'no files at all'}"
+    hint = "; unpack archives first" if any(os.path.splitext(name)[1].lower() in ARCHIVES for name in files) else ""
+    return f": looked for {' '.join(READ_EXTENSIONS)}, found {there or 'no files at all'}{hint}"

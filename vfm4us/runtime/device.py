@@ -32,7 +32,7 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+def autocast(device: torch.device, precision: str = "auto"):
     """bf16 autocast where `precision` asks for it; `auto` is bf16 on a GPU and float32 on a CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, precision))
 

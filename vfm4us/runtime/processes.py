@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ _cpu_group = None  # None: the only one there is
 
 
 @contextlib.contextmanager
-def processes(device_type: str) -> Iterator[tuple[int, int]]:
+def processes(device_type: str):
     """(rank, world size) under torchrun, with the process group open; (0, 1) for a plain `python script`."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield 0, 1
@@ -27,7 +26,7 @@ def processes(device_type: str) -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
-def cpu_group() -> dist.ProcessGroup | None:
+def cpu_group():
     """The group of all processes whose messages lie in the memory of the CPU."""
     return _cpu_group
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ class RunFolder:
     which moves the old folder aside (nothing is deleted). A folder without a checkpoint has nothing to continue.
     """
 
-    def __init__(self, folder: Path, config: Any, resume: bool = True, main: bool = True):
+    def __init__(self, folder: Path, config, resume: bool = True, main: bool = True):
         self.folder, self.main = Path(folder), main
         self.checkpoints = self.folder / "checkpoints"
         if main:
@@ -36,7 +36,7 @@ class RunFolder:
         if dist.is_available() and dist.is_initialized():
             dist.barrier()
 
-    def _open(self, config: Any, resume: bool) -> None:
+    def _open(self, config, resume: bool) -> None:
         described = self.folder / "config.yaml"
         self.lock = lock(self.folder)
         try:
@@ -141,7 +141,7 @@ def unlock(stream: TextIO) -> None:
     stream.close()
 
 
-def refuse_changed(folder: Path, config: Any) -> None:
+def refuse_changed(folder: Path, config) -> None:
     """Raise ValueError that lists the changed keys, where the run in `folder` was made with another config."""
     if changed := changed_keys(_read_config(folder / "config.yaml"), config):
         raise ValueError(

@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 
 class Stopped(Exception):
@@ -18,19 +17,19 @@ class Stopped(Exception):
 class StopSignal:
     """Remembers the first SIGINT or SIGTERM, so that the loop can save and leave; a second one leaves at once."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.number = 0
-        self._asking: Any = None  # of several processes: the question of the step before
+        self._asking = None  # of several processes: the question of the step before
 
-    def __enter__(self) -> "StopSignal":
+    def __enter__(self):
         self.before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, _frame: Any) -> None:
+    def _handle(self, number, _frame):
         if self.number:
             raise KeyboardInterrupt
         self.number = number

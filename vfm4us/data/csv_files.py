@@ -1,0 +1,85 @@
+"""CSV files that spreadsheets open without harm and that come back as they were written.
+
+A name may hold anything: line breaks, bytes that are not UTF-8, a leading `=`, which a spreadsheet would run as a formula.
+"""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would take for a formula, or what we have marked before
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
+MARKED = re.compile(r"'+[=+\-@\t\r]")
+DELIMITERS = (",", ";", "\t")
+
+
+def write_rows(path, header, rows) -> None:
+    """Write a CSV in UTF-8 with commas; text that begins with = + - @ gets a leading ', which `read_rows` takes away."""
+    # surrogateescape: a file name that is not UTF-8 comes back as the same bytes
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        plain = csv.writer(file, lineterminator="\n")
+        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in [list(header), *rows]:
+            cells = [marked(cell) for cell in row]
+            # a carriage return is not quoted by itself, and would end the line when it is read
+            (quoted if any(isinstance(cell, str) and "\r" in cell for cell in cells) else plain).writerow(cells)
+
+
+def read_rows(path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Header, and (line number, {column: cell}) of each row, of a CSV that `write_rows` wrote."""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        cells = ((reader.line_num, [unmarked(cell) for cell in row]) for row in reader)
+        return header, [(line, dict(zip(header, row, strict=False))) for line, row in cells]
+
+
+def marked(cell):
+    """A cell that no spreadsheet runs; numbers stay numbers."""
+    if isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell):
+        return "'" + cell
+    return cell
+
+
+def unmarked(cell: str) -> str:
+    """What `marked` was given."""
+    return cell[1:] if MARKED.match(cell) else cell
+
+
+def table_text(path: Path) -> str:
+    """The text of a CSV: UTF-8 with or without a byte-order mark, or UTF-16 with one (what spreadsheets write)."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        place = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{path} is not a CSV in UTF-8 ({place}): save it as UTF-8") from error
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} is {'empty' if not text.strip() else 'not text'}: give a CSV manifest or a folder")
+    return text
+
+
+def delimiter_of(text: str, columns) -> str | None:
+    """The separator with which the first line names one of `columns` (small letters); None where none does."""
+    first_line = text.lstrip("\r\n").split("\n", 1)[0]
+    for delimiter in DELIMITERS:
+        names = {name.strip().strip('"').lower() for name in first_line.split(delimiter)}
+        if names & set(columns):
+            return delimiter
+    return None
+
+
+def table_rows(text: str, delimiter: str):
+    """(line number, cells) of the rows that hold anything, the header first."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    for row in reader:
+        if any(cell.strip() for cell in row):
+            yield reader.line_num, row
+
+
+def shown(text: str) -> str:
+    """A name as it can be printed on any terminal: control characters and bytes that are not UTF-8 as escapes."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,272 @@
+"""A table that lists images: a CSV manifest with the columns path, label, group, split, mask, target, all but path optional."""
+
+import difflib
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+from vfm4us.data.csv_files import delimiter_of, shown, table_rows, table_text
+from vfm4us.data.records import Record, joined_paths, split_name, without_extension
+from vfm4us.data.understanding import Understanding
+from vfm4us.data.words import same
+
+# the first word that a table has is taken; the field's own spellings follow ours
+COLUMNS = {
+    "path": "path image_path imagepath img_path filepath file_path filename file_name image_name image img file".split(),
+    "label": "label class class_name classname category diagnosis pathology".split(),
+    "group": (
+        "group group_id patient patient_id patientid patient_num patient_no subject subject_id subjectid pid person person_id "
+        "case case_id caseid exam exam_id study study_id studyid video video_id videoid clip clip_id"
+    ).split(),
+    "split": "split subset partition set fold_name phase".split(),
+    "mask": "mask mask_path maskpath mask_file masks segmentation segmentation_path annotation_path".split(),
+    "target": "target target_path high_quality".split(),
+}
+NO_LABEL = frozenset(("", "nan", "<na>", "null", "#n/a", "n/a"))
+MOST_MISSING = 0.5  # of the images a table names
+
+
+class NamesOnDisk:
+    """The files below a folder, found also where a table writes their names another way: case, Unicode form, folders before."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.by_name: dict[str, list[str]] | None = None
+
+    def find(self, path: str) -> str:
+        """The path as it is on disk, relative to the root, or "" where there is none, or more than one."""
+        if not path or "\0" in path:
+            return ""
+        if _is_file(self.root / path):
+            return path
+        plain = re.sub(r"^[A-Za-z]:", "", path.replace("\\", "/")).lstrip("/")
+        parts = [part for part in plain.split("/") if part not in ("", ".")]
+        for begin in range(len(parts)):  # C:\study\imgs\3.png lies in imgs/ here
+            tail = "/".join(parts[begin:])
+            if _is_file(self.root / tail):
+                return tail
+        return self._another_spelling(parts)
+
+    def _another_spelling(self, parts: list[str]) -> str:
+        if not parts:
+            return ""
+        candidates = self._index().get(same(parts[-1]), [])
+        best, most = [], -1
+        for candidate in candidates:
+            folders = candidate.split("/")[:-1]
+            common = 0
+            while common < min(len(folders), len(parts) - 1) and same(folders[-1 - common]) == same(parts[-2 - common]):
+                common += 1
+            if common < len(folders):  # a folder that the table does not name
+                continue
+            if common > most:
+                best, most = [candidate], common
+            elif common == most:
+                best.append(candidate)
+        return best[0] if len(best) == 1 else ""
+
+    def nearest(self, path: str) -> str:
+        """A hint at the file whose name is nearest."""
+        name = path.replace("\\", "/").rsplit("/", 1)[-1]
+        near = difflib.get_close_matches(same(name), list(self._index()), n=1, cutoff=0.5)
+        return f" (nearest there: {shown(self._index()[near[0]][0])})" if near else ""
+
+    def _index(self) -> dict[str, list[str]]:
+        if self.by_name is None:
+            self.by_name = {}
+            for folder, folders, names in os.walk(self.root):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                prefix = Path(folder).relative_to(self.root).as_posix()
+                for name in names:
+                    self.by_name.setdefault(same(name), []).append(name if prefix == "." else f"{prefix}/{name}")
+        return self.by_name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long for the disk
+        return False
+
+
+def understand_manifest(path: Path, found: Understanding, whole: bool = True) -> None:
+    """Fill in `found` from a CSV. Raises ValueError that names the file, the line and what to do.
+
+    whole: look for names that are near to missing ones; an error where most images are not there
+    """
+    found.layout = "a CSV manifest"
+    text = table_text(path)
+    delimiter = delimiter_of(text, COLUMNS["path"])
+    if delimiter is None:
+        first_line = text.lstrip("\r\n").split("\n", 1)[0]
+        raise ValueError(
+            f"{path} has no column named path (its first line is {first_line.strip()[:80]!r}): "
+            "the columns are path, label, group, split, mask, target; all but path are optional"
+        )
+    disk = NamesOnDisk(path.parent)
+    header, places, records, line_of = None, {}, [], {}
+    missing, respelled, unlabelled, numbers = [], [], 0, set()
+    for line, row in table_rows(text, delimiter):
+        if header is None:
+            header = [name.strip().lower() for name in row]
+            places = _columns(path, header, found)
+            continue
+        where = f"{path} line {line}"
+        if len(row) > len(header):
+            raise ValueError(
+                f"{where} has {len(row)} cells for {len(header)} columns: quote values that contain {delimiter!r}"
+            )
+        cells = {column: row[place].strip() for column, place in places.items() if place < len(row)}
+        written = cells.get("path", "")
+        if not written:
+            raise ValueError(f"{where} has an empty path: fill it in or delete the line")
+        image = disk.find(row[places["path"]]) or disk.find(written)
+        if not image:
+            image = written.replace("\\", "/")
+            missing.append(image)
+        elif image != written.replace("\\", "/"):
+            respelled.append((written, image))
+        if image in line_of:
+            raise ValueError(f"{where} lists {image} a second time (first on line {line_of[image]}): keep one")
+        line_of[image] = line
+        label, number = _label(cells.get("label", ""))
+        numbers.add(number) if label else None
+        unlabelled += "label" in places and not label
+        record = Record(
+            id=without_extension(image),
+            path=image,
+            label=label,
+            group=_label(cells.get("group", ""))[0],
+            split=split_name(cells.get("split", ""), where),
+            mask=joined_paths(_masks(disk, cells.get("mask", ""), found)),
+            target=_found(disk, cells.get("target", ""), "target", found),
+        )
+        if whole and image in missing[-1:]:
+            record.reason = f"is not there{disk.nearest(written) if len(missing) <= 20 else ''}"
+        records.append(record)
+    if not records:
+        raise ValueError(f"{path} lists no images: it has a header line and nothing else")
+    _one_spelling_each(path, records)
+    _tell(path, found, places, records, missing, respelled, unlabelled)
+    if whole and len(missing) > MOST_MISSING * len(records):
+        raise ValueError(
+            f"{path} names {len(records)} images, and {len(missing)} of them are not there, e.g. {shown(missing[0])}"
+            f"{disk.nearest(missing[0])}: paths are relative to the folder of the CSV"
+        )
+    found.records = records
+
+
+def _columns(path: Path, header: list[str], found: Understanding) -> dict[str, int]:
+    """Where each of our columns stands in the header."""
+    repeated = [name for name, count in Counter(header).items() if name and count > 1]
+    if repeated:
+        raise ValueError(f"{path} names the column {repeated[0]} twice: keep one")
+    plain = [re.sub(r"[\s-]+", "_", name) for name in header]
+    places, used = {}, set()
+    for column, spellings in COLUMNS.items():
+        for spelling in spellings:
+            if spelling in plain and plain.index(spelling) not in used:
+                places[column] = plain.index(spelling)
+                used.add(places[column])
+                if spelling != column:
+                    found.notes.append(f"the column {header[places[column]]!r} is taken for {column}")
+                break
+    unknown = [name for place, name in enumerate(header) if name and place not in used]
+    if unknown:
+        found.notes.append(f"columns not used: {', '.join(unknown[:12])}{' ...' if len(unknown) > 12 else ''}")
+    return places
+
+
+def _label(text: str) -> tuple[str, str]:
+    """A label as it is compared, and whether it is a number: 1, 1.0 and 01.0 are one class, NaN is no label."""
+    if text.strip().lower() in NO_LABEL:
+        return "", ""
+    if re.fullmatch(r"[+-]?\d+\.0*", text):
+        return str(int(float(text))), "number"
+    return text, "text"
+
+
+def _one_spelling_each(path: Path, records: list[Record]) -> None:
+    spellings: dict[str, str] = {}
+    for record in records:
+        first = spellings.setdefault(same(record.label).strip(), record.label)
+        if first != record.label:
+            raise ValueError(
+                f"{path} has the labels {first!r} and {record.label!r}, which differ only in case or Unicode form: "
+                "one class, or two? Spell them alike, or name them apart"
+            )
+
+
+def _masks(disk: NamesOnDisk, cell: str, found: Understanding) -> list[str]:
+    if not cell:
+        return []
+    if whole := disk.find(cell):  # a name may hold the separator
+        return _with_further_lesions(disk.root, [whole])
+    parts = [part.strip() for part in re.split(r"[;|]", cell) if part.strip()]
+    return _with_further_lesions(disk.root, [_found(disk, part, "mask", found) for part in parts])
+
+
+def _found(disk: NamesOnDisk, path: str, role: str, found: Understanding) -> str:
+    if not path:
+        return ""
+    file, separator, key = path.partition("::")  # one image of a file of outlines
+    there = disk.find(path) or (disk.find(file) + separator + key if separator and disk.find(file) else "")
+    if not there:
+        there = path.replace("\\", "/")
+        found.add("unmatched", f"a {role} that the table names and that is not there", there)
+    return there
+
+
+def _with_further_lesions(root: Path, masks: list[str]) -> list[str]:
+    """Add BUSI's `x_mask_1.png`, `x_mask_2.png` where a manifest names only `x_mask.png`.
+
+    17 images of BUSI have several lesions in several files; a manifest that names the first alone would call the
+    others background.
+    """
+    if len(masks) != 1 or not Path(masks[0]).stem.endswith("_mask"):
+        return masks
+    first = Path(masks[0])
+    further = []
+    while (root / (name := first.with_name(f"{first.stem}_{len(further) + 1}{first.suffix}"))).is_file():
+        further.append(name.as_posix())
+    return masks + further
+
+
+def _tell(path, found, places, records, missing, respelled, unlabelled) -> None:
+    found.add("table", "lists the images", path.name)
+    for record in records:
+        if not record.reason:
+            found.add("image", "with a mask" if record.mask else "named in the table", record.path)
+        for mask in record.mask_paths:
+            found.add("mask", "named in the table", mask)
+        if record.target:
+            found.add("target", "named in the table", record.target)
+    for record in records:
+        if record.reason:
+            found.add(
+                "unmatched", f"named in the table, and {record.reason.split(' (')[0]}", record.path + record.reason[12:]
+            )
+    if missing:
+        found.warnings.append(f"{len(missing)} of {len(records)} images of the table are not there")
+    if respelled:
+        written, there = respelled[0]
+        found.notes.append(f"{len(respelled)} paths are spelled otherwise on the disk, e.g. {written!r} is {there!r}")
+    if "label" in places:
+        found.labels = "by the table"
+        if unlabelled:
+            found.notes.append(f"{unlabelled} images have no label (empty or NaN)")
+    if "group" in places:
+        found.groups = "by the table"
+    if "split" in places and any(record.split for record in records):
+        found.splits = "by the table"
+
+
+def main_columns_of(path: Path) -> list[str]:
+    """The first line of some other table, for what is said of tables that are not used."""
+    try:
+        text = table_text(path)
+    except (ValueError, OSError):
+        return []
+    line = text.lstrip("\r\n").split("\n", 1)[0]
+    return [name.strip().strip('"') for name in re.split(r"[;,\t]", line)][:8]

@@ -1,0 +1,71 @@
+"""A contact sheet of what was packed: people see a wrong reading at once."""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vfm4us.data.csv_files import shown
+from vfm4us.data.records import Record
+
+COUNT, COLUMNS, TILE, CAPTION = 8, 4, 240, 46  # images, in a row, pixels, pixels
+COLOURS = np.array(
+    [(230, 60, 60), (60, 200, 80), (70, 120, 255), (240, 200, 40), (200, 80, 220), (60, 210, 210)], np.float32
+)
+IGNORED = np.array((150, 150, 150), np.float32)
+
+
+def write_sheet(path, records: list[Record], images, masks=None, targets=None, seed: int = 0) -> None:
+    """Write a PNG of eight random images (N, S, S) with masks in colour, targets beside, labels, splits and groups below.
+
+    Where some images have masks and others none, half of the eight are taken from each, as far as there are so many.
+    """
+    chosen = _chosen(records, masks is not None, seed)
+    rows = -(-len(chosen) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * TILE, rows * (TILE + CAPTION)), (24, 24, 24))
+    draw = ImageDraw.Draw(sheet)
+    for place, index in enumerate(chosen):
+        left, top = place % COLUMNS * TILE, place // COLUMNS * (TILE + CAPTION)
+        picture = _picture(records[index], images[index], None if masks is None else masks[index], targets, index)
+        picture.thumbnail((TILE - 6, TILE - 6))
+        sheet.paste(picture, (left + 3, top + 3))
+        for line, text in enumerate(_caption(records[index])):
+            draw.text((left + 5, top + TILE + 14 * line), text, fill=(235, 235, 235))
+    temporary = f"{path}.tmp"
+    sheet.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def _chosen(records: list[Record], masked: bool, seed: int) -> list[int]:
+    order = np.random.default_rng(seed).permutation(len(records)).tolist()
+    if not masked:
+        return sorted(order[:COUNT])
+    having = [i for i in order if records[i].mask]
+    without = [i for i in order if not records[i].mask]
+    few = min(len(without), COUNT // 4)
+    return sorted((having[: COUNT - few] + without)[:COUNT])
+
+
+def _picture(record: Record, image, mask, targets, index: int) -> Image.Image:
+    valid = slice(record.top, record.top + record.valid_height), slice(record.left, record.left + record.valid_width)
+    grey = np.asarray(image[valid])
+    colour = np.repeat(grey[..., None].astype(np.float32), 3, axis=2)
+    if mask is not None:
+        classes = np.asarray(mask[valid])
+        inside = classes > 0
+        tint = np.where((classes == 255)[..., None], IGNORED, COLOURS[(classes.astype(int) - 1) % len(COLOURS)])
+        colour[inside] = 0.55 * colour[inside] + 0.45 * tint[inside]
+    if targets is not None and record.target:
+        target = np.repeat(np.asarray(targets[index][valid])[..., None].astype(np.float32), 3, axis=2)
+        colour = np.concatenate([colour, target], axis=1)
+    return Image.fromarray(colour.round().astype(np.uint8))
+
+
+def _caption(record: Record) -> list[str]:
+    first = " ".join(part for part in (record.split, record.label and f"label {record.label}") if part) or "no label"
+    return [_ascii(record.id[-36:]), _ascii(first[:36]), _ascii(f"group {record.group}"[:36])]
+
+
+def _ascii(text: str) -> str:
+    """The built-in font knows Latin letters only."""
+    return shown(text).encode("latin-1", "replace").decode("latin-1")

@@ -1,0 +1,629 @@
+"""A folder that no publication and no manifest explains: what each of its files is, by its place, its name and its content.
+
+Names come first (`vfm4us.data.words`), content judges them (`vfm4us.data.looks`): a folder called masks that holds photographs
+is not taken for masks, and a folder called anything whose files pair with images and have few values in large areas is.
+What stays open is an error that shows both readings and the key that decides.
+"""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vfm4us.data import frames, looks, words
+from vfm4us.data.records import Record, joined_paths, natural_key, without_extension
+from vfm4us.data.understanding import Understanding
+
+MOST_FAMILIES = 60  # endings of names that are looked at
+LABEL_PATIENTS = 5  # so many patient folders beside each other are patients, not classes
+
+
+@dataclass
+class Item:
+    """One file of a tree that is an image or a mask, and what its place and its name say."""
+
+    path: str
+    stem: str
+    parts: list[str]  # folders
+    split: str = ""
+    role: str = ""
+    domain: str = ""
+    rest: tuple[str, ...] = ()  # folders that say neither a split nor a role
+    role_folder: str = ""  # the folder that says the role
+    base: str = ""  # the name without the word that says what it is
+    word: str = ""
+    masks: list[str] = field(default_factory=list)
+
+
+def understand_tree(root: Path, images: list[str], arrays: list[str], reading, found: Understanding) -> None:
+    """Fill in `found` for the folder `root` with these image files and NumPy arrays, which can only be masks.
+
+    Raises ValueError where two readings are possible.
+    """
+    found.layout = "a folder of images"
+    items = [_item(path) for path in (*images, *arrays)]
+    _apply_reading(items, reading, found)
+    _splits_or_classes(root, items, reading, found)
+    if any(item.domain for item in items):
+        return _domains(items, found)
+    if any(item.role in ("low", "high") for item in items):
+        _quality_pairs(root, items, found)
+    else:
+        _masks(root, items, set(arrays), reading, found)
+    kept = [item for item in items if item.role in ("image", "")]
+    _further_folders(kept, found)
+    kept = [item for item in kept if item.role != "left"]
+    _labels_and_groups(kept, reading, found)
+    return None
+
+
+def _item(path: str) -> Item:
+    parts = path.split("/")
+    stem = without_extension(parts[-1])
+    if stem.lower().endswith(".npy"):
+        stem = stem[:-4]
+    item = Item(path, stem, parts[:-1])
+    rest = []
+    for part in item.parts:
+        said = words.folder_of(part)
+        item.split = said.split or item.split
+        item.domain = said.domain or item.domain
+        if said.role and said.role != "image" or (said.role and not item.role):
+            item.role, item.role_folder = said.role, part
+        if said.rest:
+            rest.append(said.rest)
+    item.rest = tuple(rest)
+    item.base, item.word = words.without_role(stem)
+    return item
+
+
+def _apply_reading(items: list[Item], reading, found: Understanding) -> None:
+    """Folders or endings that the reading names as images, masks or passed over."""
+    for role, names in (("image", reading.images), ("mask", reading.masks), ("left", reading.passed_over)):
+        for name in names:
+            hit = False
+            for item in items:
+                folder = "/".join(item.parts)
+                if (
+                    name.strip("/") == folder
+                    or folder.startswith(name.strip("/") + "/")
+                    or name.strip("/") in item.parts
+                ):
+                    item.role, item.role_folder, hit = role, name, True
+                    item.rest = tuple(part for part in item.rest if part != name)
+                elif item.stem.endswith(name) and item.stem != name:
+                    item.role, item.base, item.word, hit = role, item.stem[: -len(name)], name, True
+            if role == "left":
+                for item in items:
+                    if item.role == "left" and item.role_folder == name or item.word == name:
+                        found.add("passed over", f"as reading.passed_over says ({name})", item.path)
+            if not hit:
+                key = {"image": "images", "mask": "masks", "left": "passed_over"}[role]
+                raise ValueError(f"reading: {key}={name!r} is no folder and no ending of a file here")
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+
+def _splits_or_classes(root: Path, items: list[Item], reading, found: Understanding) -> None:
+    """Whether folders named like splits are splits; they are where two of them lie there, or one with images and masks."""
+    names = {item.split for item in items if item.split}
+    folders = sorted({part for item in items for part in item.parts if words.folder_of(part).split})
+    if reading.folders == "classes" or not names:
+        if names:
+            for item in items:
+                item.split = ""
+                item.rest = tuple(item.parts)
+        return
+    outside = sorted({item.parts[0] for item in items if not item.split and item.parts})
+    if reading.folders == "splits" or len(names) > 1 or any(item.domain for item in items):
+        found.splits = f"by the folders {', '.join(folders)}"
+        return
+    if not outside and all(item.split for item in items):  # one folder around everything
+        for item in items:
+            item.split = ""
+        found.notes.append(f"{folders[0]}/ holds everything: splits are made anew")
+        return
+    if any(item.role == "mask" for item in items) and not outside:
+        return
+    raise ValueError(
+        f"{root} can be read in two ways: {folders[0]}/ is a split beside the further folders "
+        f"{_some(outside) or '(loose files)'}, "
+        f"or {', '.join([*folders, *outside][:4])} are classes. Say reading.folders=splits or reading.folders=classes "
+        "(prepare_data.py --reading folders=splits, or a reading.yaml in the folder), or write a manifest.csv with a "
+        "split column"
+    )
+
+
+def _further_folders(items: list[Item], found: Understanding) -> None:
+    """Beside split folders, other folders are neither classes nor splits."""
+    if not any(item.split for item in items):
+        return
+    for item in items:
+        if not item.split:
+            item.role = "left"
+            where = f"{item.parts[0]}/" if item.parts else "loose files"
+            found.add("passed over", f"{where} beside the split folders", item.path)
+    left = sorted({item.parts[0] if item.parts else "loose files" for item in items if item.role == "left"})
+    if left:
+        found.notes.append(
+            f"{_some(left)}: beside the split folders, not used (name its split in a manifest.csv to use it)"
+        )
+
+
+def _domains(items: list[Item], found: Understanding) -> None:
+    """trainA, trainB: two kinds of images without pairs."""
+    found.layout = "unpaired domains A and B"
+    found.said = "two sets of images for translation without pairs; they have no labels and no targets"
+    used = [item for item in items if item.domain]
+    for item in used:
+        found.add("image", f"domain {item.domain}", item.path)
+        found.records.append(Record(id=without_extension(item.path), path=item.path, split=item.split))
+    for item in items:
+        if not item.domain:
+            found.add("passed over", "beside the folders of domains A and B", item.path)
+    found.notes.append(
+        "A and B are not taken for classes; for pairs of low and high quality give low_quality/ and high_quality/"
+    )
+
+
+# ---- pairs of two qualities -----------------------------------------------------------------------------------------
+
+
+def _quality_pairs(root: Path, items: list[Item], found: Understanding) -> None:
+    found.layout = "pairs of two qualities"
+    targets: dict[tuple, list[Item]] = defaultdict(list)
+    for item in items:
+        if item.role == "high":
+            targets[_key(item)].append(item)
+    low = [item for item in items if item.role == "low"]
+    if not low:
+        raise ValueError(f"{root} holds images of high quality and no folder low_quality/ beside them: nothing pairs")
+    used = set()
+    for item in low:
+        pair = _best(item, targets.get(_key(item), []))
+        if pair:
+            item.masks, item.word = [pair.path], "target"
+            used.add(pair.path)
+            found.add("target", "high quality, of the same name", pair.path)
+        else:
+            found.add("unmatched", "low quality without an image of the same name in high quality", item.path)
+    for item in items:
+        if item.role == "high" and item.path not in used:
+            found.add("unmatched", "high quality without an image of the same name in low quality", item.path)
+        elif item.role not in ("low", "high"):
+            found.add("passed over", "beside the folders of low and high quality", item.path)
+            item.role = "left"
+    if not used and any(item.role == "high" for item in items):
+        example = next(item.path for item in items if item.role == "high")
+        raise ValueError(
+            f"no file of low quality has a partner of the same name (e.g. {example}): rename them alike, or write a CSV "
+            "with the "
+            "columns path,target"
+        )
+    for item in items:
+        if item.role == "low":
+            item.role = "image"
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+def _masks(root: Path, items: list[Item], arrays: set[str], reading, found: Understanding) -> None:
+    """Give every image its masks; what is called a mask or an overlay and is none is named."""
+    for item in items:
+        if item.path in arrays and item.role != "left":
+            item.role = "mask"
+    _beside_in_one_folder(root, items, found)
+    _by_folder(root, items, found)
+    images = [item for item in items if item.role in ("", "image")]
+    masks = [item for item in items if item.role == "mask"]
+    if masks and not images:
+        given = sorted({item.role_folder for item in masks if item.role_folder})
+        if given and not arrays and not looks.share_of_masks(root, [item.path for item in masks]):
+            for item in masks:  # a folder that is called so and holds only photographs
+                item.role, item.rest = "", tuple(item.parts)
+            return
+        raise ValueError(
+            f"{root} holds {len(masks)} files that are named or look like masks (e.g. {masks[0].path}) and no images: give the "
+            "folder above, or say reading.images=FOLDER"
+        )
+    if not masks:
+        return
+    _masked_beside_others(root, images, masks)
+    by_class = _folder_per_class(root, images, masks, reading)
+    matched = _match(images, masks, by_class)
+    if not matched:
+        raise ValueError(
+            f"{root}: no mask has an image of the same name (e.g. {masks[0].path} among {len(masks)} masks, "
+            f"{images[0].path} among "
+            f"{len(images)} images): rename them alike, or write a manifest.csv with the columns path,mask"
+        )
+    main = _main_kind(root, matched, reading, found)
+    used = set()
+    for mask, image in matched:
+        if (mask.role_folder or "", mask.word) in main:
+            image.masks.append(mask.path)
+            used.add(mask.path)
+        else:
+            found.add("passed over", f"a further kind of mask: {mask.word or mask.role_folder}", mask.path)
+            used.add(mask.path)
+    for image in images:
+        image.masks.sort(key=natural_key)
+    beside = any(mask.role_folder == "" for mask, _ in matched)
+    places = sorted({"/".join(m.parts) or "." for m, _ in matched})
+    what = (
+        f"by its ending or beginning, as {matched[0][0].path}" if beside else f"in {_some(places)}, of the image's name"
+    )
+    found.add("mask", what, *(path for image in images for path in image.masks))
+    for mask in masks:
+        if mask.path not in used:
+            found.add("unmatched", "a mask without an image", mask.path)
+    missing = [image for image in images if not image.masks]
+    if missing:
+        found.notes.append(f"{len(missing)} of {len(images)} images have no mask, e.g. {missing[0].path}")
+    if by_class:
+        found.notes.append(f"masks lie in one folder ({by_class}), taken as class 1")
+
+
+def _masked_beside_others(root: Path, images: list[Item], masks: list[Item]) -> None:
+    """ValueError for a/images and a/masks beside b/ without either: is b a class, another set, or images without masks?"""
+    inner = {
+        tuple(item.parts[: item.parts.index(item.role_folder)]) for item in masks if item.role_folder in item.parts
+    }
+    inner = {parts for parts in inner if parts and not words.folder_of(parts[-1]).split}
+    strange = [
+        item
+        for item in images
+        if item.role == "" and not item.split and not any(tuple(item.parts[: len(parts)]) == parts for parts in inner)
+    ]
+    if inner and strange:
+        first = "/".join(sorted(inner)[0])
+        raise ValueError(
+            f"{root} holds masks below {first}/ and images elsewhere (e.g. {strange[0].path}): prepare {root / first} on "
+            "its own, pass "
+            "the others over with reading.passed_over, or write a manifest.csv with the columns "
+            "path,label,group,split,mask,target"
+        )
+
+
+def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -> None:
+    """Masks beside their images: `x.png` with `x_mask.png`, `x_tumor.png`, or an ending unknown to us that looks like masks."""
+    by_folder = defaultdict(list)
+    for item in items:
+        if item.role in ("", "image"):
+            by_folder[tuple(item.parts)].append(item)
+    families: dict[str, list[tuple[Item, Item]]] = defaultdict(list)
+    for group in by_folder.values():
+        stems = {words.same(item.stem): item for item in group}
+        heads = _heads(stems)
+        for item in group:
+            base = stems.get(words.same(item.base)) if item.word else None
+            if base is None and item.word:  # 000_HC_Annotation of 000_HC, mask_0001 of bus_0001
+                base = heads.get(_tail(words.same(item.base))) if not words.without_role(item.stem)[1] == "" else None
+            if base is not None and base is not item:
+                families[f"*{item.word}"].append((item, base))
+                continue
+            if item.word:
+                continue
+            for cut in range(len(item.stem) - 1, 0, -1):
+                if item.stem[cut] in "-_ ." and (base := stems.get(words.same(item.stem[:cut]))) and base is not item:
+                    families[re.sub(r"\d+", "", item.stem[cut + 1 :])].append((item, base))
+                    break
+    for name, pairs in sorted(families.items(), key=lambda entry: -len(entry[1]))[:MOST_FAMILIES]:
+        named = name.startswith("*")
+        share = looks.share_of_masks(root, [item.path for item, _ in pairs])
+        of_images = looks.share_of_masks(root, [base.path for _, base in pairs])
+        if named and words.is_overlay_word(name[1:]) and not (share and share > 0.5):
+            for item, _ in pairs:
+                item.role = "left"
+                found.add("passed over", "overlays, by their ending", item.path)
+        elif named and share is not None and share < 0.5 and (of_images is None or of_images < 0.5):
+            for item, _ in pairs:
+                item.role = "left"
+                found.add(
+                    "passed over", f"named {name[1:]}, but pictures with many greys: overlays, no masks", item.path
+                )
+        elif named or (share is not None and share > 0.5 and not (of_images and of_images > 0.5)):
+            for item, base in pairs:
+                item.role, item.base, item.word = "mask", base.stem, name.lstrip("*")
+            if not named:
+                found.notes.append(
+                    f"the ending _{name} is taken for masks, as its {len(pairs)} files have few values in large areas "
+                    f"(e.g. {pairs[0][0].path})"
+                )
+    # a mask by its name whose image is missing, where others have theirs
+    taken = {word for name in families if name.startswith("*") for word in [name[1:]]}
+    for item in items:
+        if item.role in ("", "image") and item.word in taken and item.word not in words.OVERLAYS:
+            item.role = "mask"
+
+
+def _heads(stems: dict[str, Item]) -> dict[str, Item]:
+    """Names without their first word, where that leaves each its own: bus_0001 -> 0001."""
+    tails = Counter(_tail(stem) for stem, item in stems.items() if not item.word)
+    return {_tail(s): item for s, item in stems.items() if not item.word and tails[_tail(s)] == 1 and _tail(s) != s}
+
+
+def _tail(stem: str) -> str:
+    return re.sub(r"^[^\W\d_]+[-_ ]*", "", stem) or stem
+
+
+def _by_folder(root: Path, items: list[Item], found: Understanding) -> None:
+    """Judge folders that are called masks or overlays by their content, and those that pair without being called anything."""
+    folders = defaultdict(list)
+    for item in items:
+        if item.role in ("mask", "overlay") and item.role_folder:
+            folders[item.role, item.role_folder].append(item)
+    for (role, name), own in folders.items():
+        others = [
+            item for item in items if item.role in ("", "image") and (item.role_folder or item.rest or not item.parts)
+        ]
+        keys = {_key(item) for item in others} | {_key(item, loose=True) for item in others}
+        pairing = sum(_key(item) in keys or _key(item, loose=True) in keys for item in own)
+        share = looks.share_of_masks(root, [item.path for item in own])
+        if role == "overlay":
+            if share is not None and share > 0.5 and not any(i.role == "mask" for i in items):
+                for item in own:
+                    item.role = "mask"
+            elif pairing or others:
+                for item in own:
+                    item.role = "left"
+                    found.add(
+                        "passed over", f"{name}/: overlays, pictures of images with something drawn on them", item.path
+                    )
+            continue
+        if share is not None and share < 0.5:
+            if pairing and not words.SURELY_MASKS.isdisjoint(words.words_of(name)):
+                raise ValueError(
+                    f"{root}: {name}/ pairs with images and is named like masks, but holds pictures with many greys, e.g. "
+                    f"{own[0].path}: masks, or images with something drawn on them? Write masks with class numbers or 0 "
+                    "and 255, or "
+                    f"pass them over with reading.passed_over={name}"
+                )
+            if pairing:
+                for item in own:
+                    item.role = "left"
+                    found.add("passed over", f"{name}/: named like masks, but pictures with many greys", item.path)
+                found.notes.append(f"{name}/ pairs with images but does not look like masks: passed over")
+            else:
+                for item in own:  # a class that is called lesion
+                    item.role, item.rest = "", tuple(p for p in item.parts if not words.folder_of(p).split)
+    if not any(item.role == "mask" for item in items):
+        _unnamed_mask_folders(root, items, found)
+
+
+def _unnamed_mask_folders(root: Path, items: list[Item], found: Understanding) -> None:
+    """Two folders beside each other whose files pair one to one, one of them with few values: image and mask."""
+    by_parent: dict[tuple, dict[str, dict[str, Item]]] = defaultdict(lambda: defaultdict(dict))
+    for item in items:
+        if item.role in ("", "image") and item.parts:
+            by_parent[tuple(item.parts[:-1])][item.parts[-1]][words.same(item.base)] = item
+    for parent, folders in sorted(by_parent.items()):
+        if not 2 <= len(folders) <= 12:
+            continue
+        shares = {name: looks.share_of_masks(root, [i.path for i in own.values()]) for name, own in folders.items()}
+        for name, own in folders.items():
+            if shares[name] is None or shares[name] < 0.75:
+                continue
+            for other, images in folders.items():
+                both = own.keys() & images.keys()
+                if other == name or (shares[other] or 0) > 0.25 or len(both) < 0.8 * len(own):
+                    continue
+                for item in own.values():
+                    item.role, item.role_folder = "mask", name
+                    item.rest = tuple(part for part in item.rest if part != name)
+                for item in images.values():
+                    item.role, item.role_folder = "image", other
+                    item.rest = tuple(part for part in item.rest if part != other)
+                where = "/".join((*parent, name))
+                found.notes.append(
+                    f"{where}/ is taken for the masks of {'/'.join((*parent, other))}/: the names pair one to one, and "
+                    "its files "
+                    "have few values in large areas"
+                )
+                break
+
+
+def _key(item: Item, loose: bool = False) -> tuple:
+    """What an image and its mask have in common: split, folders between, name."""
+    stem = item.base if item.role == "mask" and item.word else item.stem
+    return (item.split, () if loose else tuple(words.same(part) for part in item.rest), words.same(stem))
+
+
+def _best(item: Item, candidates: list[Item]) -> Item | None:
+    exact = [other for other in candidates if other.path.rsplit("/", 1)[-1] == item.path.rsplit("/", 1)[-1]]
+    return (exact or sorted(candidates, key=lambda other: other.path) or [None])[0]
+
+
+def _folder_per_class(root: Path, images: list[Item], masks: list[Item], reading) -> str:
+    """The one sub-folder of masks that images do not have; several are one class each, which is an error."""
+    below = {item.rest for item in images}
+    further = sorted({item.rest[-1] for item in masks if item.rest and item.rest not in below and item.role_folder})
+    if len(further) > 1 and {item.rest[:-1] for item in masks} <= below:
+        stems = Counter(words.same(item.base) for item in masks)
+        if stems and stems.most_common(1)[0][1] > 1:
+            raise ValueError(
+                f"{root} can be read in two ways: the folders {_some(further)} of masks are one class each, or several "
+                "masks of "
+                f"one class. Give one of them (reading.masks={masks[0].role_folder}/{further[0]}, the others with "
+                f"reading.passed_over), or write one mask per image with class numbers 1, 2, ..."
+            )
+    if len(further) == 1 and {item.rest[:-1] for item in masks if item.rest} <= below:
+        for item in masks:
+            item.rest = item.rest[:-1] if item.rest and item.rest not in below else item.rest
+        return further[0]
+    return ""
+
+
+def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[Item, Item]]:
+    """(mask, image) pairs: by folders and name, or else by name alone, or else by names without their first word."""
+
+    def without_word(item: Item, loose: bool = False) -> tuple:
+        split, rest, _ = _key(item, loose)
+        return (split, rest, _tail(words.same(item.base)))
+
+    def by_first_number(item: Item, loose: bool = True) -> tuple:
+        split, rest, _ = _key(item, loose)
+        return (split, rest, "".join(c for c in _tail(words.same(item.base)) if c.isalnum()))
+
+    pairs: list[tuple[Item, Item]] = []
+    for key, loose in (
+        (_key, False),
+        (_key, True),
+        (without_word, False),
+        (without_word, True),
+        (by_first_number, True),
+    ):
+        open_masks = [mask for mask in masks if not any(mask is used for used, _ in pairs)] if not pairs else []
+        if pairs:
+            break
+        own = defaultdict(list)
+        for image in images:
+            own[key(image, loose)].append(image)
+        for mask in open_masks:
+            candidates = own.get(key(mask, loose), [])
+            if len(candidates) == 1 or (candidates and not loose):
+                pairs.append((mask, _best(mask, candidates)))
+            elif (
+                not candidates
+                and key is _key
+                and (image := own.get((mask.split, key(mask, loose)[1], words.same(mask.stem))))
+            ):
+                pairs.append((mask, _best(mask, image)))
+    return pairs
+
+
+def _main_kind(root: Path, matched: list[tuple[Item, Item]], reading, found: Understanding) -> set[tuple[str, str]]:
+    """The kind of mask that is used, where images have several: the one that nearly all images have."""
+    kinds = Counter((mask.role_folder or "", mask.word) for mask, _ in matched)
+    per_split = defaultdict(set)
+    for mask, image in matched:
+        per_split[mask.role_folder or "", mask.word].add(id(image))
+    if len(kinds) == 1:
+        return set(kinds)
+    (first, count), (second, next_count) = kinds.most_common(2)
+    shared = len(per_split[first] & per_split[second])
+    if not shared:  # another word for other images: train_masks and test_masks
+        overlapping = [kind for kind in kinds if kind != first and per_split[kind] & per_split[first]]
+        return set(kinds) - set(overlapping)
+    if next_count <= 0.5 * count:
+        others = [kind for kind in kinds if kind != first]
+        names = ", ".join(kind[1] or kind[0] for kind in others)
+        found.notes.append(
+            f"{first[1] or first[0]} is taken for the mask; further kinds of masks are left out: {names}"
+        )
+        return {first}
+    raise ValueError(
+        f"{root} can be read in two ways: images have masks called {first[1] or first[0]!r} ({count}) and "
+        f"{second[1] or second[0]!r} ({next_count}). Say which with reading.masks={first[1] or first[0]}, or write one "
+        "mask per "
+        "image with class numbers 1, 2, ... and name it in the mask column of a manifest.csv"
+    )
+
+
+# ---- labels and groups ----------------------------------------------------------------------------------------------
+
+
+def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None:
+    if items and not all(item.role == "image" for item in items):
+        for item in items:  # a class called `original` beside others
+            if item.role == "image" and not item.masks and not item.word == "target":
+                item.rest = tuple(part for part in item.parts if not words.folder_of(part).split)
+    _drop_common_folder(items)
+    tops = {item.rest[0] for item in items if item.rest}
+    surely = all(re.match("(?i)(pat|subj|person|volunteer)", top) for top in tops)
+    patients = len(tops) >= (2 if surely else LABEL_PATIENTS) and all(map(words.is_patient_folder, tops))
+    patients = patients or reading.folders == "patients"
+    deeper = defaultdict(set)
+    for item in items:
+        if len(item.rest) > 1:
+            deeper[item.rest[0]].add(item.rest[1:])
+    below = [rest for several in deeper.values() for rest in several]
+    named = bool(below) and all(any(map(words.is_patient_folder, rest)) for rest in below)
+    many = bool(below) and len(below) >= 5 * max(1, len(deeper))
+    by_name = 0
+    for item in items:
+        label = group = ""
+        if patients:
+            group = item.rest[0] if item.rest else ""
+            label = (
+                item.rest[1] if len(item.rest) > 1 and len({r for s in deeper.values() for r in s}) < len(below) else ""
+            )
+        elif item.rest:
+            label = item.rest[0]
+            if len(item.rest) > 1 and (named or many):
+                group = "/".join(item.rest)
+        record = Record(id=without_extension(item.path), path=item.path, label=label, group=group, split=item.split)
+        if item.word == "target":
+            record.target = item.masks[0]
+        else:
+            record.mask = joined_paths(item.masks)
+        # a DICOM file says itself whose it is
+        if (
+            not group
+            and frames.extension_of(item.path) not in ("", *frames.DICOM_EXTENSIONS)
+            and (whose := words.group_of_name(item.stem))
+        ):
+            # numbers of patients begin anew in other folders only by chance; those of clips do so always
+            record.group = whose if words.PATIENT_IN_NAME.search(item.stem) else "/".join((*item.parts, whose))
+            by_name += 1
+        found.records.append(record)
+        found.add("image", _what(record), item.path)
+    _apart_in_splits(found)
+    groups = {record.group for record in found.records if record.group}
+    if patients:
+        found.groups = f"folders of patients, e.g. {sorted(tops)[0]}/"
+    elif named or many:
+        found.groups = f"folders below the classes, e.g. {'/'.join(sorted(below)[0])}/"
+    elif below:
+        found.notes.append(
+            f"folders below the first one are used neither as labels nor as groups, e.g. {'/'.join(sorted(below)[0])}/"
+        )
+    if by_name and len(groups) < len(found.records):
+        example = next(
+            r for r in found.records if r.group and words.group_of_name(without_extension(r.path.split("/")[-1]))
+        )
+        found.groups = f"by the names of files: {example.path} belongs to {example.group}"
+    elif by_name and not (patients or named or many):
+        for record in found.records:  # each its own: duplicates are found as ever
+            record.group = ""
+    if patients and not any(r.label for r in found.records):
+        found.notes.append("the first folders are patients, so that there are no labels")
+
+
+def _apart_in_splits(found: Understanding) -> None:
+    """Names of patients that occur in two split folders: numbers that begin anew, or the same patients on both sides."""
+    seen = defaultdict(set)
+    for record in found.records:
+        if record.group and record.split:
+            seen[record.group].add(record.split)
+    both = sorted(group for group, splits in seen.items() if len(splits) > 1)
+    if both:
+        found.warnings.append(
+            f"{len(both)} names of patients or clips occur in two split folders, e.g. {both[0]}: taken for different "
+            "ones, as numbers "
+            "often begin anew; if they are the same, the test is not independent"
+        )
+        for record in found.records:
+            if record.group in both:
+                record.group = f"{record.split} {record.group}"
+
+
+def _what(record: Record) -> str:
+    parts = [record.split] * bool(record.split) + [f"label {record.label}"] * bool(record.label)
+    if record.mask:
+        parts.append("with a mask")
+    return ", ".join(parts) or "without a label"
+
+
+def _drop_common_folder(items: list[Item]) -> None:
+    """Folders around everything say nothing, as long as further ones follow."""
+    while items and all(len(item.rest) > 1 for item in items) and len({item.rest[0] for item in items}) == 1:
+        for item in items:
+            item.rest = item.rest[1:]
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

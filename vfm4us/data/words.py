@@ -1,0 +1,172 @@
+"""What the words in the names of folders and files say: masks, overlays, pairs, splits, patients, frames of a clip."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+MASKS = frozenset(
+    "mask masks maskes seg segs segm segmentation segmentations segmentationmask gt gts groundtruth groundtruths truth truths "
+    "annotation annotations annot annots anno annos label labels labelmap labelmaps contour contours outline outlines boundary "
+    "boundaries delineation delineations roi rois lesion lesions tumor tumors tumour tumours nodule nodules masque "
+    "masques maske "
+    "masken mascara mascaras máscara máscaras maschera maschere segmentierung manual".split()
+)
+# words that are as often the name of a class: they are masks only where the files pair and look like masks
+PERHAPS_MASKS = frozenset("lesion lesions tumor tumors tumour tumours nodule nodules manual label labels".split())
+SURELY_MASKS = frozenset("mask masks seg segs segmentation segmentations gt gts groundtruth labelmap".split())
+OUTLINES = frozenset("annotation annotations annot anno contour contours outline outlines boundary boundaries".split())
+OVERLAYS = frozenset(
+    "overlay overlays overlaid visual visuals visualisation visualisations visualization visualizations vis preview previews "
+    "blend blends blended superimposed heatmap heatmaps cam cams montage montages annotated".split()
+)
+IMAGES = frozenset(
+    "image images img imgs picture pictures photo photos raw original originals org orig source src input inputs frames "
+    "scan scans bild bilder bmode us ultrasound".split()
+)
+LOW = frozenset("lq lowquality".split())
+HIGH = frozenset("hq highquality".split())
+SPLITS = {
+    **dict.fromkeys("train training trainset trainingset traindata trn trainval trainvalidation".split(), "train"),
+    **dict.fromkeys("val valid validation validate validating valset validset validationset dev devset".split(), "val"),
+    **dict.fromkeys("test testing testset testingset testdata tst holdout heldout".split(), "test"),
+}
+SHORT_SPLITS = {"tr": "train", "ts": "test", "te": "test", "va": "val", "vl": "val"}  # nnU-Net: imagesTr, labelsTs
+FILLERS = frozenset("set sets data dataset datasets folder split splits part subset cohort public published".split())
+# what servers and systems leave behind
+LITTER = frozenset(
+    "thumbs.db desktop.ini @eadir .@__thumb #recycle #snapshot @recycle $recycle.bin __macosx lost+found .ds_store "
+    "system volume information .thumbnails .picasa.ini picasa.ini .ipynb_checkpoints .git .cache .trash".split()
+) | {"system volume information"}
+THUMBNAILS = re.compile(r"(?i)(synophoto_.*|synoindex_.*|syno@.*|thumbs?|\.?thumbnails?|_thumbs?|albumart.*)")
+
+PATIENT = "patient|patients|pat|subject|subj|sub|case|person|volunteer|proband|study|exam|fall|pt|pid|p"
+PATIENT_NAME = re.compile(rf"(?i)(?:{PATIENT})[-_ #]*\d+[a-z]?")
+PATIENT_IN_NAME = re.compile(rf"(?i)(?:^|[-_ /])((?:{PATIENT})[-_ #]?\d+)(?=[-_ .]|$)")
+CLIP_IN_NAME = re.compile(r"(?i)^(.*?(?:^|[-_ ])(?:clip|video|vid|cine|loop|movie|sweep)[-_ ]?\d+)(?=[-_ .]|$)")
+FRAME_IN_NAME = re.compile(r"(?i)^(.+?)[-_ ]*(?:frame|frm|frames|fr|slice|slc)[-_ ]?\d+$")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What the name of one folder says. `rest` is "" where nothing else is said than what stands in the other fields."""
+
+    name: str
+    split: str = ""
+    role: str = ""  # image, mask, overlay, low, high
+    domain: str = ""  # A or B, of trainA
+    rest: str = ""
+
+
+@lru_cache(maxsize=100_000)
+def words_of(name: str) -> tuple[str, ...]:
+    """The words of a name in small letters: `imagesTr` -> images, tr; `Ground-Truth_2` -> ground, truth, 2."""
+    name = unicodedata.normalize("NFC", name)
+    parts = re.findall(r"\d+|[^\W\d_]+", name)
+    words = []
+    for part in parts:
+        words += re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+|[A-Z]+", part) if not part.isdigit() else [part]
+    return tuple(word.lower() for word in words)
+
+
+@lru_cache(maxsize=100_000)
+def folder_of(name: str) -> Folder:
+    """What the name of a folder says of the files in it."""
+    words = words_of(name)
+    joined = "".join(words)
+    if joined in LOW or joined in HIGH:
+        return Folder(name, role="low" if joined in LOW else "high")
+    if joined == "groundtruth":
+        return Folder(name, role="mask")
+    domain = ""
+    if len(words) == 2 and words[0] in SPLITS and words[1] in ("a", "b") and not re.search(r"[-_ ]", name):
+        return Folder(name, split=SPLITS[words[0]], domain=words[1].upper())
+    splits = [SPLITS[word] for word in words if word in SPLITS]
+    roles = [word for word in words if word in MASKS | OVERLAYS | IMAGES]
+    if not splits and (roles or len(words) == 1):
+        splits = [SHORT_SPLITS[word] for word in words if word in SHORT_SPLITS]
+    if joined in SPLITS and not splits:  # Train_Set, train-val
+        splits = [SPLITS[joined]]
+    if set(words) >= {"train", "val"}:
+        splits = ["train"]
+    others = [
+        word
+        for word in words
+        if word not in SPLITS
+        and word not in SHORT_SPLITS
+        and word not in FILLERS
+        and word not in roles
+        and not word.isdigit()
+    ]
+    split = splits[0] if len(set(splits)) == 1 and all(len(word) == 1 for word in others) else ""
+    role = ""
+    if any(word in OVERLAYS for word in words):
+        role = "overlay"
+    elif any(word in MASKS for word in words):
+        role = "mask"
+    elif roles and not [word for word in others if len(word) > 1]:
+        role = "image"
+    if role in ("mask", "overlay") and not split and [w for w in others if len(w) > 1] and set(roles) <= PERHAPS_MASKS:
+        role = ""  # "malignant lesions" is a class
+    rest = "" if split or role else name
+    return Folder(name, split, role, domain, rest)
+
+
+ROLE_WORDS = "|".join(
+    sorted(MASKS | OVERLAYS | {"ground[-_ ]?truth", "tumou?r", "bw", "binary"}, key=len, reverse=True)
+)
+ENDING = re.compile(rf"(?i)^(.*?)[-_ .(]+({ROLE_WORDS})(?:[-_ .]*({ROLE_WORDS}))*[-_ ]*(\d*)\)?$")
+CAMEL_ENDING = re.compile(r"^(.*[a-z0-9)])((?:Mask|Seg|GT|Label|Annotation|Segmentation|Contour|Overlay)s?)(\d*)$")
+BEGINNING = re.compile(rf"(?i)^({ROLE_WORDS})[-_ .]+(.+)$")
+
+
+@lru_cache(maxsize=200_000)
+def without_role(stem: str) -> tuple[str, str]:
+    """A file's name without the word that says what it is, and that word: `x_mask_1` -> x, mask; `gt-7` -> 7, gt."""
+    if found := ENDING.match(stem) or CAMEL_ENDING.match(stem):
+        if found[1]:
+            return found[1], found[2].lower()
+    if found := BEGINNING.match(stem):
+        return found[2], found[1].lower()
+    return stem, ""
+
+
+def is_overlay_word(word: str) -> bool:
+    return word in OVERLAYS
+
+
+def says_outlines(path: str) -> bool:
+    """Whether the name of a mask, or of its folder, says that it is an outline."""
+    *folders, name = path.split("/")
+    return without_role(name.rsplit(".", 1)[0])[1] in OUTLINES or bool(
+        folders and OUTLINES & set(words_of(folders[-1]))
+    )
+
+
+def is_litter(path: str) -> bool:
+    """Whether a relative path is what systems and file servers leave behind: `._x.png`, Thumbs.db, @eaDir and thumbnails."""
+    parts = path.split("/")
+    if any(part.lower() in LITTER or part.startswith(".") for part in parts):
+        return True
+    name = parts[-1].rsplit(".", 1)[0]
+    return bool(THUMBNAILS.fullmatch(name)) or any(THUMBNAILS.fullmatch(part) for part in parts[:-1])
+
+
+def group_of_name(stem: str) -> str:
+    """Whose image a file is by its name: the clip of a numbered frame, the patient, or "" where the name does not say."""
+    if found := PATIENT_IN_NAME.search(stem):
+        return found[1]
+    if found := CLIP_IN_NAME.match(stem):
+        return found[1]
+    if found := FRAME_IN_NAME.match(stem):
+        return found[1].rstrip("-_ ")
+    return ""
+
+
+def is_patient_folder(name: str) -> bool:
+    return bool(PATIENT_NAME.fullmatch(name))
+
+
+def same(text: str) -> str:
+    """A name as it is compared: without case, in composed Unicode."""
+    return unicodedata.normalize("NFC", text).casefold()
