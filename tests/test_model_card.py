@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import subprocess
 import sys
 
 import pytest
@@ -57,12 +56,11 @@ def write_probe(folder, ours: float, handmade: float, split: str = "test"):
     return folder / "results.csv"
 
 
-def test_the_card_lists_what_was_trained_on_and_no_path_of_the_machine(run, tmp_path, textures):
+def test_the_card_lists_what_was_trained_on_and_no_path_of_the_machine(run, tmp_path, monkeypatch):
     folder, out = run
-    command = [sys.executable, str(ROOT / "scripts" / "model_card.py"), str(folder), "--out", str(out)]
-    command += ["--probe", str(write_probe(tmp_path / "probe", 0.85, 0.7)), f"data.cache={textures / 'cache'}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    probe = write_probe(tmp_path / "probe", 0.85, 0.7)
+    monkeypatch.setattr(sys, "argv", ["model_card.py", str(folder), "--out", str(out), "--probe", str(probe)])
+    CARD.main()
     card = (out / "README.md").read_text()
     assert "Not for diagnosis" in card and "[First, A 2020](https://x.org)" in card and "| MIT |" in card
     assert "abcdefabcdef" in card and "123456123456" in card and "2 times" in card and "epoch 1, step 3" in card

@@ -1,15 +1,13 @@
 """Draws of labelled images, curves, labels saved, and the command in parts."""
 
 import math
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, module_of
 from vfm4us import checkpoints
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import label_efficiency
@@ -58,71 +56,43 @@ def test_labels_needed_lie_between_points_by_their_logarithm():
     assert found[0] == pytest.approx(10) and found[1] == pytest.approx(math.sqrt(1000)) and found[2] == math.inf
 
 
-def test_the_command_goes_on_where_it_stopped(textures, tmp_path):
+@pytest.fixture
+def command(textures, tmp_path, monkeypatch):
+    """Runs scripts/label_efficiency.py in tmp_path on one folder of textures, with further arguments."""
+    monkeypatch.chdir(tmp_path)
+    script = module_of(ROOT / "scripts" / "label_efficiency.py")
+
+    def run(*arguments: str) -> None:
+        common = ["--task", "one", "--data", str(textures), "--size", "48", "--out", "out"]
+        monkeypatch.setattr(sys, "argv", ["label_efficiency.py", *common, *arguments])
+        script.main()
+
+    return run
+
+
+def test_the_command_goes_on_where_it_stopped(command, tmp_path):
     torch.manual_seed(5)
     state = {f"module.base_encoder.{k}": v for k, v in Encoder().published_state().items()}
     checkpoints.save(tmp_path / "w.pt", {"state_dict": state})
-    command = [sys.executable, str(ROOT / "scripts" / "label_efficiency.py"), "--encoders", f"ours={tmp_path / 'w.pt'}"]
-    command += [
-        "shape=file_shape",
-        "--task",
-        "one",
-        "--data",
-        str(textures),
-        "--size",
-        "48",
-        "--out",
-        "out",
-        "--seeds",
-        "2",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for more in (["--labels", "5"], ["--labels", "5", "20", "0"]):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
-        assert done.returncode == 0, done.stderr
+    for labels in (["5"], ["5", "20", "0"]):
+        command("--encoders", "ours=w.pt", "shape=file_shape", "--seeds", "2", "--labels", *labels)
     rows = Points(tmp_path / "out").rows
-    assert [(p.arm, p.labels, p.seed) for p in rows[:4]] == [
-        ("ours", 5, 0),
-        ("ours", 5, 1),
-        ("shape", 5, 0),
-        ("shape", 5, 1),
-    ]
+    known = [(p.arm, p.labels, p.seed) for p in rows[:4]]
+    assert known == [("ours", 5, 0), ("ours", 5, 1), ("shape", 5, 0), ("shape", 5, 1)]
     assert len(rows) == 2 * (2 + 2 + 1) and (tmp_path / "out" / "curve-linear.png").is_file()
     assert max(p.auroc for p in rows if p.arm == "ours" and p.labels == 0) > 0.8
     assert "labels that shape needs" in (tmp_path / "out" / "saved-linear.md").read_text()
 
 
-def test_finetuned_points_come_from_runs_that_choose_no_epoch(textures, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "label_efficiency.py"),
-        "--encoders",
-        "random=random:0",
-        "--task",
-        "one",
-    ]
-    command += [
-        "--data",
-        str(textures),
-        "--size",
-        "48",
-        "--out",
-        "out",
-        "--seeds",
-        "1",
-        "--mode",
-        "finetune",
-        "--steps",
-        "3",
-    ]
-    command += ["--split", "test", "--labels", "8", "--set", "finetune.batch_size=8", "finetune.learning_rate=1e-3"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
+def test_finetuned_points_come_from_runs_that_choose_no_epoch(command, tmp_path):
+    how = ["--mode", "finetune", "--steps", "3", "--split", "test", "--labels", "8", "--seeds", "1"]
+    command("--encoders", "random=random:0", *how, "--set", "finetune.batch_size=8", "finetune.learning_rate=1e-3")
     [point] = Points(tmp_path / "out").rows
     assert (point.mode, point.arm, point.images) == ("finetune", "random", 8) and 0 <= point.auroc <= 1
     lines = (tmp_path / "out" / "runs" / "random-8" / "seed-0" / "metrics.jsonl").read_text().splitlines()
     assert sum('"train"' in line for line in lines) == 3 and sum('"monitor"' in line for line in lines) == 1
+    with pytest.raises(ValueError, match="split test"):
+        command("--encoders", "random=random:0", "--mode", "finetune", "--seeds", "1")
 
 
 def test_what_is_drawn_from_and_what_is_tested_on_share_no_group(textures, tmp_path):
