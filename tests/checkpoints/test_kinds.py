@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 import vfm4us
+from tests.checkpoints.test_hostile import other_tensors
 from tests.checkpoints.test_loading import images, put, shaken, vit
 from vfm4us.checkpoints import read
 from vfm4us.encoders import MEAN, STD, Encoder, EncoderSpec
@@ -347,3 +348,59 @@ def test_the_window_of_a_beit_is_bounded():
         table = torch.zeros(1).expand((2 * window - 1) ** 2 + 3, 12)
         with pytest.raises(ValueError, match=f"window of {window} x {window} tokens.*up to 40 x 40"):
             vfm4us.load_encoder({k: table if "table" in k else v for k, v in tensors.items()})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["sparse", "csr", "meta", "nested", "quantised"])
+def test_tensors_of_other_kinds_in_a_dict_are_refused(kind):
+    tensors, (small, _) = without_head(resnet18()), other_tensors()[kind]
+    value = tensors["layer1.0.conv1.weight"]
+    same_shape = {"sparse": value.to_sparse(), "meta": value.to("meta")}.get(kind, small)
+    with pytest.raises(ValueError, match="layer1.0.conv1.weight is .*expected plain numbers"):
+        vfm4us.load_encoder(tensors | {"layer1.0.conv1.weight": same_shape})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patch_embed.proj.weight": torch.ones(192, 3, 0, 0)},
+        {"patch_embed.proj.weight": torch.ones(192, 3, 16, 8)},
+        {"reg_token": torch.ones(1, 100, 192)},
+        {
+            "blocks.123456789012.norm1.weight": torch.ones(192),
+            "rel_pos_bias.relative_position_bias_table": torch.ones(4, 3),
+        },
+        {"x" * 10_000: torch.ones(1)},
+        {"pos_embed": torch.ones(1, 1 + 300**2, 1).expand(-1, -1, 192)},
+    ],
+)
+def test_tensors_of_absurd_shapes_and_names_are_refused(change):
+    with pytest.raises(ValueError):
+        vfm4us.load_encoder(vit().state_dict() | change, heads=3)
+
+
+def test_arguments_of_the_wrong_kind_are_refused():
+    tensors = without_head(resnet18())
+    for arguments, said in (
+        ({"source": None}, "not as NoneType"),
+        ({"source": tensors, "heads": -3}, "heads=-3"),
+        ({"source": tensors, "image_size": -16}, "image_size=-16"),
+        ({"source": tensors, "mean": [0.4, 0.5, 0.6]}, "one number for all channels"),
+        (
+            {"source": {k: v for k, v in tensors.items() if "layer4" not in k}, "allow_missing": "layer3."},
+            "are missing",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            vfm4us.load_encoder(**arguments)
+
+
+def test_another_projects_settings_named_encoder_are_no_words_of_ours(tmp_path):
+    tensors = without_head(resnet18())
+    for other in ({"name": "tu-resnet18", "depth": 5}, "resnet18", None, 3):
+        assert vfm4us.load_encoder({"state_dict": put(tensors, "encoder."), "encoder": other}).report.matched == 120
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"encoder": "resnet18"})
+    assert vfm4us.load_encoder(tmp_path / "a.safetensors").report.matched == 120
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"encoder": json.dumps(OWN | {"std": [0.0] * 3})})
+    with pytest.raises(ValueError, match="its 'encoder' says std"):
+        vfm4us.load_encoder(tmp_path / "a.safetensors")

@@ -260,7 +260,7 @@ def _read_safetensors(path: Path) -> dict:
             metadata = stream.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"damaged safetensors file ({_first_line(error)})") from error
-    if "encoder" in metadata:  # our own: what a checkpoint says of its encoder, as JSON
+    if metadata.get("encoder", "").startswith("{"):  # our own: what a checkpoint says of its encoder, as JSON
         try:
             metadata["encoder"] = json.loads(metadata["encoder"])
         except json.JSONDecodeError as error:

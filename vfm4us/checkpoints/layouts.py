@@ -35,6 +35,7 @@ PREFERRED = (
     ("backbone", "backbone_momentum"),
 )
 BLOCKS = ResNet.sizes
+LONGEST_KEY = 500  # characters; those of real networks have at most 150
 WINDOW = 40  # tokens on a side of a BEiT's window, 640 px: its index takes 20 MB for each block
 
 
@@ -60,6 +61,10 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
     prefix: what stands before its keys, where there are several. heads: of a ViT's attention, where nothing says how many.
     """
     flat = flatten(state)
+    if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or not 0 <= heads <= 64):
+        raise ValueError(f"heads={heads!r}: expected a whole number from 1 to 64")
+    if long := [key for key in flat if len(key) > LONGEST_KEY]:
+        raise ValueError(f"{name} holds a key of {len(long[0])} characters: it is no checkpoint of a network")
     if not flat:
         raise ValueError(f"{name} holds no tensors; its keys are: {', '.join(map(str, list(state)[:8])) or 'none'}")
     if (new := _of_another_family(state, flat, name)) is not None:
@@ -67,6 +72,13 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
     flat, renamed = huggingface.renamed(flat)
     root, aside = _choose_root(flat, name, prefix)
     inside = {key[len(root) :]: value for key, value in flat.items() if key.startswith(root)}
+    for key, value in inside.items():
+        if value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided:
+            kind = "nested" if value.is_nested else "quantised" if value.is_quantized else "sparse"
+            kind = "empty (device meta)" if value.is_meta else kind
+            raise ValueError(
+                f"{name}: {key} is {kind}, expected plain numbers: value.to_dense() or value.float().cpu()"
+            )
     dropped: dict[str, int] = {}
     for key in flat:
         if not key.startswith(root):
@@ -95,7 +107,7 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
         candidate.spec = _as_said(spec, words.own_spec(own, name), name)
         candidate.own = True
     else:
-        candidate.spec = _normalised(spec, said, candidate)
+        candidate.spec = _normalised(spec, said, candidate, name)
         for different in said.differences():
             candidate.warnings.append(
                 f"the file says of itself that it computes otherwise than the usual network ({different}): features may be wrong"
@@ -132,7 +144,7 @@ def _own_words(state: Mapping, root: str) -> object:
     if isinstance(own, Mapping):
         if any(isinstance(v, Tensor | Mapping) for v in own.values()):
             return None  # another project's network of that name
-        return own if "name" in own or root.endswith(ENCODER_PREFIX) else None
+        return own if root.endswith(ENCODER_PREFIX) or own.keys() >= {"name", "mean", "std"} else None
     return own if own is not None and root.endswith(ENCODER_PREFIX) else None
 
 
@@ -161,14 +173,16 @@ def _as_said(spec: EncoderSpec, said: dict, name: str) -> EncoderSpec:
     return dataclasses.replace(spec, **said)
 
 
-def _normalised(spec: EncoderSpec, said: Words, candidate: Candidate) -> EncoderSpec:
+def _normalised(spec: EncoderSpec, said: Words, candidate: Candidate, name: str) -> EncoderSpec:
     """The spec with the mean and deviation that a folder's config files state, averaged over the channels."""
     stated = said.normalisation()
     if stated is None:
         return spec
     mean, std = (round(sum(values) / len(values), 4) for values in stated)
     if not (0 <= mean <= 1 and 1e-3 <= std <= 10):
-        raise ValueError(f"its config states a mean of {stated[0]} and a deviation of {stated[1]}: give mean= and std=")
+        raise ValueError(
+            f"{name}: its config states a mean of {stated[0]} and a deviation of {stated[1]}: give mean= and std="
+        )
     candidate.notes.append(f"input normalised by mean {mean}, deviation {std}, as its config says (mean over channels)")
     return dataclasses.replace(spec, mean=mean, std=std)
 
@@ -374,7 +388,7 @@ def _resnet_spec(candidate: Candidate, name: str) -> EncoderSpec:
     tensors = candidate.tensors
     kind = "bottleneck" if "layer1.0.conv3.weight" in tensors else "basic"
     counts = [
-        1 + max((int(m.group(1)) for k in tensors if (m := re.match(rf"layer{i}\.(\d+)\.", k))), default=-1)
+        1 + max((int(m.group(1)) for k in tensors if (m := re.match(rf"layer{i}\.(\d{{1,3}})\.", k))), default=-1)
         for i in (1, 2, 3, 4)
     ]
     known = next((n for n, blocks in BLOCKS.items() if blocks == (kind, *counts)), None)
@@ -395,6 +409,10 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
     tensors = candidate.tensors
     kernel = tensors["patch_embed.proj.weight"]
     width, patch, depth = kernel.shape[0], kernel.shape[-1], _depth(tensors)
+    if kernel.ndim != 4 or kernel.shape[-2] != patch or not 1 <= patch <= 64:
+        raise ValueError(
+            f"{name}: patch_embed.proj.weight of shape {tuple(kernel.shape)} belongs to no square patch of 1 to 64 px"
+        )
     table = tensors.get("blocks.0.attn.relative_position_bias_table")
     sizes = ViT.sizes if table is None else BEiT.sizes
     known = next((n for n, (w, d, _) in sizes.items() if w == width and (d == depth or depth == 0)), None)
@@ -434,6 +452,10 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
                 f"{name}: pos_embed of {positions.shape[1]} tokens is no square of patches and a class token: was it trained on "
                 "images that are not square? This project's position embeddings are square"
             )
+        if registers > 64 or math.isqrt(grid) * patch > 4096:
+            raise ValueError(
+                f"{name}: {registers} register tokens and {grid} positions belong to no network that was published"
+            )
         options |= {"image": math.isqrt(grid) * patch, "registers": registers}
         options["layer_scale"] = "blocks.0.ls1.gamma" in tensors
     if "norm.weight" in tensors and "fc_norm.weight" in tensors:
@@ -451,7 +473,8 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
 
 
 def _depth(tensors: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(m.group(1)) for k in tensors if (m := re.match(r"blocks\.(\d+)\.", k))), default=-1)
+    """Number of blocks, by the highest one; those of three digits and more belong to no network that was published."""
+    return 1 + max((int(m.group(1)) for k in tensors if (m := re.match(r"blocks\.(\d{1,2})\.", k))), default=-1)
 
 
 def _square(number: int) -> bool:

@@ -66,6 +66,9 @@ def load_encoder(
     Raises FileNotFoundError, or ValueError unless every tensor of the encoder is there in name and shape and finite.
     Warns (UserWarning) where the file says of itself that it computes otherwise than its tensors show.
     """
+    allow_missing = (allow_missing,) if isinstance(allow_missing, str) else tuple(allow_missing)
+    if image_size is not None and not 1 <= image_size <= 4096:
+        raise ValueError(f"image_size={image_size}: expected a side from 1 to 4096 px")
     name, state = ("the given dict", source) if isinstance(source, Mapping) else open_checkpoint(source, sha256)
     given = {"in_channels": in_channels, "mean": mean, "std": std}
     for key in ("mean", "std"):
@@ -89,6 +92,8 @@ def _refuse_normalisation(key: str, value: object) -> None:
 
 def open_checkpoint(source: str | Path, sha256: str | None = None) -> tuple[str, Mapping]:
     """The path and the content of a checkpoint file, a run folder, a folder of transformers or timm, or a released encoder."""
+    if not isinstance(source, str | Path):
+        raise ValueError(f"a checkpoint is given as a path or as a dict that was read, not as {type(source).__name__}")
     path, expected = released.resolve(source)
     sha256 = sha256 or expected
     if path.is_file():

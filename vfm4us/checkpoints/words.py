@@ -37,7 +37,7 @@ class Words(NamedTuple):
 
     def heads(self) -> set[int]:
         """Every number of attention heads that it states."""
-        found = {value for key, value in self.items if key in HEAD_KEYS}
+        found = [value for key, value in self.items if key in HEAD_KEYS]
         return {v for v in found if isinstance(v, int) and not isinstance(v, bool) and 0 < v <= 64}
 
     def names(self) -> list[str]:
@@ -57,8 +57,8 @@ class Words(NamedTuple):
         """What it says of itself that the tensors do not show."""
         found = []
         for key, value in self.items:
-            if isinstance(value, str | bool | int | tuple | list):
-                text = f"{key}: {value}"
+            if isinstance(value, str | bool | int) or (isinstance(value, tuple | list) and len(value) < 20):
+                text = f"{key}: {value if isinstance(value, str) else str(value)[:200]}"[:50_000]
                 found += [said for pattern, said in DIFFERENT if re.search(pattern, text)]
                 if key == "to_rgb" and value is False:
                     found.append("its input is BGR, not RGB")
