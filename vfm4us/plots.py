@@ -85,9 +85,9 @@ def training_curve(path: Path, lines: list[dict], title: str = "", panels: tuple
     """Loss terms per step (see `EMP_PANELS`) and held-out k-NN and effective rank per epoch, from the lines of metrics.jsonl."""
     steps = [line for line in lines if line["kind"] == "train"]
     epochs = [line for line in lines if line["kind"] == "monitor"]
-    figure = Figure(figsize=(11, 2.9), layout="constrained")
-    axes = figure.subplots(1, 4)
-    for axis, (name, keys, bound) in zip(axes[:2], panels, strict=True):
+    figure = Figure(figsize=(2.75 * (len(panels) + 2), 2.9), layout="constrained")
+    axes = figure.subplots(1, len(panels) + 2)
+    for axis, (name, keys, bound) in zip(axes[:-2], panels, strict=True):
         for label, key in keys.items():
             points = [(s["step"], s[key]) for s in steps if key in s]
             if points:
@@ -98,8 +98,8 @@ def training_curve(path: Path, lines: list[dict], title: str = "", panels: tuple
             axis.legend(fontsize=7)
         axis.set_title(name, fontsize=9)
     for axis, key, name in (
-        (axes[2], "knn", "held-out k-NN balanced accuracy"),
-        (axes[3], "effective_rank", "effective rank"),
+        (axes[-2], "knn", "held-out k-NN balanced accuracy"),
+        (axes[-1], "effective_rank", "effective rank"),
     ):
         for dataset in dict.fromkeys(e["dataset"] for e in epochs):
             points = [(e["step"], e[key]) for e in epochs if e["dataset"] == dataset and key in e]

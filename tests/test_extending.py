@@ -1,0 +1,52 @@
+"""docs/extending.md: every recipe is followed in a copy of the repository, as a reader would."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "extending.md").read_text()
+RECIPES = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.S | re.M))
+
+
+def apply_diff(path: Path, diff: str) -> None:
+    """Lines that begin with a space must be in the file; those that begin with + are added behind them."""
+    text, after = path.read_text(), ""
+    for line in diff.splitlines():
+        if line.startswith(" "):
+            assert f"{line[1:]}\n" in text, f"{path.name} no longer holds {line[1:]!r}"
+        else:
+            assert line.startswith("+") and after
+            text = text.replace(f"{after}\n", f"{after}\n{line[1:]}\n", 1)
+        after = line[1:]
+    path.write_text(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_works_as_it_is_written(recipe, tmp_path):
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns(".git", ".venv", "logs", "data", "__pycache__", "*.egg-info", ".*_cache", "build")
+    shutil.copytree(ROOT, copy, ignore=lambda folder, names: ignored(folder, names) if Path(folder) == ROOT else [])
+    blocks = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```", RECIPES[recipe], re.S | re.M)
+    assert any(kind == "sh" for kind, _, _ in blocks)
+    for kind, file, content in blocks:
+        if kind == "sh":
+            for command in content.replace("\\\n", " ").splitlines():
+                environment = os.environ | {
+                    "PYTHONPATH": str(copy),
+                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                }
+                done = subprocess.run(
+                    ["bash", "-c", command], cwd=copy, env=environment, capture_output=True, text=True, timeout=600
+                )
+                assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        elif kind == "diff":
+            apply_diff(copy / file, content)
+        else:
+            (copy / file).write_text(content)
