@@ -56,6 +56,7 @@ def textures(tmp_path_factory) -> Path:
 TINY = {
     "name": "tiny",
     "device": "cpu",
+    "precision": "float32",
     "batch_size": 8,
     "log_every": 1,
     "save_minutes": 60.0,

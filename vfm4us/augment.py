@@ -87,9 +87,9 @@ class PatchSampler:
         own, device = slice(rank * b, (rank + 1) * b), images.device
         drawn, bank = self.draw(b * world_size, generator)
         drawn = {name: numbers[:, own] for name, numbers in drawn.items()}  # each (n, b), on the CPU
-        numbers = dict(zip(drawn, _moved(torch.stack(list(drawn.values())), device), strict=True))  # in one copy
+        numbers = dict(zip(drawn, moved(torch.stack(list(drawn.values())), device), strict=True))  # in one copy
         whole = bool((valid == torch.tensor([0, 0, *images.shape[-2:]])).all()) if not valid.is_cuda else False
-        valid, bank = _moved(valid, device), None if bank is None else _moved(bank, device)
+        valid, bank = moved(valid, device), None if bank is None else moved(bank, device)
         boxes, changes = self.boxes(valid, numbers), self.changes(numbers)
         happens = {name: drawn[f"{name}_on"] < getattr(self.config, name) for name in RARE if f"{name}_on" in drawn}
         out = torch.empty((n, b, 1, size, size), device=device)
@@ -234,8 +234,9 @@ class PatchSampler:
         out.copy_(x.view(b, n, 1, size, size).transpose(0, 1))
 
 
-def _moved(x: Tensor, device: torch.device) -> Tensor:
+def moved(x: Tensor, device: torch.device | str) -> Tensor:
     """On the device, without waiting for it."""
+    device = torch.device(device)
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
 
 
@@ -245,7 +246,7 @@ def _places(happens: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
     places = {name: place for name, place in places.items() if len(place)}
     if not places:
         return {}
-    parts = _moved(torch.cat(list(places.values())), device).split([len(place) for place in places.values()])
+    parts = moved(torch.cat(list(places.values())), device).split([len(place) for place in places.values()])
     return dict(zip(places, parts, strict=True))
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm4us.augment import windows
+from vfm4us.augment import moved, windows
 from vfm4us.config import option
 
 
@@ -55,9 +55,9 @@ def perturb(
     mask:     (N, 1, P, P), 0 on padding, where delta stays 0
     start:    random start in [-1, 1], shape (N, 1, P, P), in units of epsilon; drawn from `generator` if not given
 
-    Parameter gradients are not touched. Raises ValueError for patches outside [0, 1].
+    Parameter gradients are not touched. On a CPU, raises ValueError for patches outside [0, 1].
     """
-    if patches.min() < 0 or patches.max() > 1:
+    if not patches.is_cuda and (patches.min() < 0 or patches.max() > 1):  # to look would wait for a GPU
         raise ValueError("perturb works on patches in [0, 1], before normalisation")
     epsilon, center = config.epsilon, F.normalize(center.detach().float(), dim=-1)
     # The change may not leave [0, 1] on any channel.
@@ -83,8 +83,8 @@ def perturb(
 def random_start(n: int, own: slice, batch: int, size: int, generator: torch.Generator, device="cpu") -> Tensor:
     """Starts in [-1, 1] for the images `own` of a global batch, (n * own, 1, size, size) on `device`, patches outermost."""
     field = torch.rand((3 * size, 3 * size), generator=generator) * 2 - 1
-    row, column = torch.rand((2, n, batch), generator=generator)[:, :, own].to(device)
-    return windows(field.to(device), row.flatten(), column.flatten(), size)
+    row, column = moved(torch.rand((2, n, batch), generator=generator)[:, :, own], device)
+    return windows(moved(field, device), row.flatten(), column.flatten(), size)
 
 
 @contextlib.contextmanager

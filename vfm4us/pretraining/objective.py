@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vfm4us.runtime.processes import come_to_meeting
+
 
 def total_coding_rate(z: Tensor, epsilon: float = 0.2) -> Tensor:
     """Total coding rate R of each (b, d) matrix in `z` of shape (..., b, d); returns shape (...,).
@@ -131,6 +133,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, z: Tensor) -> Tensor:
         ctx.local = z.shape[1]
         parts = [torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        come_to_meeting()
         dist.all_gather(parts, z.contiguous())
         return torch.cat(parts, dim=1)
 

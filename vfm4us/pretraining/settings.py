@@ -102,13 +102,18 @@ class PretrainingConfig(_METHOD_SECTIONS):
     seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
     device: str = option("auto", "auto, cpu, cuda", free=True)
     precision: str = option(
-        "auto", "of the network; auto: bfloat16 on a GPU, float32 on a CPU", choices=["auto", "float32", "bfloat16"]
+        "auto",
+        "of the network; auto: bfloat16 on a GPU and on a CPU with AVX512-BF16 or AMX, else float32",
+        choices=["auto", "float32", "bfloat16"],
     )
     compile: bool = option(False, "torch.compile the network", free=True)
     num_workers: int = option(0, "loader processes; does not change any number", low=0, high=256, free=True)
     batch_size: int = option(100, "images per step over all processes (b)", low=2, high=65536)
     log_every: int = option(10, "steps between logged lines", low=1, free=True)
     save_minutes: float = option(10.0, "longest time between two checkpoints", low=0.0, free=True)
+    wait_minutes: float = option(
+        30.0, "longest time that a process waits for another of the same run before it ends", low=0.01, free=True
+    )
     keep_last: int = option(2, "epoch checkpoints kept beside last, best and each stage's", low=0, free=True)
     stop_after: int = option(0, "leave after this many further epochs, to be continued; 0: never", low=0, free=True)
     resume: bool = option(True, "continue a run of this name; false: move it aside and start afresh", free=True)

@@ -23,6 +23,18 @@ def join_tokens(tokens: Tensor, side: int) -> Tensor:
     return F.fold(tokens.mT, (rows * side, rows * side), side, stride=side)
 
 
+def hidden_count(tokens: int, ratio: float) -> int:
+    """How many of a crop's tokens are hidden."""
+    return round(ratio * tokens)
+
+
+def hidden_mean(error: Tensor, hidden: Tensor) -> Tensor:
+    """Mean of error (N, L) over the hidden tokens (N, L) alone; indexing by `hidden` would wait for a GPU."""
+    return torch.where(hidden, error, 0.0).sum() / hidden.sum()
+
+
 def hidden_tokens(shape: tuple[int, ...], ratio: float, draw: torch.Generator) -> Tensor:
-    """Bool of `shape` (..., L), exactly round(ratio * L) true along the last axis, at random."""
-    return torch.rand(shape, generator=draw).argsort(-1) < round(ratio * shape[-1])  # of a permutation in each row
+    """Bool of `shape` (..., L), exactly `hidden_count` true along the last axis, at random."""
+    return torch.rand(shape, generator=draw).argsort(-1) < hidden_count(
+        shape[-1], ratio
+    )  # of a permutation in each row

@@ -29,10 +29,10 @@ from vfm4us.pretraining import pictures
 from vfm4us.pretraining.method import Method
 from vfm4us.pretraining.methods import METHODS
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
-from vfm4us.runtime.device import autocast, choose_attention, choose_device
+from vfm4us.runtime.device import autocast, choose_attention, choose_device, choose_precision, device_name
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.loop import NEVER, PLACE, Loop, Training, cosine_with_warmup
-from vfm4us.runtime.processes import average_gradients, processes
+from vfm4us.runtime.processes import agreed, average_gradients, barrier, busy, processes
 from vfm4us.runtime.rng import generator
 from vfm4us.runtime.run import RunFolder
 
@@ -45,7 +45,7 @@ def pretrain(config: PretrainingConfig, method: str = "") -> Path:
         )
     check(config)
     device = choose_device(config.device)
-    with processes(device.type) as (rank, world_size):
+    with processes(device.type, config.wait_minutes) as (rank, world_size):
         trainer = Trainer(config, device, rank, world_size)
         try:
             trainer.fit()
@@ -126,12 +126,21 @@ class Trainer(Training):
         for stage, rows in leaks.items():
             if rank == 0:
                 pools.write_leaks(self.folder.folder / f"leakage_{stage}.csv", rows)
+        self.precision = config.precision
+        if (
+            config.precision == "auto"
+        ):  # a run that is gone on with keeps what it had; before 0.2 that was float32 on a CPU
+            chosen = choose_precision(device, "auto") if device.type == "cuda" or rank == 0 else "float32"
+            if device.type == "cpu" and rank == 0:
+                chosen = self.folder.kept("precision", chosen, before="float32")
+            self.precision = agreed(chosen)
+        self._say(f"{device_name()}, {self.precision}" + (f", {world_size} processes" if world_size > 1 else ""))
         torch.manual_seed(config.seed)
         self.method = build_method(config)
         if report := self.method.network.base_encoder.report:
             self._say(f"encoder.weights {config.encoder.weights}: {report}")
         network = self.network = self.method.network.to(device, memory_format=torch.channels_last)
-        choose_attention(network, device, config.precision)
+        choose_attention(network, device, self.precision)
         if world_size > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.method.optimizer = self.method.new_optimizer()
@@ -156,11 +165,12 @@ class Trainer(Training):
         config = self.config
         where = config.data.locations()
         if config.data.phantoms and self.rank == 0:
-            write_phantoms(where.phantoms, config.data.phantoms, where.size)
-        if self.world_size > 1:
-            dist.barrier()
+            with busy("making phantoms"):
+                write_phantoms(where.phantoms, config.data.phantoms, where.size)
+        barrier()
         self.training, self.held_out, leaks = [], [], {}
-        opened = pools.stage_pools(config.stages, config.data.protect, where, config.seed)
+        with busy("packing and checking images"):
+            opened = pools.stage_pools(config.stages, config.data.protect, where, config.seed)
         for i, (stage, found) in enumerate(zip(config.stages, opened, strict=True)):
             pool, leaks[stage.name] = found.training, found.leaks
             self._say(
@@ -225,8 +235,9 @@ class Trainer(Training):
 
     def begin(self) -> None:
         if self.rank == 0:
-            for i in range(len(self.config.stages)):
-                self._monitor(i, "initial", both=True)
+            with busy("measuring"):
+                for i in range(len(self.config.stages)):
+                    self._monitor(i, "initial", both=True)
 
     def update(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor | float]:
         """One optimizer step on this process's images (b / k, S, S) uint8; returns loss, its terms and the rate."""
@@ -249,7 +260,7 @@ class Trainer(Training):
         )
         with counter:
             images = images.to(self.device, non_blocking=True)
-            with autocast(self.device, config.precision):
+            with autocast(self.device, self.precision):
                 loss, terms = method.loss(images, valid, draw, self.rank, self.world_size)
             method.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -294,6 +305,10 @@ class Trainer(Training):
     def measure(self) -> dict[str, float]:
         if self.rank:
             return {}
+        with busy("measuring"):
+            return self._measure()
+
+    def _measure(self) -> dict[str, float]:
         at, result = self.loop, {}
         last_epoch = at.epoch + 1 == at.epochs
         for i in range(len(self.config.stages)) if last_epoch else [at.stage]:
@@ -320,8 +335,7 @@ class Trainer(Training):
             self._pictures()
             checkpoints.save(epochs_file, state)
             checkpoints.keep_last(checkpoint, f"{stage}_[0-9][0-9][0-9][0-9].pt", self.config.keep_last)
-        if self.world_size > 1:
-            dist.barrier()
+        barrier()
 
     def _monitor(self, index: int, after: str, both: bool) -> dict[str, float]:
         """Held-out measurements of the encoder on stage `index`'s images, logged and printed."""

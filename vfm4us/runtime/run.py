@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-import torch.distributed as dist
 import yaml
 
 from vfm4us import __version__
 from vfm4us.config import changed_keys, read_plain, to_dict
 from vfm4us.runtime.device import device_name
 from vfm4us.runtime.files import write_text
+from vfm4us.runtime.processes import barrier
 
 
 class RunFolder:
@@ -33,8 +33,7 @@ class RunFolder:
         self.checkpoints = self.folder / "checkpoints"
         if main:
             self._open(config, resume)
-        if dist.is_available() and dist.is_initialized():
-            dist.barrier()
+        barrier()
 
     def _open(self, config, resume: bool) -> None:
         described = self.folder / "config.yaml"
@@ -65,6 +64,14 @@ class RunFolder:
         except (FileNotFoundError, json.JSONDecodeError):
             starts = []
         write_text(history, json.dumps(starts + [describe_run()], indent=1))
+
+    def kept(self, name: str, value: str, before: str) -> str:
+        """What `name` was when this run was first started, from run.json: `value` if that is now, `before` if it did not say."""
+        starts = json.loads((self.folder / "run.json").read_text())
+        if len(starts) == 1 and name not in starts[0] and self.main:
+            starts[0][name] = value
+            write_text(self.folder / "run.json", json.dumps(starts, indent=1))
+        return starts[0].get(name, before)
 
     def open_log(self, step: int, epoch_ended: bool = True) -> None:
         """Begin to log after `step`: lines of a run that was killed beyond that point are cut off.

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfm4us.augment import moved
 from vfm4us.config import option
 from vfm4us.encoders import Encoder
 from vfm4us.runtime.device import autocast
@@ -263,6 +264,9 @@ class CycleGAN(Training):
         self.discriminators = nn.ModuleDict(
             {k: Discriminator(generator.discriminator_width) for k in ("low", "high")}
         ).to(device)
+        if device.type == "cuda":  # on a CPU the bits stay as they were
+            for module in (self.generators, self.averaged, self.discriminators):
+                module.to(memory_format=torch.channels_last)
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.frozen_epochs = math.inf if frozen else freeze_epochs
         self.precision, self.paired = precision, paired
@@ -311,7 +315,7 @@ class CycleGAN(Training):
     def update(self, batch: tuple[np.ndarray, np.ndarray]) -> dict[str, Tensor | float]:
         at = self.loop.total
         draw = stream("CycleGAN", self.seed, at)
-        low, high = (x.to(self.device) for x in self._crops(*batch, draw))
+        low, high = (moved(x, self.device) for x in self._crops(*batch, draw))
         return self._update(low, high, draw, at) | {"learning_rate": learning_rate(self.loop.epoch, self.config)}
 
     def seen(self, values: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vfm4us.augment import PatchSampler
+from vfm4us.augment import PatchSampler, moved
 from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
 from vfm4us.pretraining.method import STRONG, AdamWConfig, Baseline, CropConfig
@@ -103,6 +103,26 @@ def block_masks(batch: int, side: int, config, draw: torch.Generator) -> Tensor:
         return random_block_mask((batch, side, side), config.masked_crops, config.mask_low, config.mask_high, least)
     finally:
         random.setstate(before)
+
+
+def token_weights(masks: Tensor) -> Tensor:
+    """One weight for each hidden token of bool masks (B, rows, columns), equal within a crop: all crops that have some count alike.
+
+    They sum to the share of the B crops that have any.
+    """
+    count = masks.sum((1, 2), keepdim=True).clamp(min=1)
+    return (1.0 / (count * len(masks))).expand_as(masks)[masks]
+
+
+def masked_cross_entropy(ibot, teacher: Tensor, student: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """iBOT's loss of the hidden tokens' logits (M, K), weighted by `token_weights`; moves the centre of `ibot` on.
+
+    lightly's own forward, but for indexing by a mask on the device.
+    """
+    wanted = ((teacher - ibot.center.value) / temperature).softmax(-1)
+    loss = -(wanted * (student / ibot.student_temp).log_softmax(-1)).sum(-1)
+    ibot.center.update(teacher)
+    return (loss * weights).sum()
 
 
 def sinkhorn_centre(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
@@ -205,19 +225,21 @@ class DINOv2(Baseline):
         # Drawn for each process in turn, as the share of masked crops holds within each.
         every = [block_masks(2 * b, side, c, draw) for _ in range(world_size)]
         any_hidden = all(bool(m.any()) for m in every)  # without, a process's centre would become the mean of nothing
-        masks = every[rank].to(large.device)
-        hidden = masks.flatten(1)
+        hidden = moved(every[rank].flatten(1), large.device)
+        # Places and weights of the hidden tokens are taken on the CPU: indexing by a mask would wait for a GPU.
+        places = moved(every[rank].flatten().nonzero()[:, 0], large.device)
+        weights = moved(token_weights(every[rank]), large.device)
 
         with torch.no_grad():
             tokens = network.base_encoder.embed_tokens(large)
             teacher_class = network.teacher_head(network.base_encoder.pool(tokens)).float()
             if any_hidden:
-                teacher_hidden = network.teacher_head(tokens[:, prefix:][hidden]).float()
+                teacher_hidden = network.teacher_head(tokens[:, prefix:].flatten(0, 1)[places]).float()
         tokens = self.forward(large, hidden)
         vectors = network.student.pool(tokens)
         student_class = list(network.student_head(vectors).float().chunk(2))
         if any_hidden:
-            student_hidden = network.student_head(tokens[:, prefix:][hidden]).float()
+            student_hidden = network.student_head(tokens[:, prefix:].flatten(0, 1)[places]).float()
         if small is not None:
             n = len(small)
             local = network.student.pool(self.forward(small.flatten(0, 1)))
@@ -231,9 +253,9 @@ class DINOv2(Baseline):
             targets = (teacher_class - network.dino.center[0]) / temperature
             p = targets.softmax(-1)
             dino = network.dino(list(teacher_class.chunk(2)), student_class, teacher_temp=temperature)
-            ibot = (
-                network.ibot(teacher_hidden, student_hidden, masks, temperature) if any_hidden else dino.new_zeros(())
-            )
+            ibot = dino.new_zeros(())
+            if any_hidden:
+                ibot = masked_cross_entropy(network.ibot, teacher_hidden, student_hidden, weights, temperature)
             koleo = sum(self.koleo(v) for v in vectors.float().chunk(2)) / 2
         total = c.dino_weight * dino + c.ibot_weight * ibot + c.koleo_weight * koleo
         terms = {

@@ -13,7 +13,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 
 from vfm4us import plots
-from vfm4us.augment import PatchConfig, PatchSampler
+from vfm4us.augment import PatchConfig, PatchSampler, moved
 from vfm4us.config import option, section, to_dict
 from vfm4us.encoders import Encoder
 from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
@@ -115,7 +115,8 @@ class Draws:
             start = random_start(n, own, b * world_size, size, generator, device)
         if config.masking.strategy == "random":
             rows = -(-size // config.masking.cell)
-            scores = torch.rand((n, b * world_size, rows, rows), generator=generator)[:, own].flatten(0, 1).to(device)
+            scores = torch.rand((n, b * world_size, rows, rows), generator=generator)[:, own].flatten(0, 1)
+            scores = moved(scores, device)
         return cls(start, scores)
 
 

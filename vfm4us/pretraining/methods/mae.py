@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm4us.augment import PatchSampler
+from vfm4us.augment import PatchSampler, moved
 from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
 from vfm4us.pretraining.method import WEAK, AdamWConfig, Baseline, CropConfig
 from vfm4us.pretraining.pictures import Picture, Rows
 from vfm4us.pretraining.tokens import (
+    hidden_count,
+    hidden_mean,
     hidden_tokens,
     join_tokens,
     split_into_tokens,
@@ -63,9 +65,10 @@ class MaskedAutoencoder(nn.Module):
         return decoder
 
     def forward(self, crops: Tensor, hidden: Tensor) -> Tensor:
+        """`hidden` has `mask_ratio` of the tokens of each crop, so that their number is known without looking."""
         prefix = self.base_encoder.tokens.prefix
         places = hidden.to(torch.uint8).argsort(dim=1, stable=True)  # the visible first, in order
-        kept = places[:, : int((~hidden[0]).sum())]
+        kept = places[:, : hidden.shape[1] - hidden_count(hidden.shape[1], self.config.mask_ratio)]
         tokens = self.decoder["embed"](self.base_encoder.embed_tokens(crops, kept=kept))
         blank = (
             self.decoder["blocks"].mask_token.to(tokens.dtype).expand(len(crops), hidden.shape[1] - kept.shape[1], -1)
@@ -87,7 +90,7 @@ def normalise_tokens(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def masked_error(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """Mean squared error of the hidden tokens alone: predicted, target (N, L, d), hidden (N, L)."""
-    return (predicted.float() - target).square().mean(-1)[hidden].mean()
+    return hidden_mean((predicted.float() - target).square().mean(-1), hidden)
 
 
 class MAE(Baseline):
@@ -137,7 +140,7 @@ class MAE(Baseline):
         hidden = hidden_tokens((len(crops), len(images) * world_size, self.tokens), self.config.mask_ratio, draw)[
             :, own
         ]
-        return crops.flatten(0, 1), hidden.flatten(0, 1).to(crops.device)
+        return crops.flatten(0, 1), moved(hidden.flatten(0, 1), crops.device)
 
     def loss(self, images, valid, draw, rank=0, world_size=1):
         crops, hidden = self.cut(images, valid, draw, rank, world_size)

@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vfm4us.augment import PatchSampler
+from vfm4us.augment import PatchSampler, moved
 from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
 from vfm4us.pretraining.method import WEAK, AdamWConfig, Baseline, CropConfig
 from vfm4us.pretraining.pictures import Picture, Rows
 from vfm4us.pretraining.tokens import (
+    hidden_mean,
     hidden_tokens,
     join_tokens,
     split_into_tokens,
@@ -107,8 +108,9 @@ class SpatialFrequency(Baseline):
         crops = self.sampler(images, valid, draw, rank, world_size)
         own, every = slice(rank * len(images), (rank + 1) * len(images)), (len(crops), len(images) * world_size)
         crops = crops.flatten(0, 1)
-        hidden = hidden_tokens((*every, self.tokens), c.mask_ratio, draw)[:, own].flatten(0, 1).to(crops.device)
-        place = torch.rand(every, generator=draw)[:, own].flatten().to(crops.device)
+        hidden = hidden_tokens((*every, self.tokens), c.mask_ratio, draw)[:, own].flatten(0, 1)
+        place = torch.rand(every, generator=draw)[:, own].flatten()
+        hidden, place = moved(hidden, crops.device), moved(place, crops.device)
         band = frequency_band(
             c.band_low + (c.band_high - c.band_width - c.band_low) * place, c.band_width, c.crops.size
         )
@@ -119,7 +121,7 @@ class SpatialFrequency(Baseline):
         crops, stopped, hidden, band = self.cut(images, valid, draw, rank, world_size)
         predicted = self.forward(stopped, hidden).float()
         target = (crops - spec.mean) / spec.std
-        space = (predicted - split_into_tokens(target, spec.patch)).abs().mean(-1)[hidden].mean()
+        space = hidden_mean((predicted - split_into_tokens(target, spec.patch)).abs().mean(-1), hidden)
         within = band_error(join_tokens(predicted, spec.patch), target, band)
         return space + self.config.frequency_weight * within, {"space": space.detach(), "band": within.detach()}
 
