@@ -25,6 +25,7 @@ import typing
 from pathlib import Path
 
 from vfm4us import plain_yaml
+from vfm4us.log import say
 
 PACKAGE = Path(__file__).resolve().parent
 # The folder that holds configs/, scripts/ and the like: the checkout, or what the wheel brings of it.
@@ -79,7 +80,7 @@ def from_command_line(cls, doc: str | None, built_in: Path, said: str, unless: s
     own = arguments.config is None and not (unless and any(o.startswith(f"{unless}=") for o in arguments.overrides))
     settings = load(cls, built_in if own else arguments.config, arguments.overrides)
     if own:
-        print(said, flush=True)
+        say(said)
     return settings, own
 
 
@@ -304,7 +305,7 @@ def _renamed(cls, values, where: str = "", prefix: str = ""):
             said.append(f"{prefix}{old} is now {prefix}{new}")
     if said and (line := f"{where}{', '.join(said)}: the old name still works") not in _said:
         _said.add(line)
-        print(line, flush=True)
+        say(line)
     for key, inner in _sections(cls).items():
         if isinstance(values.get(key), dict):
             values[key] = _renamed(inner, values[key], where, f"{prefix}{key}.")
@@ -333,7 +334,7 @@ def _renamed_key(cls, key: str) -> str:
         if key == old or key.startswith(f"{old}."):
             if (line := f"{old} is now {new}: the old name still works") not in _said:
                 _said.add(line)
-                print(line, flush=True)
+                say(line)
             return _renamed_key(cls, new + key[len(old) :])
     first, dot, rest = key.partition(".")
     number, second, after = rest.partition(".")

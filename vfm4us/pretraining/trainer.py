@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from tqdm import tqdm
 
-from vfm4us import checkpoints, plots
+from vfm4us import checkpoints, log, plots
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.encoders import Encoder, EncoderSpec, family
@@ -472,15 +471,15 @@ class Trainer(Training):
 
     def _say(self, text: str) -> None:
         if self.rank == 0:
-            tqdm.write(text)
+            log.say(text)
 
 
 def print_result(folder: Path, config: PretrainingConfig) -> None:
     """What a finished run has to show, on the terminal of process 0."""
     if int(os.environ.get("RANK", 0)) == 0 and (folder / "encoder.pt").is_file():
-        print(f"\n{summary(folder, config.encoder.weights or 'random')}\n")
-        print(f"encoder   {folder / 'encoder.pt'}")
-        print(f"pictures  {', '.join(str(p) for p in sorted(folder.glob('*.png')))}")
+        log.say(f"\n{summary(folder, config.encoder.weights or 'random')}\n")
+        log.say(f"encoder   {folder / 'encoder.pt'}")
+        log.say(f"pictures  {', '.join(str(p) for p in sorted(folder.glob('*.png')))}")
 
 
 def summary(folder: Path, start: str = "random") -> str:

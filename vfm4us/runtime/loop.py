@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from vfm4us import checkpoints
+from vfm4us import checkpoints, log
 from vfm4us.runtime import signals
 from vfm4us.runtime.run import RunFolder
 
@@ -332,9 +332,9 @@ class Loop:
             self._close_bar()
 
     def say(self, text: str) -> None:
-        """On the terminal, by process 0."""
+        """A line of the log, by process 0."""
         if self.rank == 0:
-            tqdm.write(text)
+            log.say(text)
 
 
 def not_finite(state: Any) -> str:

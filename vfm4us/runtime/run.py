@@ -16,6 +16,7 @@ import yaml
 
 from vfm4us import __version__
 from vfm4us.config import changed_keys, read_plain, to_dict
+from vfm4us.log import say
 from vfm4us.runtime.device import device_name
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.processes import barrier
@@ -47,7 +48,7 @@ class RunFolder:
                 old, self.lock = self.lock, lock(self.folder)
                 (aside / ".lock").unlink()
                 old.close()
-                print(f"resume=false: the earlier run now lies in {aside}")
+                say(f"resume=false: the earlier run now lies in {aside}")
             elif (self.checkpoints / "last.pt").is_file() or (self.folder / "metrics.json").is_file():
                 refuse_changed(self.folder, config)
         except (ValueError, OSError):

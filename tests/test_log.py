@@ -1,0 +1,25 @@
+"""What the package says is seen by default, and is a logger's."""
+
+import logging
+
+from vfm4us import log
+
+
+def test_lines_are_shown_and_can_be_taken_over(capsys, monkeypatch):
+    monkeypatch.setattr(log, "LOGGER", logger := logging.Logger("vfm4us-test"))
+    log.say("one\ntwo")
+    assert capsys.readouterr().out == "one\ntwo\n" and not logger.propagate
+    logger.setLevel("WARNING")
+    log.say("unheard")
+    log.say("heard", logging.WARNING)
+    assert capsys.readouterr().out == "heard\n"
+
+
+def test_a_handler_of_somebody_else_is_left_alone(capsys, monkeypatch):
+    monkeypatch.setattr(log, "LOGGER", logger := logging.Logger("vfm4us-test"))
+    seen = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    logger.addHandler(handler)
+    log.say("100 %")
+    assert seen == ["100 %"] and capsys.readouterr().out == ""
