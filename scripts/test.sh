@@ -7,4 +7,5 @@ source "$root/scripts/environment.sh"
 cd "$root"
 ruff check .
 ruff format --check --quiet .
+mypy
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest -n 2 --dist loadfile "$@"

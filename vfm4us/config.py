@@ -27,6 +27,9 @@ from pathlib import Path
 from vfm4us import plain_yaml
 from vfm4us.log import say
 
+T = typing.TypeVar("T")
+Number = int | float
+
 PACKAGE = Path(__file__).resolve().parent
 # The folder that holds configs/, scripts/ and the like: the checkout, or what the wheel brings of it.
 REPOSITORY = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
@@ -45,20 +48,29 @@ class ConfigError(ValueError):
         self.key = key
 
 
-def option(default, doc, *, low=None, high=None, choices=None, free=False):
+def option(
+    default: T,
+    doc: str,
+    *,
+    low: Number | None = None,
+    high: Number | None = None,
+    choices: typing.Sequence | None = None,
+    free: bool = False,
+) -> T:
     """A dataclass field with its documentation and range; `free` keys may change when a run is continued."""
     metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "free": free}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return typing.cast(T, dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata))
+    return typing.cast(T, dataclasses.field(default=default, metadata=metadata))
 
 
-def section(cls, doc, **defaults):
+def section(cls: type[T], doc: str, **defaults: typing.Any) -> T:
     """A nested dataclass with all its defaults, or with these instead."""
-    return dataclasses.field(default_factory=lambda: cls(**copy.deepcopy(defaults)), metadata={"doc": doc})
+    made = dataclasses.field(default_factory=lambda: cls(**copy.deepcopy(defaults)), metadata={"doc": doc})
+    return typing.cast(T, made)
 
 
-def parser(doc: str | None, cls) -> argparse.ArgumentParser:
+def parser(doc: str | None, cls: type) -> argparse.ArgumentParser:
     """The command line of a script that is given a `cls`: [--config FILE] [section.key=value ...]; --help lists the keys."""
     result = argparse.ArgumentParser(
         description=doc,
@@ -70,7 +82,7 @@ def parser(doc: str | None, cls) -> argparse.ArgumentParser:
     return result
 
 
-def from_command_line(cls, doc: str | None, built_in: Path, said: str, unless: str = ""):
+def from_command_line(cls: type[T], doc: str | None, built_in: Path, said: str, unless: str = "") -> tuple[T, bool]:
     """The config of a script's command line, and whether it is that of the built-in run.
 
     Without --config it is the file `built_in`, which `said` announces once every key is known to be right; or the defaults, where
@@ -84,7 +96,7 @@ def from_command_line(cls, doc: str | None, built_in: Path, said: str, unless: s
     return settings, own
 
 
-def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = ()):
+def load(cls: type[T], file: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> T:
     """Build `cls` from its defaults, `file` (YAML, see `find`) and `overrides` such as `stages.0.epochs=3`; the last one counts.
 
     Raises ValueError that names the file or the item of the command line, and the key.
@@ -103,7 +115,7 @@ def load(cls, file: str | Path | None = None, overrides: typing.Sequence[str] = 
         raise
 
 
-def read(file: str | Path, cls=None) -> dict:
+def read(file: str | Path, cls: type | None = None) -> dict:
     """The keys and values of a YAML file (see `find`) laid over those of its base, not yet checked.
 
     With `cls`, each file's moved keys are renamed first, so that a file may use the new name of what its base calls by the old.
@@ -116,7 +128,7 @@ def read_plain(file: Path) -> dict:
     return plain_yaml.plain(_read_one(file))
 
 
-def _read(file: str | Path, cls) -> tuple[dict, dict[str, str]]:
+def _read(file: str | Path, cls: type | None) -> tuple[dict, dict[str, str]]:
     """The values of a file and its bases, and which file each dotted key comes from."""
     chain, values = [find(file)], []
     while True:
@@ -138,7 +150,7 @@ def _read(file: str | Path, cls) -> tuple[dict, dict[str, str]]:
     return result, origins
 
 
-def _dotted(values, prefix: str = "") -> typing.Iterator[str]:
+def _dotted(values: typing.Any, prefix: str = "") -> typing.Iterator[str]:
     """The dotted names of all that `values` hold."""
     if prefix:
         yield prefix
@@ -172,7 +184,7 @@ def _find_base(base: str, chain: list[Path]) -> Path:
     return file
 
 
-def _laid_over(under, over):
+def _laid_over(under: typing.Any, over: typing.Any) -> typing.Any:
     """`over`, completed by what `under` says: mappings key by key, items of a list by their number, all else replaced."""
     if isinstance(under, dict) and isinstance(over, dict):
         return under | {k: _laid_over(under[k], v) if k in under else v for k, v in over.items()}
@@ -213,7 +225,7 @@ def find(file: str | Path) -> Path:
     return inside if not Path(file).exists() and inside.exists() else Path(file)
 
 
-def from_dict(cls, values: dict, where: str = "", defaults=None):
+def from_dict(cls: type[T], values: dict, where: str = "", defaults: T | None = None) -> T:
     """Build dataclass `cls` from nested plain `values`, checking every key, type and range; moved keys by their old names too.
 
     What `values` leave out is taken from `defaults`, an instance, where there is one.
@@ -221,7 +233,7 @@ def from_dict(cls, values: dict, where: str = "", defaults=None):
     return _built(cls, _renamed(cls, values, f"{where}: " if where else ""), where, defaults)
 
 
-def _built(cls, values: dict, where: str = "", defaults=None):
+def _built(cls: type, values: typing.Any, where: str = "", defaults: typing.Any = None) -> typing.Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
@@ -233,7 +245,7 @@ def _built(cls, values: dict, where: str = "", defaults=None):
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
             raise ConfigError(name, f"unknown config key {_shown(name)}: {hint}")
-        own = fields[key].default_factory() if dataclasses.is_dataclass(hints[key]) else None
+        own = _own_default(fields[key]) if dataclasses.is_dataclass(hints[key]) else None
         arguments[key] = _convert(value, hints[key], name, own)
         _check_range(arguments[key], fields[key].metadata, name)
     try:
@@ -242,12 +254,17 @@ def _built(cls, values: dict, where: str = "", defaults=None):
         raise ConfigError(where, f"{where or 'config'}: {error}") from error
 
 
-def to_dict(config) -> dict:
+def _own_default(field: dataclasses.Field) -> typing.Any:
+    """A new instance of a section, as its field makes it; None for one that must be given."""
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def to_dict(config: typing.Any) -> dict:
     """Nested plain types of a dataclass, fit for YAML, JSON and checkpoints."""
     return dataclasses.asdict(config)
 
 
-def changed_keys(old: dict, new, prefix: str = "", defaults=None) -> list[str]:
+def changed_keys(old: dict, new: typing.Any, prefix: str = "", defaults: typing.Any = None) -> list[str]:
     """`key: old -> new` for each key of dataclass `new` that differs from plain `old`, leaving out the free ones.
 
     A key that `old` does not have, because its run is older than the key, had the default; a moved one is known by its old name.
@@ -266,15 +283,18 @@ def changed_keys(old: dict, new, prefix: str = "", defaults=None) -> list[str]:
     return rows
 
 
-def describe(cls, prefix: str = "", defaults=None) -> str:
+def describe(cls: type, prefix: str = "", defaults: typing.Any = None) -> str:
     """One line per key: name, default, meaning; the text that --help prints. Sections come last."""
     lines = []
     for field in sorted(dataclasses.fields(cls), key=lambda f: "low" not in f.metadata):  # a section has no range
-        hint = typing.get_type_hints(cls)[field.name]
+        hint: typing.Any = typing.get_type_hints(cls)[field.name]
         doc = field.metadata.get("doc", "")
         if dataclasses.is_dataclass(hint):
-            own = field.default_factory()
-            lines += [f"\n  {prefix}{field.name}: {doc}", describe(hint, f"{prefix}{field.name}.", own)]
+            own = _own_default(field)
+            lines += [
+                f"\n  {prefix}{field.name}: {doc}",
+                describe(typing.cast(type, hint), f"{prefix}{field.name}.", own),
+            ]
         elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
             lines += [f"\n  {prefix}{field.name}: list; {doc}"]
             lines += [describe(typing.get_args(hint)[0], f"{prefix}{field.name}.0.")]
@@ -290,12 +310,12 @@ def describe(cls, prefix: str = "", defaults=None) -> str:
     return "\n".join(lines)
 
 
-def renamed(cls, values: dict) -> dict:
+def renamed(cls: type, values: dict) -> dict:
     """`values` with every moved key of `cls` and of its sections under its new name; says which, once per program."""
     return _renamed(cls, values)
 
 
-def _renamed(cls, values, where: str = "", prefix: str = ""):
+def _renamed(cls: type, values: typing.Any, where: str = "", prefix: str = "") -> typing.Any:
     if not isinstance(values, dict):
         return values
     values, said = dict(values), []
@@ -314,21 +334,22 @@ def _renamed(cls, values, where: str = "", prefix: str = ""):
     return values
 
 
-_ABSENT, _said = object(), set()
+_ABSENT = object()
+_said: set[str] = set()
 
 
 @functools.cache
-def _sections(cls) -> dict[str, type]:
+def _sections(cls: type) -> dict[str, type]:
     """The keys of a config class that hold a config class, or a list of one."""
-    result = {}
+    result: dict[str, type] = {}
     for key, hint in typing.get_type_hints(cls).items():
         inner = typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
-        if dataclasses.is_dataclass(inner):
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             result[key] = inner
     return result
 
 
-def _renamed_key(cls, key: str) -> str:
+def _renamed_key(cls: type, key: str) -> str:
     """`key` of the command line, or what it is called now."""
     for old, new in getattr(cls, "MOVED", {}).items():
         if key == old or key.startswith(f"{old}."):
@@ -346,7 +367,7 @@ def _renamed_key(cls, key: str) -> str:
     return f"{first}.{_renamed_key(inner, rest)}"
 
 
-def _taken(values: dict, parts: list[str]):
+def _taken(values: dict, parts: list[str]) -> typing.Any:
     """What `values` hold under `parts`, taken out of them, or _ABSENT; a section that is left empty goes too."""
     first, *rest = parts
     if first not in values:
@@ -362,7 +383,7 @@ def _taken(values: dict, parts: list[str]):
     return found
 
 
-def _put(values: dict, parts: list[str], value, moved: str) -> None:
+def _put(values: dict, parts: list[str], value: typing.Any, moved: str) -> None:
     """Write `value` under `parts`; sections are joined. ValueError, beginning with `moved`, where another value is there."""
     first, *rest = parts
     there = values.get(first, _ABSENT)
@@ -389,7 +410,8 @@ def _override(values: dict, key: str, sign: str, text: str, item: str) -> None:
     if not sign or not key:
         raise ValueError(f"{shown} is not of the form section.key=value")
     value = plain_yaml.parse(text, shown, comments=False) if text else ""
-    node, parts = values, key.split(".")
+    node: typing.Any = values
+    parts = key.split(".")
     if len(parts) > MOST_PARTS:
         raise ValueError(f"{shown}: a key of {len(parts)} parts; none has more than {MOST_PARTS}")
     for depth, part in enumerate(parts[:-1]):
@@ -424,10 +446,10 @@ def _index(part: str, items: list, shown: str) -> int:
     return int(part)
 
 
-def _convert(value, hint, name: str, defaults=None):
+def _convert(value: typing.Any, hint: typing.Any, name: str, defaults: typing.Any = None) -> typing.Any:
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
-        return _built(hint, {} if value is None else value, name, defaults)
+        return _built(typing.cast(type, hint), {} if value is None else value, name, defaults)
     if origin is list:
         if not isinstance(value, list):
             raise ConfigError(name, f"{name}: expected a list, got {_shown(value)}")
@@ -455,14 +477,14 @@ def _convert(value, hint, name: str, defaults=None):
     raise ConfigError(name, f"{name}: expected {hint.__name__}, got {_shown(value)} ({_kind(value)})")
 
 
-def _kind(value) -> str:
+def _kind(value: typing.Any) -> str:
     return "nothing" if value is None else next(t for t in (*type(value).mro(),) if t in _KINDS).__name__
 
 
 _KINDS = (bool, int, float, str, list, dict, object)
 
 
-def _shown(value) -> str:
+def _shown(value: typing.Any) -> str:
     """`value` as Python writes it, shortened to a line."""
     return _short.repr(plain_yaml.plain(value))
 
@@ -473,7 +495,7 @@ _short.maxlist = _short.maxdict = 8
 _short.maxlevel = 3
 
 
-def _check_range(value, metadata, name: str) -> None:
+def _check_range(value: typing.Any, metadata: typing.Mapping, name: str) -> None:
     """The limits of a key hold for each item of a list."""
     low, high, choices = (metadata.get(k) for k in ("low", "high", "choices"))
     if isinstance(value, list):
@@ -499,7 +521,7 @@ def _check_range(value, metadata, name: str) -> None:
         raise ConfigError(name, f"{name}: {_shown(value)} is above the greatest allowed value {high!r}")
 
 
-def _plain(value):
-    if dataclasses.is_dataclass(value):
+def _plain(value: typing.Any) -> typing.Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return [_plain(v) for v in value] if isinstance(value, list) else value

@@ -6,6 +6,7 @@ Stricter than YAML 1.1 where that misreads in silence: a key that stands twice i
 
 import re
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import yaml
 
@@ -27,10 +28,10 @@ PLAIN = "plain"  # a scalar without quotes and without a tag
 class _Loader(yaml.SafeLoader):
     """Guesses no types: what a scalar without quotes is, `_plain_scalar` says."""
 
-    def resolve(self, kind, value, implicit):
-        return PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, implicit)
+    yaml_implicit_resolvers: ClassVar[dict[str, list]] = {}  # type: ignore[misc]
 
-    yaml_implicit_resolvers: dict = {}
+    def resolve(self, kind: type, value: str | None, implicit: Any) -> str:
+        return PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, implicit)
 
 
 class WrittenInt(int):
@@ -45,7 +46,7 @@ class WrittenFloat(float):
     text: str
 
 
-def parse(text: str | bytes, name: str, *, comments: bool = True):
+def parse(text: str | bytes, name: str, *, comments: bool = True) -> Any:
     """The value of one YAML document. Raises ValueError that begins with `name` and gives the line.
 
     Without `comments`, what would be one is an error: on a command line `data.path=set #2` means all of it.
@@ -74,12 +75,12 @@ def parse(text: str | bytes, name: str, *, comments: bool = True):
         raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def written(value) -> str:
+def written(value: Any) -> str:
     """A number as it stands in the file."""
     return getattr(value, "text", None) or str(value)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """`value` without the memory of how its numbers were written."""
     if isinstance(value, dict):
         return {plain(k): plain(v) for k, v in value.items()}
@@ -98,11 +99,11 @@ def _check_size(text: str) -> None:
             raise _problem(f"more than {MOST_DEPTH} values within one another", event)
 
 
-def _problem(why: str, at) -> yaml.MarkedYAMLError:
+def _problem(why: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=why, problem_mark=at.start_mark)
 
 
-def _value(node: yaml.Node, count: list[int], around: list[yaml.Node]):
+def _value(node: yaml.Node, count: list[int], around: list[yaml.Node]) -> Any:
     """The plain value of `node`; `count` counts the values so far, aliases written out; `around` are the nodes it lies in."""
     count[0] += 1
     if count[0] > MOST_VALUES:
@@ -126,7 +127,9 @@ def _shown(tag: str) -> str:
 
 
 def _mapping(node: yaml.MappingNode, count: list[int], inside: list[yaml.Node]) -> dict:
-    result, lines, merged = {}, {}, {}
+    result: dict[Any, Any] = {}
+    lines: dict[Any, int] = {}
+    merged: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         if key_node.tag == PLAIN and key_node.value == "<<":
             for part in _merged(value_node, count, inside):
@@ -153,10 +156,11 @@ def _merged(node: yaml.Node, count: list[int], inside: list[yaml.Node]) -> Itera
         yield _value(part, count, inside)
 
 
-def _scalar(node: yaml.ScalarNode, kind: str):
+def _scalar(node: yaml.ScalarNode, kind: str) -> str | int | float | bool | None:
     if node.tag == PLAIN or kind == "str":
         return _plain_scalar(node.value) if node.tag == PLAIN else node.value
-    found, types = _plain_scalar(node.value), {"int": int, "float": (int, float), "bool": bool, "null": type(None)}
+    found = _plain_scalar(node.value)
+    types: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "null": type(None)}
     if kind not in types:
         raise _problem(f"the tag {_shown(node.tag)} is not one for configs", node)
     if not isinstance(found, types[kind]) or (isinstance(found, bool) and kind != "bool"):
@@ -164,7 +168,7 @@ def _scalar(node: yaml.ScalarNode, kind: str):
     return float(found) if kind == "float" else found
 
 
-def _plain_scalar(text: str):
+def _plain_scalar(text: str) -> str | int | float | bool | None:
     """A scalar without quotes: null, true, false, a number, or text."""
     if len(text) < 6 and text.lower() in WORDS:
         return WORDS[text.lower()]
@@ -178,7 +182,7 @@ def _plain_scalar(text: str):
     return text
 
 
-def _as_written(kind, value, text: str):
+def _as_written(kind: type, value: Any, text: str) -> Any:
     if str(value) == text:
         return value
     result = kind(value)

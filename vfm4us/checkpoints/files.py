@@ -223,7 +223,8 @@ def _wrong_entry(path: Path) -> str | None:
 
 def _examine_legacy(path: Path) -> set[str]:
     """The same of a file of the format before torch 1.6, which must not declare more numbers than it has bytes."""
-    size, foreign, declared = path.stat().st_size, set(), {}
+    size, foreign = path.stat().st_size, set[str]()
+    declared: dict[str, int] = {}
     with open(path, "rb") as stream:
         for part in range(5):  # magic number, protocol, machine, the object, the storages' names; storages follow
             found = pickles.examine(stream, HEADER)

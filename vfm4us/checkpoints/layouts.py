@@ -359,7 +359,7 @@ def _timm_keys(inside: dict[str, Tensor]) -> dict[str, Tensor]:
     return inside
 
 
-def _layout(state, flat: Mapping, root: str, inside: Mapping, dropped: Mapping) -> str:
+def _layout(state: Mapping, flat: Mapping, root: str, inside: Mapping, dropped: Mapping) -> str:
     """The published layout's name."""
     siblings = {k[len(root.rsplit(".", 2)[0]) + 1 :].split(".")[0] for k in flat if root.count(".") > 1}
     siblings |= {k.split(".")[0] for k in flat}

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,7 +71,7 @@ def load_encoder(
     if image_size is not None and not 1 <= image_size <= 4096:
         raise ValueError(f"image_size={image_size}: expected a side from 1 to 4096 px")
     name, state = ("the given dict", source) if isinstance(source, Mapping) else open_checkpoint(source, sha256)
-    given = {"in_channels": in_channels, "mean": mean, "std": std}
+    given: dict[str, Any] = {"in_channels": in_channels, "mean": mean, "std": std}
     for key in ("mean", "std"):
         if given[key] is not None:
             given[key] = normalisation_value(key, given[key], functools.partial(_refuse_normalisation, key))

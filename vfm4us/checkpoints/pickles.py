@@ -70,20 +70,20 @@ class Inert:
 
     said: dict | None = None
 
-    def __new__(cls, *_, **__):
+    def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return super().__new__(cls)
 
-    def __init__(self, *_, **__):
+    def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.said = state if isinstance(state, dict) else None
 
 
 class InertDict:
     """The same for a kind of dict, as torch fills no other types with items."""
 
-    def __new__(cls, *_, **__):
+    def __new__(cls, *_: Any, **__: Any) -> Any:
         return collections.OrderedDict()
 
 
@@ -139,7 +139,7 @@ def examine(stream: BinaryIO, limit: int | None = None) -> Findings:
 class _Machine:
     """The stack of the reader, with `None` for every value that does not matter."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -209,7 +209,7 @@ class _Machine:
             "tensors alone where it was made: torch.save({'state_dict': model.state_dict()}, FILE)"
         )
 
-    def _reduce(self, _) -> None:
+    def _reduce(self, _: Any) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
         self.stack.append(self._call(called, arguments))
 
@@ -232,14 +232,14 @@ class _Machine:
             raise ValueError(f"it holds a text in the encoding {arguments[1:2]}, which torch.save does not write")
         return None
 
-    def _build(self, _) -> None:
+    def _build(self, _: Any) -> None:
         self.stack.pop()
         if self.stack[-1] is _TENSOR:
             raise ValueError("it changes a tensor after making it, as torch.save does not")
 
     # ---- storages and tensors ------------------------------------------------------------------------------------
 
-    def _persistent(self, _) -> None:
+    def _persistent(self, _: Any) -> None:
         value = self.stack.pop()
         if isinstance(value, tuple) and len(value) >= 5 and isinstance(value[1], _Named):
             _, kind, key, _, count = value[:5]
@@ -279,7 +279,7 @@ class _Machine:
 
     # ---- containers ----------------------------------------------------------------------------------------------
 
-    def _mark(self, _) -> None:
+    def _mark(self, _: Any) -> None:
         if len(self.marks) >= DEPTH:
             raise ValueError("it is nested too deeply for a checkpoint")
         self.marks.append(self.stack)
@@ -289,26 +289,26 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def _tuple(self, _) -> None:
+    def _tuple(self, _: Any) -> None:
         items = self._to_mark()
         self.stack.append(tuple(items))
 
-    def _fill(self, _) -> None:
+    def _fill(self, _: Any) -> None:
         self._to_mark()
 
-    def _append(self, _) -> None:
+    def _append(self, _: Any) -> None:
         self.stack.pop()
 
-    def _set(self, _) -> None:
+    def _set(self, _: Any) -> None:
         del self.stack[-2:]
 
-    def _tuple1(self, _) -> None:
+    def _tuple1(self, _: Any) -> None:
         self.stack[-1:] = [tuple(self.stack[-1:])]
 
-    def _tuple2(self, _) -> None:
+    def _tuple2(self, _: Any) -> None:
         self.stack[-2:] = [tuple(self.stack[-2:])]
 
-    def _tuple3(self, _) -> None:
+    def _tuple3(self, _: Any) -> None:
         self.stack[-3:] = [tuple(self.stack[-3:])]
 
     def _put(self, value: int) -> None:
@@ -328,7 +328,7 @@ _MADE = {
     "EMPTY_DICT": None,
     "EMPTY_SET": None,
 }
-_STEPS = {
+_STEPS: dict[str, Any] = {
     "GLOBAL": _Machine._global,
     "REDUCE": _Machine._reduce,
     "NEWOBJ": _Machine._reduce,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
@@ -13,8 +13,8 @@ from vfm4us.checkpoints.pickles import Inert
 from vfm4us.encoders import NAMES, EncoderSpec
 
 HEAD_KEYS = ("num_heads", "num_attention_heads", "n_heads", "heads", "encoder_num_heads", "encoder_heads", "vit_heads")
-NAME_KEYS = ("arch", "architecture", "architectures", "model", "model_name", "model_type", "backbone", "encoder_name")
-NAME_KEYS += ("timm_model", "vit", "base_model", "backbone_name", "_name_or_path")
+NAME_KEYS: tuple[str, ...] = ("arch", "architecture", "architectures", "model", "model_name", "model_type", "backbone")
+NAME_KEYS += ("encoder_name", "timm_model", "vit", "base_model", "backbone_name", "_name_or_path")
 # Words that say another computation than the same tensors have in torchvision.
 DIFFERENT = (
     (
@@ -68,7 +68,7 @@ class Words(NamedTuple):
         """Mean and deviation of the input in [0, 1] that a Hugging Face or timm folder states, for each channel."""
         said = dict(self.items)
         for mean, std in (("image_mean", "image_std"), ("pretrained_cfg.mean", "pretrained_cfg.std")):
-            values = said.get(mean), said.get(std)
+            values: Any = said.get(mean), said.get(std)
             if all(
                 isinstance(v, list) and len(v) in (1, 3) and all(isinstance(x, float | int) for x in v) for v in values
             ):
@@ -117,7 +117,7 @@ def own_spec(own: Any, name: str) -> dict[str, Any]:
     `in_channels` is left out: the file holds the published, 3-channel form.
     """
 
-    def refuse(key: str, value: Any, expected: str):
+    def refuse(key: str, value: Any, expected: str) -> NoReturn:
         raise ValueError(
             f"{name}: its 'encoder' says {key}: {str(value)[:60]!r}, expected {expected}; the file is damaged"
         )

@@ -202,7 +202,7 @@ def tg3k(folder: Path) -> list[Record] | None:
 def ddti(folder: Path) -> list[Record] | None:
     """The preprocessed form that comes with TN3K; no patients, no splits."""
     root = _thyroid(folder, "DDTI", "2_preprocessed_data/stage1/p_image")
-    return root and _beside_each_other(folder, root / "2_preprocessed_data" / "stage1", "p_image", "p_mask")
+    return _beside_each_other(folder, root / "2_preprocessed_data" / "stage1", "p_image", "p_mask") if root else None
 
 
 def _thyroid(folder: Path, name: str, within: str) -> Path | None:

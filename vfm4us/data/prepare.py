@@ -476,8 +476,8 @@ def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan:
         _val_from_train(records, plan)
     if not (open_ := [record for record in records if not record.split]):
         return _groups_in_two_splits(records)
-    names = splitting.assign([r.group for r in open_], plan["fractions"], [r.label for r in open_], plan["seed"])
-    for record, name in zip(open_, names.tolist(), strict=True):
+    drawn = splitting.assign([r.group for r in open_], plan["fractions"], [r.label for r in open_], plan["seed"])
+    for record, name in zip(open_, drawn.tolist(), strict=True):
         record.split = name
     return _groups_in_two_splits(records)
 

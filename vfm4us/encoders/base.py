@@ -45,7 +45,7 @@ class Tokens(NamedTuple):
     rows: int  # of the grid, for images of `spec.image` px
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # of a tuple nobody counts
         """Patches of an image of `spec.image` px."""
         return self.rows**2
 
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
     strides: tuple[int, ...]  # of the same maps: pixels from one place of a map to the next
     stages: tuple[str, ...]  # shallow to deep: the stem, then the blocks or stages
     tokens: Tokens | None = None
-    report = None
+    report: Any = None
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -198,7 +198,13 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def embed(
-        self, images, patches: int = 0, valid=None, patch_size: int = 0, batch_size: int = 256, size: int = 224
+        self,
+        images: Any,
+        patches: int = 0,
+        valid: Any = None,
+        patch_size: int = 0,
+        batch_size: int = 256,
+        size: int = 224,
     ) -> Tensor:
         """Vectors (N, width), float32 on the CPU, of `images`, in evaluation mode.
 

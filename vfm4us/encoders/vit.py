@@ -18,6 +18,7 @@ class Transformer(Encoder):
 
     has_tokens = True
     first_convolution, head = "patch_embed.proj.weight", "head"
+    tokens: Tokens
 
     def build(self) -> nn.Module:
         spec = self.spec
@@ -98,7 +99,9 @@ class ViT(Transformer):
             dynamic_img_pad=True,
         )
 
-    def embed_tokens(self, x, hidden=None, mask_token=None, kept=None) -> Tensor:
+    def embed_tokens(
+        self, x: Tensor, hidden: Tensor | None = None, mask_token: Any = None, kept: Tensor | None = None
+    ) -> Tensor:
         body = self.body
         tokens = body.patch_embed(self.normalize(x))  # (N, rows, columns, width)
         if hidden is not None:

@@ -26,7 +26,8 @@ def breast(s: Scene, plane: str, probe: Probe):
     if plane != "axillary":
         s.paint(s.layer(fat, muscle - 0.06, 0.08), gland, soft=8)
     for _ in range(s.view.integers(2, 6)):  # fat lobules between Cooper's ligaments
-        lobule = s.ellipse(*s.view.uniform((-0.6, 0.05), (0.6, 0.5)), s.pick(0.08, 0.18), s.pick(0.03, 0.07))
+        x, z = s.view.uniform((-0.6, 0.05), (0.6, 0.5))
+        lobule = s.ellipse(x, z, s.pick(0.08, 0.18), s.pick(0.03, 0.07))
         s.paint(lobule, -12 + 2 * s.noise(0.04, 0.02), wall=0.2, soft=2)
     s.paint(s.layer(muscle, muscle + 0.2), s.streaks(-11, 20, 0.4, 0.3, 0.014, s.pick(-0.2, 0.2)), wall=0.6)
     s.paint(s.layer(muscle + 0.2, 2), s.streaks(-13, 12, 0.3, 0.2, 0.03), alpha=1.0, wall=0.5)  # chest wall

@@ -20,6 +20,9 @@ def stretch(field: np.ndarray, size: int, axis: int) -> np.ndarray:
 class Scene:
     """Tissue maps on the beam grid; x, z, d in units of the imaged depth times `zoom`, z down, d along the beam."""
 
+    path: np.ndarray  # attenuation on the way to each sample, dB/MHz
+    contact: np.ndarray  # loss of each line at the skin, dB
+
     def __init__(self, x, z, d, pitch, patient: np.random.Generator, view: np.random.Generator):
         self.patient, self.view, self.pitch = patient, view, pitch
         self.rows = x.shape[0]

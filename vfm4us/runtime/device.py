@@ -45,7 +45,7 @@ def multiplies_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
-def autocast(device: torch.device, precision: str = "auto"):
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     """bf16 autocast where `precision` asks for it; `auto` is bf16 on a GPU and float32 on a CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, precision))
 

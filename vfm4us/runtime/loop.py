@@ -137,7 +137,7 @@ class Loop:
         self.seconds = 0.0  # in `update`
         self.saved, self.saved_at = time.monotonic(), ""
         self.waiting: list[tuple[int, int, dict[str, Tensor | float]]] = []  # of steps whose values are not fetched yet
-        self.bar: tqdm | None = None
+        self.bar: Any = None  # a progress bar, while there is one
         training.loop = self
 
     def run(self) -> bool:
@@ -340,7 +340,7 @@ class Loop:
 def not_finite(state: Any) -> str:
     """Where in nested dicts and lists the first tensor lies that holds a number that is not finite; '' where none does."""
     named = list(_floats(state, ""))
-    flags = {}
+    flags: dict[Any, Any] = {}
     for device in {tensor.device for _, tensor in named}:  # one copy from each
         here = [(name, tensor) for name, tensor in named if tensor.device == device]
         finite = torch.stack([tensor.isfinite().all() for _, tensor in here]).tolist()

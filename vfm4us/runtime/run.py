@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 import yaml
@@ -29,14 +29,14 @@ class RunFolder:
     which moves the old folder aside (nothing is deleted). A folder without a checkpoint has nothing to continue.
     """
 
-    def __init__(self, folder: Path, config, resume: bool = True, main: bool = True):
+    def __init__(self, folder: Path, config: Any, resume: bool = True, main: bool = True):
         self.folder, self.main = Path(folder), main
         self.checkpoints = self.folder / "checkpoints"
         if main:
             self._open(config, resume)
         barrier()
 
-    def _open(self, config, resume: bool) -> None:
+    def _open(self, config: Any, resume: bool) -> None:
         described = self.folder / "config.yaml"
         self.lock = lock(self.folder)
         try:
@@ -149,7 +149,7 @@ def unlock(stream: TextIO) -> None:
     stream.close()
 
 
-def refuse_changed(folder: Path, config) -> None:
+def refuse_changed(folder: Path, config: Any) -> None:
     """Raise ValueError that lists the changed keys, where the run in `folder` was made with another config."""
     if changed := changed_keys(_read_config(folder / "config.yaml"), config):
         raise ValueError(

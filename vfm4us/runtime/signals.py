@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class Stopped(Exception):
@@ -17,19 +18,19 @@ class Stopped(Exception):
 class StopSignal:
     """Remembers the first SIGINT or SIGTERM, so that the loop can save and leave; a second one leaves at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.number = 0
-        self._asking = None  # of several processes: the question of the step before
+        self._asking: Any = None  # of several processes: the question of the step before
 
-    def __enter__(self):
+    def __enter__(self) -> "StopSignal":
         self.before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number, _frame):
+    def _handle(self, number: int, _frame: Any) -> None:
         if self.number:
             raise KeyboardInterrupt
         self.number = number

@@ -140,7 +140,7 @@ class Pretraining(Job):
     absent: str = ""  # why it cannot be run here
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Path:  # type: ignore[override]
         return Path(self.config.logs) / self.config.name
 
     @property
