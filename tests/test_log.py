@@ -5,8 +5,8 @@ import logging
 from vfm4us import log
 
 
-def test_lines_are_shown_and_can_be_taken_over(capsys, monkeypatch):
-    monkeypatch.setattr(log, "LOGGER", logger := logging.Logger("vfm4us-test"))
+def test_lines_are_shown_and_can_be_taken_over(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(log, "LOGGER", logger := logging.getLogger(f"vfm4us-{tmp_path.name}"))
     log.say("one\ntwo")
     assert capsys.readouterr().out == "one\ntwo\n" and not logger.propagate
     logger.setLevel("WARNING")
@@ -15,8 +15,8 @@ def test_lines_are_shown_and_can_be_taken_over(capsys, monkeypatch):
     assert capsys.readouterr().out == "heard\n"
 
 
-def test_a_handler_of_somebody_else_is_left_alone(capsys, monkeypatch):
-    monkeypatch.setattr(log, "LOGGER", logger := logging.Logger("vfm4us-test"))
+def test_a_handler_of_somebody_else_is_left_alone(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(log, "LOGGER", logger := logging.getLogger(f"vfm4us-{tmp_path.name}"))
     seen = []
     handler = logging.Handler()
     handler.emit = lambda record: seen.append(record.getMessage())

@@ -84,8 +84,8 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
         if not key.startswith(root):
             module = next((a for a in aside if key.startswith(a)), None) or _module_of(key, root)
             dropped[module.rstrip(".")] = dropped.get(module.rstrip("."), 0) + 1
-    if kind := others.kind_of(inside) or others.resnet_variant(inside):
-        raise ValueError(f"{name} holds {kind}; this project knows ResNet, ViT and BEiT")
+    if other := others.kind_of(inside) or others.resnet_variant(inside):
+        raise ValueError(f"{name} holds {other}; this project knows ResNet, ViT and BEiT")
     resnet = not _is_transformer(inside)
     if resnet and "0.weight" in inside and "conv1.weight" not in inside:
         inside = {_named(key): value for key, value in inside.items()}
@@ -285,7 +285,7 @@ def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> t
     """The root to load from, and the roots set aside."""
     found = roots(flat)
     if not found and (kind := others.kind_of(flat)):
-        raise ValueError(f"{name} holds {kind}; this project knows ResNet, ViT and BEiT")
+        raise ValueError(f"{name} holds {other}; this project knows ResNet, ViT and BEiT")
     if len(found) > 50:
         raise ValueError(f"{name} holds {len(found)} encoders: it is no checkpoint of one training")
     if not found:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -173,7 +174,7 @@ def read_masks(
 
 
 def _coding_of(record: Record) -> MaskCoding | None:
-    said = record.coding
+    said: Any = record.coding
     if isinstance(said, CodingOfSet):
         return said.decided()
     return MaskCoding.from_plain(said) if isinstance(said, dict) else said

@@ -361,7 +361,7 @@ def _in_order(function, items, workers: int | None):
 
 
 def _threads(workers: int | None) -> int:
-    return workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    return workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _read_journal(path: Path) -> tuple[list[dict], int]:

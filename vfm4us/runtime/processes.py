@@ -171,7 +171,7 @@ def agreed(value: str) -> str:
     return value
 
 
-def cpu_group():
+def cpu_group() -> dist.ProcessGroup | None:
     """The group of all processes whose messages lie in the memory of the CPU."""
     return _cpu_group
 

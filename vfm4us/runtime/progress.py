@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -35,14 +36,14 @@ class ProgressLines:
             flush=True,
         )
 
-    def __enter__(self):
+    def __enter__(self) -> "ProgressLines":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def progress(total: int, unit: str, what: str, initial: int = 0, show: bool = True):
+def progress(total: int, unit: str, what: str, initial: int = 0, show: bool = True) -> Any:
     """A bar with `update(count)` and `close()`, also in a `with`; lines where the output is no terminal; nothing without `show`."""
     if not show or sys.stderr.isatty():
         return tqdm(total=total, initial=initial, unit=unit, desc=what, disable=not show)
