@@ -285,7 +285,7 @@ def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> t
     """The root to load from, and the roots set aside."""
     found = roots(flat)
     if not found and (kind := others.kind_of(flat)):
-        raise ValueError(f"{name} holds {other}; this project knows ResNet, ViT and BEiT")
+        raise ValueError(f"{name} holds {kind}; this project knows ResNet, ViT and BEiT")
     if len(found) > 50:
         raise ValueError(f"{name} holds {len(found)} encoders: it is no checkpoint of one training")
     if not found:
