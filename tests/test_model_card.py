@@ -40,13 +40,13 @@ def run(tiny, tmp_path):
     return folder, out
 
 
-def write_probe(folder, ours: float, handmade: float, split: str = "test"):
+def write_probe(folder, ours: float, handmade: float, split: str = "test", setting: str = ""):
     heads = ["row", "seeds", "task", "images", "probe", "measure", "mean", "low", "high", "seed_low", "seed_high"]
     rows = []
     for name, value in (("ours", ours), ("random", 0.6), ("HOG + LBP + histogram", handmade), (CARD.IMAGENET, 0.8)):
         for task in (*CARD.TEST_TASKS, "liver", *CARD.ACROSS):
             for probe in ("linear", "knn"):
-                rows.append([name, 1, task, 9, probe, "auroc", value, value - 0.1, value + 0.1, value, value])
+                rows.append([name + setting, 1, task, 9, probe, "auroc", value, value - 0.1, value + 0.1, value, value])
     folder.mkdir()
     with open(folder / "results.csv", "w", newline="") as stream:
         csv.writer(stream).writerows([heads, *rows])
@@ -88,4 +88,6 @@ def test_the_gate_says_by_how_much_a_line_fails(tmp_path):
     assert "| busi: linear probe ahead of each of six random seeds | 0.750 against 0.600 | yes |" in text
     assert "| busi: linear probe ahead of HOG + LBP + histogram | 0.750 against 0.790 | no, by 0.040 |" in text
     assert "k-NN, mean of busi, liver, gallbladder: 0.78 | 0.750 against 0.780 | no, by 0.030 |" in text
+    several = CARD.probe_part(write_probe(tmp_path / "c", 0.75, 0.79, setting=" (224 px, half-whiten)"))
+    assert several.count("| yes |") == text.count("| yes |") > 0
     assert "gate" not in CARD.probe_part(write_probe(tmp_path / "b", 0.75, 0.79, split="cv"))
