@@ -33,7 +33,11 @@ def inspect(path: Path, keys: bool, heads: int | None = None) -> bool:
     except (ValueError, OSError) as error:
         _row("refused", str(error).removeprefix(f"{path} is refused: "))
         return False
-    for file in [Path(where)] if Path(where).is_file() else sorted(Path(where).glob("*.safetensors")):
+    for file in (
+        [Path(where)]
+        if Path(where).is_file()
+        else sorted(p for p in Path(where).iterdir() if p.suffix in (".safetensors", ".bin"))
+    ):
         with open(file, "rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         _row(

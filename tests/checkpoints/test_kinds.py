@@ -404,3 +404,17 @@ def test_another_projects_settings_named_encoder_are_no_words_of_ours(tmp_path):
     save_file(tensors, tmp_path / "a.safetensors", metadata={"encoder": json.dumps(OWN | {"std": [0.0] * 3})})
     with pytest.raises(ValueError, match="its 'encoder' says std"):
         vfm4us.load_encoder(tmp_path / "a.safetensors")
+
+
+def test_the_vector_of_a_vit_stands_in_the_report_and_can_be_chosen():
+    model = vit()
+    token = vfm4us.load_encoder(model.state_dict(), heads=3)
+    mean = vfm4us.load_encoder(model.state_dict(), heads=3, norm="mean_of_norm")
+    assert "vector: the class token" in str(token.report) and "vector: the mean of the other tokens" in str(mean.report)
+    with torch.no_grad():
+        tokens = model.forward_features((images() - MEAN) / STD)
+        torch.testing.assert_close(token(images()), tokens[:, 0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mean(images()), tokens[:, 1:].mean(1), atol=1e-5, rtol=1e-4)
+    for wrong in ("mean", "none", "x"):
+        with pytest.raises(ValueError, match="norm="):
+            vfm4us.load_encoder(model.state_dict(), heads=3, norm=wrong)

@@ -46,6 +46,7 @@ def load_encoder(
     *,
     prefix: str | None = None,
     heads: int | None = None,
+    norm: str | None = None,
     image_size: int | None = None,
     allow_missing: tuple[str, ...] = (),
     sha256: str | None = None,
@@ -59,6 +60,8 @@ def load_encoder(
     in_channels:   3, or 1: the first convolution is summed over RGB, which is exact for grey images
     prefix:        what stands before the encoder's keys, where a file holds several encoders
     heads:         of a ViT's attention, where neither its tensors nor its words tell how many
+    norm:          vector of a ViT: "token" (its class token) or "mean_of_norm" (the mean of the others); by default as the
+                   file's layout has it
     image_size:    side that a transformer's position embeddings are resampled to, px; by default they stay as they are
     allow_missing: beginnings of keys that may be missing ("layer4.", "norm"); those tensors stay random
     sha256:        refuse any other file
@@ -78,6 +81,14 @@ def load_encoder(
     candidate = recognise(state, name, prefix, heads)
     for warning in candidate.warnings:
         warnings.warn(f"{name}: {warning}", stacklevel=3)
+    if norm is not None and norm != candidate.spec.norm:
+        if not {norm, candidate.spec.norm} <= {"token", "mean_of_norm"} or not family(candidate.spec.name).has_tokens:
+            raise ValueError(
+                f"norm={norm!r}: {name} holds a {candidate.spec.name} with norm={candidate.spec.norm!r} alone"
+            )
+        candidate.spec = dataclasses.replace(candidate.spec, norm=norm)
+    if candidate.spec.norm in VECTORS and family(candidate.spec.name).has_tokens and (norm or not candidate.own):
+        candidate.notes.append(f"vector: {VECTORS[candidate.spec.norm]}")
     spec = dataclasses.replace(candidate.spec, **{k: v for k, v in given.items() if v is not None})
     if image_size and family(spec.name).has_tokens:
         spec = _resize_positions(candidate, spec, image_size)
@@ -85,6 +96,13 @@ def load_encoder(
     encoder = Encoder(spec) if allow_missing or spec.name in BEiT.sizes else copy.deepcopy(_skeleton(spec))
     encoder.report = fill(encoder, candidate, name, allow_missing, aliased=isinstance(source, Mapping))
     return encoder.eval()
+
+
+VECTORS = {
+    "token": "the class token",
+    "mean": "the norm of the mean of the other tokens",
+    "mean_of_norm": "the mean of the other tokens",
+}
 
 
 def _refuse_normalisation(key: str, value: object) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 # Beside the package in the repository, or within it where it was installed.
-FOLDERS = (Path(__file__).parents[2] / "weights", Path(__file__).parents[1] / "weights")
+FOLDERS = (Path(__file__).parents[2] / "weights", Path(__file__).parents[1] / "shipped" / "weights")
 TABLE = "released.json"  # name -> {file, sha256}
 
 
