@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--split", choices=["all", "train", "val", "test"], default="all", help="where the data have splits"
     )
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for predictions.csv and metrics.json")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for predictions.csv and metrics.json")
     parser.add_argument("--merge", nargs="*", default=[], help="labels to join, each as 'old > new'")
     parser.add_argument("--device", default="auto")
     evaluate(parser.parse_args())

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--split", choices=["all", "train", "val", "test"], default="all", help="where the data have splits"
     )
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for what is written")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for what is written")
     parser.add_argument("--degrade", type=float, metavar="STRENGTH", help="enhance degraded versions of the images")
     parser.add_argument("--tile", type=int, help="side of the tiles of large images, px; as in training by default")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="high-quality images for KID, at least 50")

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "--split", choices=["all", "train", "val", "test"], default="all", help="where the data have splits"
     )
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for what is written")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for what is written")
     parser.add_argument("--flips", action="store_true", help="average with the prediction for the mirrored image")
     parser.add_argument("--device", default="auto")
     evaluate(parser.parse_args())

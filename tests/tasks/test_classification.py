@@ -262,7 +262,7 @@ def test_balanced_batches_show_every_class_alike_and_every_image_before_it_repea
     assert len(few) == 10 and all(len(x) == 3 for x in few)
     many = finetune.FinetuneConfig(min_steps=50, max_steps=50, epochs=10, batch_size=32)
     first, second = (np.concatenate(finetune.batches_of([np.arange(5000)], [1.0], many, 0, epoch)) for epoch in (0, 1))
-    assert len(first) == 5 * 32 and not set(first.tolist()) == set(second.tolist())
+    assert len(first) == 5 * 32 and set(first.tolist()) != set(second.tolist())
     with pytest.raises(ValueError, match="max_steps 40 is below finetune.min_steps 50"):
         finetune.batches_of([np.arange(5000)], [1.0], finetune.FinetuneConfig(min_steps=50, max_steps=40), 0, 0)
 

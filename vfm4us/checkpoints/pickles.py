@@ -228,7 +228,7 @@ class _Machine:
             return _TENSOR
         if called.name == "builtins.bytearray" and any(isinstance(a, int) for a in arguments):
             raise ValueError(f"reading it would make a bytearray of {arguments[0]} bytes")
-        elif called.name == "_codecs.encode" and (len(arguments) < 2 or arguments[1] not in ("latin1", "latin-1")):
+        if called.name == "_codecs.encode" and (len(arguments) < 2 or arguments[1] not in ("latin1", "latin-1")):
             raise ValueError(f"it holds a text in the encoding {arguments[1:2]}, which torch.save does not write")
         return None
 

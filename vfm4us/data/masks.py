@@ -747,9 +747,9 @@ def _one_class(raw: RawMask, coding: MaskCoding) -> np.ndarray:
         light = np.abs(pixels.astype(np.int64) - coding.background) > (coding.background // 2 if raw.lossy else 0)
     else:
         nonzero = np.unique(pixels[(pixels > 0) & ~ignored])
-        if not raw.lossy and len(nonzero) <= 1:  # 0 and 1, 0 and 255, 0 and 65535
-            light = pixels > 0
-        elif not raw.lossy and coding.top <= CLASS_LIMIT:  # several classes as one
+        if (
+            not raw.lossy and len(nonzero) <= 1 or not raw.lossy and coding.top <= CLASS_LIMIT
+        ):  # 0 and 1, 0 and 255, 0 and 65535
             light = pixels > 0
         else:
             light = pixels > coding.top / 2

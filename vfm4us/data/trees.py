@@ -300,7 +300,7 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
         for item in group:
             base = stems.get(words.same(item.base)) if item.word else None
             if base is None and item.word:  # 000_HC_Annotation of 000_HC, mask_0001 of bus_0001
-                base = heads.get(_tail(words.same(item.base))) if not words.without_role(item.stem)[1] == "" else None
+                base = heads.get(_tail(words.same(item.base))) if words.without_role(item.stem)[1] != "" else None
             if base is not None and base is not item:
                 families[f"*{item.word}"].append((item, base))
                 continue
@@ -528,7 +528,7 @@ def _main_kind(root: Path, matched: list[tuple[Item, Item]], reading, found: Und
 def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None:
     if items and not all(item.role == "image" for item in items):
         for item in items:  # a class called `original` beside others
-            if item.role == "image" and not item.masks and not item.word == "target":
+            if item.role == "image" and not item.masks and item.word != "target":
                 item.rest = tuple(part for part in item.parts if not words.folder_of(part).split)
     _drop_common_folder(items)
     tops = {item.rest[0] for item in items if item.rest}

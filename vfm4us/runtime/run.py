@@ -86,7 +86,7 @@ class RunFolder:
         last = {"train": step}
         lines = [x for x in self.metrics() if x["step"] <= last.get(x["kind"], step if epoch_ended else step - 1)]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        self.stream = open(self.folder / "metrics.jsonl", "a", buffering=1)
+        self.stream = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115  (until the run is closed)
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def log(self, kind: str, step: int, values: dict) -> None:
@@ -120,7 +120,7 @@ def lock(folder: Path) -> TextIO:
     path = folder / ".lock"
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = open(path, "a+")
+        stream = open(path, "a+")  # noqa: SIM115
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

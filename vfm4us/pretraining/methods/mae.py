@@ -49,7 +49,7 @@ class MaskedAutoencoder(nn.Module):
 
         c, encoder = self.config, self.base_encoder
         grid, side = encoder.tokens, encoder.spec.patch
-        decoder = nn.ModuleDict(
+        return nn.ModuleDict(
             {
                 "embed": nn.Linear(encoder.width, c.decoder_width),
                 "blocks": MaskedVisionTransformerDecoderTIMM(
@@ -62,7 +62,6 @@ class MaskedAutoencoder(nn.Module):
                 "predict": nn.Linear(c.decoder_width, side**2 * encoder.spec.in_channels),
             }
         )
-        return decoder
 
     def forward(self, crops: Tensor, hidden: Tensor) -> Tensor:
         """`hidden` has `mask_ratio` of the tokens of each crop, so that their number is known without looking."""
