@@ -57,18 +57,33 @@ def share_of_masks(root: Path, files: list[str]) -> float | None:
     return sum(seen) / len(seen) if seen else None
 
 
-def likeness(a, b) -> float | None:
-    """Correlation of two pictures at 32 x 32 pixels; None where one cannot be read or is flat."""
+def same_pictures(root: Path, pairs: list[tuple[str, str]]) -> bool:
+    """Whether the files of each pair show the same picture, perhaps in another quality or with something drawn on it.
+
+    Images of one scanner are alike in their outline; so a pair must be more alike than files that were not paired.
+    """
+    pairs = sample(pairs)
+    first, second = [_small(root / a) for a, _ in pairs], [_small(root / b) for _, b in pairs]
+    own, others = [], []
+    for i, one in enumerate(first):
+        for j, other in enumerate(second):
+            if one is not None and other is not None:
+                (own if i == j else others).append(float(one @ other))
+    if not own:
+        return False
+    alike = sum(own) / len(own)
+    return alike > 0.5 and (not others or alike - sum(others) / len(others) > 0.2)
+
+
+def _small(path) -> np.ndarray | None:
+    """48 x 48 pixels with mean 0 and norm 1, flattened; None where a file cannot be read or is flat."""
     try:
-        small = [
-            np.asarray(Image.fromarray(_pixels(p).astype(np.float32)).resize((32, 32), Image.Resampling.BOX))
-            for p in (a, b)
-        ]
+        pixels = Image.fromarray(_pixels(path).astype(np.float32)).resize((48, 48), Image.Resampling.BOX)
     except ValueError:
         return None
-    if any(x.std() < 1e-6 for x in small):
-        return None
-    return float(np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1])
+    flat = np.asarray(pixels).ravel() - np.asarray(pixels).mean()
+    norm = float(np.linalg.norm(flat))
+    return flat / norm if norm > 1e-3 else None
 
 
 def _pixels(path) -> np.ndarray:

@@ -54,6 +54,7 @@ class MaskCoding:
     threshold:  of probabilities
     background: pixel value of no class
     fill:       masks are outlines, whose inside is meant
+    as_colours: indices of palettes stand for their colours, as files mean different colours by one index
     raw:        masks lie on the pixels of the file, before its EXIF orientation turns it
     said:       what was decided, in words
     """
@@ -65,6 +66,7 @@ class MaskCoding:
     threshold: float = 0.5
     background: int = 0
     fill: bool = False
+    as_colours: bool = False
     raw: bool = False
     said: tuple[str, ...] = ()
 
@@ -421,6 +423,7 @@ def decide(seen: list[Seen], reading: Reading, outlines: bool = False) -> MaskCo
             f"{pictures[0].path} is named as a mask, but is a picture with many greys, as are {len(pictures)} of {len(seen)}: "
             "name the masks themselves, with class numbers or with 0 and 255"
         )
+    as_colours = _palettes_as_colours(seen)
     _check_background(seen, reading)
     fill = _decide_outlines(seen, reading, outlines, said)
     soft = [one for one in seen if one.soft]
@@ -429,8 +432,7 @@ def decide(seen: list[Seen], reading: Reading, outlines: bool = False) -> MaskCo
             f"{len(soft)} masks hold probabilities (e.g. {soft[0].path}): {reading.threshold:g} and above is the class"
         )
     seen = [one for one in seen if not one.soft]
-    _palettes_as_colours(seen)
-    shared = {"background": background, "fill": fill, "threshold": reading.threshold}
+    shared = {"background": background, "fill": fill, "threshold": reading.threshold, "as_colours": as_colours}
     if any(one.colours for one in seen):
         coding = _colour_coding(seen, reading, said, shared)
     elif any(one.values is None for one in seen):
@@ -490,15 +492,16 @@ def _decide_outlines(seen: list[Seen], reading: Reading, outlines: bool, said: l
     )
 
 
-def _palettes_as_colours(seen: list[Seen]) -> None:
-    """Indices of palettes are class numbers where all files mean the same colour by the same index, else colours."""
+def _palettes_as_colours(seen: list[Seen]) -> bool:
+    """Indices of palettes are class numbers where all files mean the same colours, and black by 0; else colours."""
     meant: dict[int, tuple] = {}
     agree = True
     for one in seen:
         for index, colour in one.palette.items():
             agree &= meant.setdefault(index, colour) == colour
+    agree &= meant.get(0, (0, 0, 0)) == (0, 0, 0) or (0, 0, 0) not in meant.values()
     if agree:
-        return
+        return False
     for one in seen:
         if one.palette and one.values is not None:
             values = Counter()
@@ -506,6 +509,8 @@ def _palettes_as_colours(seen: list[Seen]) -> None:
                 values[one.palette[index]] += count
             one.colours, one.values = True, dict(values)
             one.solid = {one.palette[index] for index in one.solid}
+            one.corner = one.palette.get(int(one.corner)) if one.corner is not None else None
+    return True
 
 
 def _number_coding(seen, reading, said, shared) -> MaskCoding:
@@ -724,6 +729,8 @@ def _listed(values) -> str:
 
 def coded(raw: RawMask, coding: MaskCoding) -> np.ndarray:
     """Class numbers uint8 (H, W) of one mask. Raises ValueError where it holds a value that the set's coding does not have."""
+    if coding.as_colours and raw.palette:
+        raw = RawMask(_palette_table(raw)[raw.pixels])
     pixels = raw.pixels
     if pixels.dtype.kind == "f":
         classes = (pixels >= coding.threshold).astype(np.uint8)
@@ -774,12 +781,17 @@ def _numbered(raw: RawMask, coding: MaskCoding) -> np.ndarray:
     return classes.astype(np.uint8)
 
 
+def _palette_table(raw: RawMask) -> np.ndarray:
+    """Colours (indices, 3) of a palette."""
+    table = np.zeros((max(raw.palette) + 1, 3), np.uint8)
+    for index, colour in raw.palette.items():
+        table[index] = colour
+    return table
+
+
 def _nearest_colour(raw: RawMask, coding: MaskCoding) -> np.ndarray:
     if raw.palette and not raw.colours:
-        table = np.zeros((max(raw.palette) + 1, 3), np.uint8)
-        for index, colour in raw.palette.items():
-            table[index] = colour
-        pixels = table[raw.pixels]
+        pixels = _palette_table(raw)[raw.pixels]
     else:
         pixels = raw.pixels if raw.colours else np.repeat(raw.pixels[..., None].clip(0, 255), 3, axis=2)
     known = [(coding.background,) * 3, *(tuple(int(v) for v in name.split("/")) for name in coding.values)]

@@ -54,6 +54,8 @@ def understand_tree(root: Path, images: list[str], arrays: list[str], reading, f
     _further_folders(kept, found)
     kept = [item for item in kept if item.role != "left"]
     _labels_and_groups(kept, reading, found)
+    if not reading.folders:
+        _classes_or_else(root, kept, found)
     return None
 
 
@@ -297,10 +299,13 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
     for group in by_folder.values():
         stems = {words.same(item.stem): item for item in group}
         heads = _heads(stems)
+        others = [item for item in group if not item.word]
+        named_images = [item for item in others if set(words.words_of(item.stem)) <= words.IMAGES]
+        alone = (others if len(others) == 1 else named_images if len(named_images) == 1 else [None])[0]
         for item in group:
-            base = stems.get(words.same(item.base)) if item.word else None
-            if base is None and item.word:  # 000_HC_Annotation of 000_HC, mask_0001 of bus_0001
-                base = heads.get(_tail(words.same(item.base))) if words.without_role(item.stem)[1] != "" else None
+            base = stems.get(words.same(item.base)) if item.word and item.base else alone if item.word else None
+            if base is None and item.word and item.base:  # 000_HC_Annotation of 000_HC, mask_0001 of bus_0001
+                base = heads.get(_tail(words.same(item.base)))
             if base is not None and base is not item:
                 families[f"*{item.word}"].append((item, base))
                 continue
@@ -310,6 +315,8 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
                 if item.stem[cut] in "-_ ." and (base := stems.get(words.same(item.stem[:cut]))) and base is not item:
                     families[re.sub(r"\d+", "", item.stem[cut + 1 :])].append((item, base))
                     break
+    if not families:
+        families = _same_names_in_many_folders(by_folder)
     for name, pairs in sorted(families.items(), key=lambda entry: -len(entry[1]))[:MOST_FAMILIES]:
         named = name.startswith("*")
         share = looks.share_of_masks(root, [item.path for item, _ in pairs])
@@ -329,7 +336,7 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
                 item.role, item.base, item.word = "mask", base.stem, name.lstrip("*")
             if not named:
                 found.notes.append(
-                    f"the ending _{name} is taken for masks, as its {len(pairs)} files have few values in large areas "
+                    f"{name!r} in names is taken for masks, as its {len(pairs)} files have few values in large areas "
                     f"(e.g. {pairs[0][0].path})"
                 )
     # a mask by its name whose image is missing, where others have theirs
@@ -337,6 +344,18 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
     for item in items:
         if item.role in ("", "image") and item.word in taken and item.word not in words.OVERLAYS:
             item.role = "mask"
+
+
+def _same_names_in_many_folders(by_folder: dict[tuple, list[Item]]) -> dict[str, list[tuple[Item, Item]]]:
+    """a/scan.png with a/x.png, b/scan.png with b/x.png: each name is a family, with the other file of its folder."""
+    pairs = [own for own in by_folder.values() if len(own) == 2]
+    stems = Counter(words.same(item.stem) for own in pairs for item in own)
+    families: dict[str, list[tuple[Item, Item]]] = defaultdict(list)
+    if len(pairs) >= 2 and len(pairs) >= 0.8 * len(by_folder) and len(stems) == 2:
+        for one, other in pairs:
+            families[one.stem].append((one, other))
+            families[other.stem].append((other, one))
+    return families
 
 
 def _heads(stems: dict[str, Item]) -> dict[str, Item]:
@@ -374,6 +393,7 @@ def _by_folder(root: Path, items: list[Item], found: Understanding) -> None:
                     )
             continue
         if share is not None and share < 0.5:
+            overlaid = bool(pairing) and _same_pictures(root, own, others)
             if pairing and not words.SURELY_MASKS.isdisjoint(words.words_of(name)):
                 raise ValueError(
                     f"{root}: {name}/ pairs with images and is named like masks, but holds pictures with many greys, e.g. "
@@ -381,7 +401,7 @@ def _by_folder(root: Path, items: list[Item], found: Understanding) -> None:
                     "and 255, or "
                     f"pass them over with reading.passed_over={name}"
                 )
-            if pairing:
+            if overlaid:
                 for item in own:
                     item.role = "left"
                     found.add("passed over", f"{name}/: named like masks, but pictures with many greys", item.path)
@@ -391,6 +411,13 @@ def _by_folder(root: Path, items: list[Item], found: Understanding) -> None:
                     item.role, item.rest = "", tuple(p for p in item.parts if not words.folder_of(p).split)
     if not any(item.role == "mask" for item in items):
         _unnamed_mask_folders(root, items, found)
+
+
+def _same_pictures(root: Path, own: list[Item], others: list[Item]) -> bool:
+    """Whether files show the same as those of the same name elsewhere: overlays do, numbers that begin anew do not."""
+    by_key = {_key(item, loose=True): item for item in others}
+    pairs = [(item.path, partner.path) for item in own if (partner := by_key.get(_key(item, loose=True)))]
+    return looks.same_pictures(root, pairs)
 
 
 def _unnamed_mask_folders(root: Path, items: list[Item], found: Understanding) -> None:
@@ -468,9 +495,15 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
         return (split, rest, "".join(c for c in _tail(words.same(item.base)) if c.isalnum()))
 
     pairs: list[tuple[Item, Item]] = []
+
+    def without_channel(item: Item, loose: bool = False) -> tuple:
+        split, rest, stem = _key(item, loose)
+        return (split, rest, re.sub(r"_0000$", "", stem))  # nnU-Net's number of the channel
+
     for key, loose in (
         (_key, False),
         (_key, True),
+        (without_channel, False),
         (without_word, False),
         (without_word, True),
         (by_first_number, True),
@@ -531,6 +564,9 @@ def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None
             if item.role == "image" and not item.masks and item.word != "target":
                 item.rest = tuple(part for part in item.parts if not words.folder_of(part).split)
     _drop_common_folder(items)
+    if len({item.rest for item in items}) == 1 and all(item.role == "image" for item in items):
+        for item in items:
+            item.rest = ()  # one folder around images/ and masks/
     tops = {item.rest[0] for item in items if item.rest}
     surely = all(re.match("(?i)(pat|subj|person|volunteer)", top) for top in tops)
     patients = len(tops) >= (2 if surely else LABEL_PATIENTS) and all(map(words.is_patient_folder, tops))
@@ -615,6 +651,40 @@ def _what(record: Record) -> str:
     if record.mask:
         parts.append("with a mask")
     return ", ".join(parts) or "without a label"
+
+
+def _classes_or_else(root: Path, items: list[Item], found: Understanding) -> None:
+    """ValueError where folders that would be classes hold the same pictures under the same names, or are named like parts."""
+    folders = defaultdict(dict)
+    for item in items:
+        if item.rest:
+            folders[item.rest[0]][(item.split, item.rest[1:], words.same(item.stem))] = item
+    names = sorted(folders)
+    labelled = {record.label for record in found.records if record.label}
+    if len(names) < 2 or not labelled:
+        return
+    if all(map(words.is_fold, names)):
+        raise ValueError(
+            f"{root} can be read in two ways: {_some(names)} are classes, or parts of one set. Say "
+            "reading.folders=classes, give one of "
+            "them, or write a manifest.csv with the columns path,label,group,split"
+        )
+    if len(names) > 6:
+        return
+    for k, first in enumerate(names):
+        for second in names[k + 1 :]:
+            both = sorted(folders[first].keys() & folders[second].keys())
+            if len(both) < 3 or len(both) < 0.8 * min(len(folders[first]), len(folders[second])):
+                continue
+            pairs = [(folders[first][key].path, folders[second][key].path) for key in both]
+            if looks.same_pictures(root, pairs):
+                raise ValueError(
+                    f"{root} can be read in two ways: {first}/ and {second}/ are classes, or two versions of the same "
+                    "images (e.g. "
+                    f"{pairs[0][0]} and {pairs[0][1]}). Say reading.folders=classes; call pairs low_quality/ and "
+                    "high_quality/, or name "
+                    "them in a manifest.csv with the columns path,target; or pass one over with reading.passed_over"
+                )
 
 
 def _drop_common_folder(items: list[Item]) -> None:

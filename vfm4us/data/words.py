@@ -18,7 +18,7 @@ SURELY_MASKS = frozenset("mask masks seg segs segmentation segmentations gt gts 
 OUTLINES = frozenset("annotation annotations annot anno contour contours outline outlines boundary boundaries".split())
 OVERLAYS = frozenset(
     "overlay overlays overlaid visual visuals visualisation visualisations visualization visualizations vis preview previews "
-    "blend blends blended superimposed heatmap heatmaps cam cams montage montages annotated".split()
+    "blend blends blended superimposed heatmap heatmaps cam cams montage montages".split()
 )
 IMAGES = frozenset(
     "image images img imgs picture pictures photo photos raw original originals org orig source src input inputs frames "
@@ -33,6 +33,8 @@ SPLITS = {
 }
 SHORT_SPLITS = {"tr": "train", "ts": "test", "te": "test", "va": "val", "vl": "val"}  # nnU-Net: imagesTr, labelsTs
 FILLERS = frozenset("set sets data dataset datasets folder split splits part subset cohort public published".split())
+# whether there are masks is no class
+LABELLED = frozenset("labelled labeled unlabelled unlabeled annotated unannotated supervised unsupervised".split())
 # what servers and systems leave behind
 LITTER = frozenset(
     "thumbs.db desktop.ini @eadir .@__thumb #recycle #snapshot @recycle $recycle.bin __macosx lost+found .ds_store "
@@ -44,6 +46,7 @@ PATIENT = "patient|patients|pat|subject|subj|sub|case|person|volunteer|proband|s
 PATIENT_NAME = re.compile(rf"(?i)(?:{PATIENT})[-_ #]*\d+[a-z]?")
 PATIENT_IN_NAME = re.compile(rf"(?i)(?:^|[-_ /])((?:{PATIENT})[-_ #]?\d+)(?=[-_ .]|$)")
 CLIP_IN_NAME = re.compile(r"(?i)^(.*?(?:^|[-_ ])(?:clip|video|vid|cine|loop|movie|sweep)[-_ ]?\d+)(?=[-_ .]|$)")
+FOLD_NAME = re.compile(r"(?i)(?:fold|cv|split|part|batch|chunk|center|centre|site|hospital)[-_ ]?\d+")
 FRAME_IN_NAME = re.compile(r"(?i)^(.+?)[-_ ]*(?:frame|frm|frames|fr|slice|slc)[-_ ]?\d+$")
 
 
@@ -78,6 +81,8 @@ def folder_of(name: str) -> Folder:
         return Folder(name, role="low" if joined in LOW else "high")
     if joined == "groundtruth":
         return Folder(name, role="mask")
+    if words and set(words) <= LABELLED | FILLERS and LABELLED & set(words):
+        return Folder(name)
     domain = ""
     if len(words) == 2 and words[0] in SPLITS and words[1] in ("a", "b") and not re.search(r"[-_ ]", name):
         return Folder(name, split=SPLITS[words[0]], domain=words[1].upper())
@@ -128,7 +133,18 @@ def without_role(stem: str) -> tuple[str, str]:
             return found[1], found[2].lower()
     if found := BEGINNING.match(stem):
         return found[2], found[1].lower()
+    if (
+        (own := words_of(stem))
+        and all(word in MASKS | OVERLAYS or word.isdigit() for word in own)
+        and not own[0].isdigit()
+    ):
+        return "", own[0]  # mask.png beside image.png, in a folder for each patient
     return stem, ""
+
+
+def is_fold(name: str) -> bool:
+    """Whether a folder is named like a part of a set: fold1, batch_2, site3."""
+    return bool(FOLD_NAME.fullmatch(name))
 
 
 def is_overlay_word(word: str) -> bool:

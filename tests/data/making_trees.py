@@ -1,0 +1,417 @@
+"""Small trees as people have them, and what each is understood to be; run as a script, it draws them in docs/data.md."""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from vfm4us.data.sources import understand
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+BEGIN, END = "<!-- trees: drawn by tests/data/making_trees.py -->\n", "<!-- end of trees -->\n"
+H, W = 48, 64
+
+
+def speckle(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    smooth = np.asarray(Image.fromarray((rng.random((5, 6)) * 255).astype(np.uint8)).resize((W, H), Image.BICUBIC))
+    return np.clip((30 + smooth / 2) * rng.rayleigh(0.8, (H, W)), 0, 255).astype(np.uint8)
+
+
+def disc(y=24, x=32, radius=10) -> np.ndarray:
+    rows, columns = np.mgrid[:H, :W]
+    return (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+
+
+def save(array, path: Path, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    image.save(path, **options)
+
+
+def image(path: Path, seed: int) -> None:
+    save(speckle(seed), path)
+
+
+def mask(path: Path, seed: int = 0, value: int = 255) -> None:
+    save((disc(20 + seed % 8, 28 + seed % 5) * value).astype(np.uint8), path)
+
+
+def outline(path: Path, seed: int = 0) -> None:
+    save(Image.fromarray((disc(20 + seed % 8) * 255).astype(np.uint8)).filter(ImageFilter.FIND_EDGES), path)
+
+
+def pairs(images: str, masks: str, count: int = 3, draw=mask, first: int = 0):
+    """A builder of images with masks of the names given, `{}` for the number."""
+
+    def build(root: Path) -> None:
+        for i in range(count):
+            image(root / images.format(i), first + i)
+            draw(root / masks.format(i), i)
+
+    return build
+
+
+def plain(*paths: str, first: int = 100):
+    """A builder of images at these paths."""
+
+    def build(root: Path) -> None:
+        for i, path in enumerate(paths):
+            image(root / path, first + i)
+
+    return build
+
+
+def text(path: str, content: str):
+    def build(root: Path) -> None:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(content, encoding="utf-8")
+
+    return build
+
+
+def overlays(pattern: str, count: int = 3):
+    """A builder of images with a disc drawn on them."""
+
+    def build(root: Path) -> None:
+        for i in range(count):
+            save(np.maximum(speckle(i), (disc(20 + i) * 90).astype(np.uint8)), root / pattern.format(i))
+
+    return build
+
+
+@dataclass
+class Tree:
+    """A tree, how it is built, and what it is understood to be: numbers of images, masks and so on, or an error."""
+
+    title: str
+    build: tuple
+    images: int = 0
+    masks: int = 0
+    labels: tuple = ()
+    groups: int = 0
+    splits: dict = field(default_factory=dict)
+    targets: int = 0
+    passed_over: int = 0
+    unmatched: int = 0
+    error: str = ""
+    shown: bool = False
+    reading: dict = field(default_factory=dict)
+
+    def make(self, root: Path) -> Path:
+        root.mkdir(parents=True, exist_ok=True)
+        for build in self.build:
+            build(root)
+        return root
+
+
+TREES = {
+    "classes": Tree(
+        "A folder per class",
+        (plain("benign/1.png", "benign/2.png", "malignant/1.png"),),
+        images=3,
+        labels=("benign", "malignant"),
+        shown=True,
+    ),
+    "patients": Tree(
+        "Patients below the classes",
+        (plain("benign/patient_01/1.png", "benign/patient_01/2.png", "malignant/patient_07/1.png"),),
+        images=3,
+        labels=("benign", "malignant"),
+        groups=2,
+        shown=True,
+    ),
+    "patients first": Tree(
+        "Patients first, classes below",
+        (plain(*(f"patient{p}/{c}/1.png" for p in range(3) for c in ("benign", "malignant"))),),
+        images=6,
+        labels=("benign", "malignant"),
+        groups=3,
+    ),
+    "frames": Tree(
+        "Numbered frames of clips",
+        (plain(*(f"{c}/{c}_clip{v}_frame{f}.png" for c in ("covid", "regular") for v in (1, 2) for f in (0, 5))),),
+        images=8,
+        labels=("covid", "regular"),
+        groups=4,
+        shown=True,
+    ),
+    "splits": Tree(
+        "Folders of splits, in whatever spelling",
+        (plain(*(f"{s}/{c}/{i}.png" for s in ("Training_set", "validation", "test") for c in "ab" for i in (1, 2))),),
+        images=12,
+        labels=("a", "b"),
+        splits={"train": 4, "val": 4, "test": 4},
+        shown=True,
+    ),
+    "split below class": Tree(
+        "Splits below the classes",
+        (plain(*(f"{c}/{s}/{i}.png" for s in ("train", "val", "test") for c in "ab" for i in (1, 2))),),
+        images=12,
+        labels=("a", "b"),
+        splits={"train": 4, "val": 4, "test": 4},
+    ),
+    "further folder": Tree(
+        "Splits and one folder more",
+        (plain(*(f"{s}/{c}/{i}.png" for s in ("train", "test") for c in "ab" for i in (1, 2)), "docs/figure.png"),),
+        images=8,
+        labels=("a", "b"),
+        splits={"train": 4, "test": 4},
+        passed_over=1,
+    ),
+    "unlabelled test": Tree(
+        "A test part without labels",
+        (plain("train/ok/1.png", "train/ok/2.png", "train/nok/1.png", "test/1.png", "test/2.png"),),
+        images=5,
+        labels=("nok", "ok"),
+        splits={"train": 3, "test": 2},
+    ),
+    "masks": Tree(
+        "Images and masks of the same names",
+        (pairs("images/{}.png", "masks/{}.png"),),
+        images=3,
+        masks=3,
+        shown=True,
+    ),
+    "masks per class": Tree(
+        "Images and masks, a folder per class in both",
+        (
+            pairs("images/benign/{}.png", "masks/benign/{}.png"),
+            pairs("images/normal/{}.png", "masks/normal/{}.png", first=50),
+        ),
+        images=6,
+        masks=6,
+        labels=("benign", "normal"),
+    ),
+    "masks beside": Tree(
+        "Masks beside their images, by ending or beginning",
+        (pairs("case{}.png", "case{}_tumor.png"),),
+        images=3,
+        masks=3,
+        shown=True,
+    ),
+    "beginning": Tree(
+        "A beginning instead of another", (pairs("Images/bus_{}-l.png", "Masks/mask_{}-l.png"),), images=3, masks=3
+    ),
+    "words": Tree("Other words", (pairs("Bilder/{}.png", "Ground Truth/{}_GT.png"),), images=3, masks=3),
+    "camel": Tree("Words without a separator", (pairs("{}.png", "{}Mask.png"),), images=3, masks=3),
+    "nothing said": Tree("Names that say nothing", (pairs("A1/{}.png", "B1/{}.png"),), images=3, masks=3),
+    "case folders": Tree(
+        "A folder per patient with its image and mask",
+        (pairs("patient{}/image.png", "patient{}/mask.png"),),
+        images=3,
+        masks=3,
+        groups=3,
+        shown=True,
+    ),
+    "split of masks": Tree(
+        "Splits with images and masks below",
+        (
+            pairs("train/img/{}.png", "train/label/{}.png"),
+            pairs("val/img/{}.png", "val/label/{}.png", 2, first=20),
+            pairs("test/img/{}.png", "test/label/{}.png", 2, first=40),
+        ),
+        images=7,
+        masks=7,
+        splits={"train": 3, "val": 2, "test": 2},
+        shown=True,
+    ),
+    "nnU-Net": Tree(
+        "nnU-Net's folders",
+        (pairs("imagesTr/case_{:03d}_0000.png", "labelsTr/case_{:03d}.png"), plain("imagesTs/case_009_0000.png")),
+        images=4,
+        masks=3,
+        groups=0,
+        splits={"train": 3, "test": 1},
+    ),
+    "overlays": Tree(
+        "Overlays are passed over",
+        (pairs("images/{}.png", "masks/{}.png"), overlays("overlays/{}.png")),
+        images=3,
+        masks=3,
+        passed_over=3,
+        shown=True,
+    ),
+    "drawn on": Tree(
+        "Folders named like masks that hold pictures",
+        (plain("images/0.png", "images/1.png", "images/2.png", first=0), overlays("annotations/{}.png")),
+        images=3,
+        passed_over=3,
+    ),
+    "class named like a mask": Tree(
+        "A class called tumor",
+        (plain(*(f"{c}/{i}.png" for c in ("tumor", "normal") for i in range(3))),),
+        images=6,
+        labels=("normal", "tumor"),
+    ),
+    "two kinds of masks": Tree(
+        "One kind of mask for all images, another for few",
+        (pairs("case{}.png", "case{}_tumor.png", 4), pairs("case{}.png", "case{}_other1.png", 1)),
+        images=4,
+        masks=4,
+        passed_over=1,
+    ),
+    "orphans": Tree(
+        "Masks and images without each other",
+        (
+            pairs("images/IMG_{}.PNG", "masks/img_{}.png"),
+            plain("images/IMG_8.PNG"),
+            lambda root: mask(root / "masks/img_9.png"),
+        ),
+        images=4,
+        masks=3,
+        unmatched=1,
+    ),
+    "labelled": Tree(
+        "Labelled and unlabelled",
+        (pairs("labelled/images/{}.png", "labelled/masks/{}.png"), plain("unlabelled/images/7.png")),
+        images=4,
+        masks=3,
+    ),
+    "one folder of masks": Tree(
+        "A folder of masks for the one class", (pairs("images/{}.png", "masks/0/{}.png"),), images=3, masks=3
+    ),
+    "quality": Tree(
+        "Low and high quality",
+        (
+            plain("low_quality/1.png", "low_quality/2.png", first=0),
+            plain("high_quality/1.png", "high_quality/2.png", first=0),
+        ),
+        images=2,
+        targets=2,
+        shown=True,
+    ),
+    "domains": Tree(
+        "Two domains without pairs",
+        (plain("trainA/1.png", "trainB/1.png", "testA/1.png", "testB/1.png"),),
+        images=4,
+        splits={"train": 2, "test": 2},
+    ),
+    "table": Tree(
+        "A table",
+        (
+            plain("scans/1.png", "scans/2.png"),
+            text(
+                "manifest.csv",
+                "path,label,patient_id,split\nscans/1.png,benign,P1,train\nscans/2.png,malignant,P2,test\n",
+            ),
+        ),
+        images=2,
+        labels=("benign", "malignant"),
+        groups=2,
+        splits={"train": 1, "test": 1},
+        shown=True,
+    ),
+    "windows table": Tree(
+        "A table written on another computer",
+        (
+            plain("scans/1.PNG", "scans/2.PNG", "scans/a;b.png"),
+            text(
+                "manifest.csv", '\ufeffpath;label\nscans\\1.png;1\nC:\\study\\scans\\2.png;1.0\n"scans/a;b.png";nan\n'
+            ),
+        ),
+        images=3,
+        labels=("1",),
+    ),
+    "server": Tree(
+        "What file servers leave behind",
+        (
+            plain("a/1.png", "b/1.png", "a/@eaDir/1.png/SYNOPHOTO_THUMB_S.png", "b/thumbs/1.png"),
+            text("a/._1.png", "x"),
+            text("Thumbs.db", "x"),
+        ),
+        images=2,
+        labels=("a", "b"),
+        passed_over=4,
+    ),
+    # two readings
+    "two masks": Tree(
+        "Two kinds of masks",
+        (pairs("images/{}.png", "masks/{}.png"), pairs("images/{}.png", "roi/{}.png")),
+        error="two ways.*reading.masks=",
+    ),
+    "masks per class folder": Tree(
+        "A folder of masks for each class",
+        (pairs("images/{}.png", "masks/0/{}.png"), pairs("images/{}.png", "masks/1/{}.png")),
+        error="two ways.*one class each",
+    ),
+    "one split": Tree(
+        "One folder named like a split",
+        (plain("train/a/1.png", "extra/1.png"),),
+        error="two ways.*reading.folders=classes",
+    ),
+    "one split, said": Tree(
+        "The same, decided",
+        (plain("test/1.png", "control/1.png"),),
+        images=2,
+        labels=("control", "test"),
+        reading={"folders": "classes"},
+    ),
+    "versions": Tree(
+        "Two versions of the same images",
+        (plain(*(f"noisy/{i}.png" for i in range(4)), first=0), plain(*(f"clean/{i}.png" for i in range(4)), first=0)),
+        error="two versions of the same images",
+    ),
+    "folds": Tree(
+        "Folds", (plain(*(f"fold{k}/{k}{i}.png" for k in range(3) for i in range(2))),), error="parts of one set"
+    ),
+    "no partner": Tree(
+        "No names in common", (pairs("images/{}.png", "masks/z{}9.png"),), error="no mask has an image of the same name"
+    ),
+    "grey masks": Tree(
+        "Masks that are pictures",
+        (plain("images/0.png", "images/1.png", first=0), overlays("masks/{}.png", 2)),
+        error="many greys",
+    ),
+    "empty class": Tree(
+        "A class without images", (plain("a/1.png", "b/1.png"), text("c/1.heic", "x")), error="gives no image"
+    ),
+    "other set beside": Tree(
+        "A set with masks beside other images",
+        (pairs("first/images/{}.png", "first/masks/{}.png"), plain("second/1.png")),
+        error="images elsewhere",
+    ),
+}
+
+
+def drawn(root: Path) -> list[str]:
+    """A folder as lines: at most four entries of each folder."""
+    lines = []
+
+    def walk(folder: Path, before: str) -> None:
+        entries = sorted(folder.iterdir(), key=lambda path: (path.is_file(), path.name))
+        shown = entries if len(entries) <= 4 else entries[:3]
+        for entry in shown:
+            lines.append(f"{before}{entry.name}{'/' if entry.is_dir() else ''}")
+            if entry.is_dir():
+                walk(entry, before + "    ")
+        if len(entries) > len(shown):
+            lines.append(f"{before}... {len(entries) - len(shown)} more")
+
+    walk(root, "")
+    return lines
+
+
+def drawn_page() -> str:
+    """The part of docs/data.md that shows trees and what they are understood to be."""
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, tree in TREES.items():
+            if not tree.shown:
+                continue
+            root = tree.make(Path(folder) / name)
+            said = understand(root).lines()
+            said[0] = said[0].replace(str(root), "this folder")
+            parts.append("\n".join([f"### {tree.title}", "", "```", *drawn(root), "```", "", "```", *said, "```", ""]))
+    return "\n".join(parts)
+
+
+def with_trees(page: str) -> str:
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + "\n" + drawn_page() + "\n" + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_trees(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

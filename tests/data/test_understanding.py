@@ -1,0 +1,169 @@
+"""What trees of files are understood to be: each as people have it, and an error with both readings where two are possible."""
+
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from making_trees import PAGE, TREES, image, plain, with_trees
+
+from vfm4us.data.prepare import hidden_groups, open_or_prepare, prepare
+from vfm4us.data.reading import Reading, parse_readings, reading_of
+from vfm4us.data.records import Record
+from vfm4us.data.sources import find_source, understand
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_tree_is_understood_or_refused(tmp_path, name):
+    tree = TREES[name]
+    root = tree.make(tmp_path / "set")
+    if tree.error:
+        with pytest.raises(ValueError, match=tree.error):
+            understand(root, tree.reading)
+        return
+    found = understand(root, tree.reading)
+    records, counts = found.records, found.counts()
+    assert len(records) == tree.images
+    assert sum(bool(record.mask) for record in records) == tree.masks
+    assert sum(bool(record.target) for record in records) == tree.targets
+    assert sorted({record.label for record in records} - {""}) == list(tree.labels)
+    assert len({record.group for record in records} - {""}) == tree.groups
+    assert dict(Counter(record.split for record in records if record.split)) == tree.splits
+    assert (counts.get("passed over", 0), counts.get("unmatched", 0)) == (tree.passed_over, tree.unmatched)
+    # every file has a role, and only one
+    paths = [path for kind in found.kinds for path in kind.paths]
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert len(paths) == len(set(paths)) and set(paths) == files
+    for record in records:  # a mask belongs to the image of its number
+        numbers = [
+            re.findall(r"\d+", path.rsplit("/", 2)[-1] if "patient" not in path else path) for path in record.mask_paths
+        ]
+        assert all(set(re.findall(r"\d+", record.path)) >= set(own[-1:]) for own in numbers)
+
+
+def test_every_shown_tree_stands_in_the_page_as_it_is_read_today():
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_trees(page) == page, "draw docs/data.md anew: python tests/data/making_trees.py"
+
+
+def test_understanding_is_written_beside_the_manifest_and_printed_where_a_script_packs(tmp_path, capsys):
+    root = TREES["overlays"].make(tmp_path / "set")
+    dataset = open_or_prepare(root, tmp_path / "cache", size=32)
+    told = json.loads((dataset.folder / "understood.json").read_text())
+    assert {(entry["role"], entry["count"]) for entry in told["files"]} == {
+        ("image", 3),
+        ("mask", 3),
+        ("passed over", 3),
+    }
+    assert "overlays/0.png" in json.dumps(told)
+    printed = capsys.readouterr().err
+    assert "3  passed over" in printed and "none found: splits are by image" in printed
+    assert (dataset.folder / "understood.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    open_or_prepare(root, tmp_path / "cache", size=32)
+    assert not capsys.readouterr().err  # nothing is packed a second time
+
+
+def test_one_packing_serves_every_share_where_the_source_says_the_splits(tmp_path):
+    root = TREES["splits"].make(tmp_path / "set")
+    folders = {
+        open_or_prepare(root, tmp_path / "cache", 32, splits).folder for splits in ((0.8, 0.1, 0.1), (0.6, 0.2, 0.2))
+    }
+    assert len(folders) == 1
+    root = TREES["classes"].make(tmp_path / "open")
+    folders = {
+        open_or_prepare(root, tmp_path / "cache", 32, splits).folder for splits in ((0.8, 0.1, 0.1), (0.6, 0.2, 0.2))
+    }
+    assert len(folders) == 2
+
+
+def test_val_is_taken_from_train_by_groups_where_only_train_and_test_are_given(tmp_path):
+    root = tmp_path / "set"
+    plain(
+        *(f"train/a/patient{p}_{i}.png" for p in range(10) for i in range(2)),
+        *(f"test/a/patient{p}_0.png" for p in range(20, 23)),
+    )(root)
+    dataset = prepare(root, tmp_path / "out", size=32, splits=(0.7, 0.3, 0.0), progress=False)
+    counts = Counter(dataset.splits.tolist())
+    assert counts["test"] == 3 and counts["val"] == 6 and counts["train"] == 14
+    assert not {g for g, s in zip(dataset.groups, dataset.splits, strict=True) if s == "val"} & {
+        g for g, s in zip(dataset.groups, dataset.splits, strict=True) if s == "train"
+    }
+
+
+def test_labels_that_are_numbers_are_one_class_however_they_are_written(tmp_path):
+    rows = ["path,label"]
+    for i, label in enumerate(["1", "1.0", "0.0", "0", "nan", "", "NaN"]):
+        image(tmp_path / f"{i}.png", i)
+        rows.append(f"{i}.png,{label}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    assert [record.label for record in find_source(tmp_path)] == ["1", "1", "0", "0", "", "", ""]
+    (tmp_path / "manifest.csv").write_text("path,label\n0.png,Benign\n1.png,benign\n")
+    with pytest.raises(ValueError, match="differ only in case"):
+        find_source(tmp_path)
+
+
+def test_a_missing_image_of_a_table_is_named_with_the_nearest_name(tmp_path):
+    for i in range(3):
+        image(tmp_path / f"scan_{i}.png", i)
+    (tmp_path / "manifest.csv").write_text("path,colour\nscan_0.png,x\nscan_1.png,x\nscn_2.png,x\n")
+    found = understand(tmp_path)
+    [lost] = [kind for kind in found.kinds if kind.role == "unmatched"]
+    assert "scn_2.png" in lost.paths[0] and "scan_2.png" in lost.paths[0]
+    assert any("colour" in note for note in found.notes)
+    dataset = prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", size=32, progress=False)
+    assert len(dataset) == 2 and "scan_2.png" in (dataset.folder / "rejected.csv").read_text()
+    (tmp_path / "manifest.csv").write_text("path\nscan_0.png\nscn_1.png\nscn_2.png\n")
+    with pytest.raises(ValueError, match=r"2 of them are not there, e.g. scn_1.png \(nearest there: scan_1.png\)"):
+        understand(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("x.zip", "an archive: unpack"),
+        ("x.xlsx", "a spreadsheet: save the sheet as CSV"),
+        ("x.docx", "no image, no CSV"),
+    ],
+)
+def test_what_is_no_source_says_what_it_is(tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"PK\3\4")
+    with pytest.raises(ValueError, match=words):
+        find_source(tmp_path / name)
+
+
+def test_one_image_is_a_set_of_one(tmp_path):
+    image(tmp_path / "one.png", 1)
+    assert [(record.id, record.path) for record in find_source(tmp_path / "one.png")] == [("one", "one.png")]
+
+
+def test_reading_keys_come_from_a_file_and_from_the_command_line_and_nonsense_is_named(tmp_path):
+    (tmp_path / "reading.yaml").write_text("folders: classes\nignore: 7\n")
+    assert reading_of(tmp_path).folders == "classes" and reading_of(tmp_path, {"ignore": "none"}).ignore == "none"
+    assert parse_readings(["masks=[a, b]", "threshold=0.3"]) == {"masks": ["a", "b"], "threshold": 0.3}
+    for items, words in ((["folder=x"], "did you mean folders"), (["folders"], "KEY=VALUE")):
+        with pytest.raises(ValueError, match=words):
+            parse_readings(items)
+    with pytest.raises(ValueError, match="use one of classes, splits, patients"):
+        Reading(folders="both")
+    (tmp_path / "reading.yaml").write_text("folders: both\n")
+    with pytest.raises(ValueError, match="reading.yaml"):
+        reading_of(tmp_path)
+
+
+def test_patients_hidden_in_running_numbers_are_warned_of_and_plain_images_are_not():
+    rng = np.random.default_rng(0)
+
+    def records(repeats: int, labels) -> list[Record]:
+        hashes = rng.integers(0, 2**63, 240 // repeats, dtype=np.uint64).repeat(repeats)
+        flips = np.uint64(1) << rng.integers(0, 60, 240).astype(np.uint64)
+        return [
+            Record(id=str(i), path=f"x/{i}.png", phash=f"{int(h ^ f):016x}", label=labels[i])
+            for i, (h, f) in enumerate(zip(hashes, flips, strict=True))
+        ]
+
+    mixed = rng.choice(["a", "b"], 240).tolist()
+    assert not hidden_groups(records(1, mixed), [False] * 240)
+    assert "are alike" in hidden_groups(records(4, mixed), [False] * 240)[0]
+    assert "share their label" in hidden_groups(records(1, np.repeat(["a", "b"] * 30, 4).tolist()), [False] * 240)[0]
+    assert not hidden_groups(records(4, mixed), [True] * 240)  # whose they are is known
