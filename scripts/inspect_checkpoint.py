@@ -33,18 +33,16 @@ def inspect(path: Path, keys: bool, heads: int | None = None) -> bool:
     except (ValueError, OSError) as error:
         _row("refused", str(error).removeprefix(f"{path} is refused: "))
         return False
-    for file in (
-        [Path(where)]
-        if Path(where).is_file()
-        else sorted(p for p in Path(where).iterdir() if p.suffix in (".safetensors", ".bin"))
-    ):
+    place, endings = Path(where), (".safetensors", ".bin")
+    for file in [place] if place.is_file() else sorted(p for p in place.iterdir() if p.suffix in endings):
         with open(file, "rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         _row(
             "size", f"{file.stat().st_size / 1e6:.1f} MB, sha256 {sha256}" + (f", {file.name}" if file != path else "")
         )
     flat = checkpoints.flatten(state)
-    bad = [k for k, v in flat.items() if v.is_floating_point() and not v.float().isfinite().all()]
+    real = {k: v for k, v in flat.items() if v.is_floating_point() and "float4" not in str(v.dtype)}
+    bad = [k for k, v in real.items() if not v.float().isfinite().all()]
     numbers = sum(v.numel() for v in flat.values())
     kinds = ", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in flat.values()}))
     _row(

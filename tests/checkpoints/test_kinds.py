@@ -177,6 +177,8 @@ def changed(tensors: dict, *pairs: tuple[str, str], **more) -> dict:
         (lambda t: changed(t, (r"blocks\.", "layers."), ("norm1", "ln1")), "MMPretrain"),
         (lambda t: changed(t, (r"blocks\.", "layers.0.blocks.")), "Swin"),
         (lambda t: changed(t, (r"attn\.qkv", "attn.q_proj")), "EVA"),
+        (lambda t: changed(t, **{"norm_pre.weight": torch.ones(192)}), "CLIP"),
+        (lambda t: changed(t, **{"attn_pool.latent": torch.ones(1, 1, 192)}), "by attention"),
         (lambda t: t | {"pos_embed": torch.ones(1, 1 + 14 * 28, 192)}, "no square .*images that are not square"),
         (lambda t: t | {"pos_embed": torch.ones(1, 64, 64, 192)}, "no position embedding"),
     ],
@@ -219,11 +221,18 @@ def test_folders_and_files_of_other_programs_are_refused_by_name(tmp_path):
         ("model.onnx", b"\x08\x07\x12\x07pytorch" + bytes(99), "ONNX"),
         ("weights.tflite", b"\x1c\0\0\0TFL3" + bytes(99), "TensorFlow Lite"),
         ("config.yaml.json", b'{"a": 1}', "JSON"),
+        ("flax_model.msgpack", b"\x82\xa6params" + bytes(99), "Flax"),
+        ("model.caffemodel", b"\x0a\x07" + bytes(99), "Caffe"),
         ("weights.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), "7-zip"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is refused: .*{said}"):
             vfm4us.load_encoder(tmp_path / name)
+    for name, said in (("adapter_config.json", "LoRA adapters without"), ("saved_model.pb", "TensorFlow")):
+        (tmp_path / said).mkdir()
+        (tmp_path / said / name).write_text("{}")
+        with pytest.raises(ValueError, match=said):
+            vfm4us.load_encoder(tmp_path / said)
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "best.pth").touch()
     with pytest.raises(FileNotFoundError, match="give one of its files: best.pth"):

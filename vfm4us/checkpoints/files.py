@@ -147,6 +147,21 @@ BEGINNINGS = (
 )
 
 
+PROGRAMS = {  # ending of a file that is not known by its first bytes -> whose it is
+    ".pb": "TensorFlow",
+    ".index": "TensorFlow",
+    ".msgpack": "Flax",
+    ".caffemodel": "Caffe",
+    ".params": "MXNet",
+    ".mlmodel": "Core ML",
+    ".engine": "TensorRT",
+    ".trt": "TensorRT",
+    ".weights": "Darknet",
+    ".mat": "MATLAB",
+    ".rknn": "RKNN",
+}
+
+
 def _kind(path: Path) -> str:
     """`zip` (torch.save since 1.6), `legacy` (before) or `safetensors`, told by the first bytes; else ValueError."""
     with open(path, "rb") as stream:
@@ -169,9 +184,10 @@ def _kind(path: Path) -> str:
         raise ValueError("it is a TensorFlow Lite program, not a checkpoint: give PyTorch weights")
     if head[:1] == b"\x08" and (path.suffix.lower() == ".onnx" or b"pytorch" in head[:64]):
         raise ValueError("it is an ONNX program, not a checkpoint: give the checkpoint it was made from")
-    if path.suffix.lower() in (".index", ".data-00000-of-00001", ".ckpt-1") or ".data-0" in path.name:
-        raise ValueError("it is a TensorFlow checkpoint: this project reads PyTorch weights")
     if head[:1] != b"\x80":
+        program = PROGRAMS.get(path.suffix.lower()) or ("TensorFlow" if ".data-0" in path.name else None)
+        if program:
+            raise ValueError(f"it is a file of {program}: this project reads weights of PyTorch")
         raise ValueError("it is no checkpoint in PyTorch or safetensors format")
     return "legacy"
 

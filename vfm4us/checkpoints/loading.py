@@ -153,6 +153,13 @@ def latest(run_folder: Path) -> Path:
                 f"{folder} holds DeepSpeed's parts of a checkpoint: join them with its own script, "
                 f"python {folder / 'zero_to_fp32.py'} {folder} weights.pt"
             )
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{folder} holds LoRA adapters without their network (peft): merge them where they were made, "
+                "model.merge_and_unload(), and save that"
+            )
+        if (folder / "saved_model.pb").is_file():
+            raise ValueError(f"{folder} holds a model of TensorFlow: this project reads weights of PyTorch")
         inside = sorted(
             p.name for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
         )

@@ -34,6 +34,9 @@ KINDS = (
         "a DINOv2 with SwiGLU (ViT-g): this project has no encoder of that kind or size",
     ),
     (r"layers\.\d+\.blocks\.\d+\.(attn|attention)\.", "a Swin transformer"),
+    (r"(^|\.)norm_pre\.(weight|bias)$", "a ViT of CLIP, which has a norm before its blocks"),
+    (r"(^|\.)attn_pool\.", "a ViT that pools its tokens by attention (SigLIP)"),
+    (r"(^|\.)blocks_token_only\.", "a CaiT"),
     (
         r"encoder\.layer\.\d+\..*lambda_1$|encoder\.relative_position_bias\.",
         "a BEiT in Hugging Face's names",
