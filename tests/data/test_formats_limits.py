@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ def test_threads_share_one_budget_of_pixels():
                 with lock:
                     under_way[0] += min(pixels, 10_000_000)
                     most[0] = max(most[0], under_way[0])
+                time.sleep(0.0005)
                 with lock:
                     under_way[0] -= min(pixels, 10_000_000)
 

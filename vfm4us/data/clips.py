@@ -50,7 +50,7 @@ def read_clip(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
             for number, frame in enumerate(_frames(container, stream)):
                 if number in wanted:
                     limits.check_size(frame.width, frame.height)
-                    yield number, np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).convert("L"))
+                    yield number, frame.to_ndarray(format="gray")
                 if number >= last:
                     return
 

@@ -31,7 +31,6 @@ def _on_black(image: Image.Image) -> np.ndarray:
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(image.height, top + rows))
         part = image.crop(box)
-        part.info = image.info  # where the transparent colour of a palette stands
         colour = part.convert("RGBA") if part.mode != "La" else part.convert("LA").convert("RGBA")
         black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
         grey[top : box[3]] = np.asarray(Image.alpha_composite(black, colour).convert("L"))
