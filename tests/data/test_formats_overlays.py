@@ -1,10 +1,15 @@
 """Burnt-in text is found where it stays at one place, tissue is not, and filling it leaves the rest as it was."""
 
+import json
+import os
+
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from vfm4us.data import overlays
+from vfm4us.data.prepare import prepare
 
 SIZE = 128
 
@@ -105,3 +110,36 @@ def test_the_report_and_its_picture(tmp_path):
     overlays.picture(tmp_path / "overlays.png", images, found, blanked=False)
     sheet = np.asarray(Image.open(tmp_path / "overlays.png"))
     assert (sheet == (255, 40, 40)).all(axis=2).sum() > 100
+
+
+def test_packing_reports_and_fills(tmp_path, monkeypatch, capsys):
+    source, rows = tmp_path / "in", ["path,group"]
+    source.mkdir()
+    for k in range(12):
+        Image.fromarray(written(scan(k), (4, 4), "SCANNER")).save(source / f"{k}.png")
+        rows.append(f"{k}.png,patient {k}")
+    (source / "manifest.csv").write_text("\n".join(rows) + "\n")
+    seen = prepare(source, tmp_path / "seen", size=SIZE)
+    assert "burnt into 12 of 12 images (overlays.png); blank: true" in capsys.readouterr().err
+    told = json.loads((tmp_path / "seen" / "understood.json").read_text())["burnt_in"]
+    assert (told["images"], told["of"], told["filled"]) == (12, 12, False) and told["places"][0]["example"] == "0"
+    assert (tmp_path / "seen" / "overlays.png").is_file()
+    whole = prepare(source, tmp_path / "filled", size=SIZE, progress=False, reading={"blank": True})
+    assert whole.images[:, 4:16, 4:50].max() < 30 < seen.images[:, 4:16, 4:50].max()
+    replace = os.replace
+
+    def dies(*arguments):
+        if "filled" in str(arguments[0]) or "images.npy" in str(arguments[0]):
+            raise KeyboardInterrupt
+        return replace(*arguments)
+
+    for broken in ("shutil.copyfile", "os.replace"):  # interrupted before it is filled, and before the last step
+        out = tmp_path / broken
+        with monkeypatch.context() as patch:
+            patch.setattr(f"vfm4us.data.overlays.{broken}", dies)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(source, out, size=SIZE, progress=False, reading={"blank": True})
+        again = prepare(source, out, size=SIZE, progress=False, reading={"blank": True})
+        assert (again.images[:] == whole.images[:]).all()
+        assert json.loads((out / "understood.json").read_text())["burnt_in"]["images"] == 12
+        assert not list(out.glob("overlays.json")) and not list(out.glob("images.filled*"))

@@ -10,11 +10,15 @@ Places are found on the packed images, where training sees them. What stands ove
 set anew each time) stays unseen: nothing tells it from tissue for certain.
 """
 
+import json
+import os
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from PIL import Image
 from scipy.ndimage import (
     binary_closing,
@@ -42,10 +46,14 @@ DRAWN, EXACT = 160.0, 3.0  # grey levels: over tissue only what is this bright a
 STILL = 0.4  # share of all strokes that may stay: where more do, the scene does not move, and nothing can be told
 FIXED_SHARE, CHANGING_SHARE, EDGE_SHARE = 0.9, 0.5, 0.25  # of the images; the last where a place ends
 FIXED_IMAGES, CHANGING_GROUPS = 5, 8  # at the least, to judge by
-SAMPLE, GROUP_SAMPLE = 256, 12  # images that are looked at, of one geometry and of one group
+SAMPLE, GROUP_SAMPLE = 96, 12  # images that are looked at, of one geometry and of one group
 SMALLEST = 6  # pixels of a place; less is noise
 LARGEST = 0.25  # share of an image: what covers more is no text
 ERRING = 0.3  # of the pixels of one place: strokes that an image must have there to carry it
+
+
+REPORT = "overlays.json"
+MOST_PLACES = 100  # that are reported
 
 
 @dataclass
@@ -64,6 +72,50 @@ class Places:
     boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
     carried: list[bool] = field(default_factory=list)
+
+
+def look(folder: Path, records, fill: bool) -> dict:
+    """Look for what is burnt into the packed `images.npy` of a folder, report it, and fill it where `fill` says so.
+
+    Writes `overlays.png` where anything was found and returns what understood.json says: how many images carry it, whether it was
+    filled, and the places. A call that was interrupted can be repeated: `overlays.json` holds what the first one found.
+    """
+    report, filled = folder / REPORT, folder / "images.filled.npy"
+    if report.is_file():
+        if filled.is_file():
+            os.replace(filled, folder / "images.npy")
+        return json.loads(report.read_text(encoding="utf-8"))
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    valid = np.array([(r.top, r.left, r.valid_height, r.valid_width) for r in records], np.int32).reshape(-1, 4)
+    found = find(images, valid, [(r.height, r.width, r.crop) for r in records], [r.group for r in records])
+    told = {"images": len(carrying(found)), "of": len(records), "filled": fill, "places": []}
+    if found:
+        told["places"] = describe(found, [r.id for r in records])[:MOST_PLACES]
+        if fill:
+            shutil.copyfile(folder / "images.npy", filled)
+            changed = open_memmap(filled, mode="r+")
+            blank_all(changed, valid, found)
+            changed.flush()
+            images = changed
+        picture(folder / "overlays.png", images, found, fill)
+    del images
+    with open(report, "w", encoding="utf-8") as file:
+        file.write(json.dumps(told) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if filled.is_file():
+        with open(filled, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(filled, folder / "images.npy")
+    return told
+
+
+def sentence(told: dict) -> str:
+    """What `look` found, in words; "" where it was nothing."""
+    if not told["images"]:
+        return ""
+    does = "it is filled with its neighbourhood" if told["filled"] else "blank: true of the reading fills it"
+    return f"text, scales or marks are burnt into {told['images']} of {told['of']} images (overlays.png); {does}"
 
 
 def find(images, valid, geometries, groups) -> list[Places]:

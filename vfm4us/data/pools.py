@@ -12,6 +12,7 @@ from torch import Tensor
 from vfm4us.config import option
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
+from vfm4us.data.reading import frames_of
 from vfm4us.data.splits import leakage
 
 
@@ -92,6 +93,7 @@ class Locations:
     root: str = ""
     phantoms: Path = Path()
     hint: str = ""
+    frames: str = ""
 
     def resolve(self, path: str) -> Path:
         """`phantoms:coarse` is part of the built-in set; a relative path starts from `root`."""
@@ -112,7 +114,7 @@ def open_sources(sources: list[SourceConfig], key: str, where: Locations) -> lis
                 f"with {key}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR."
                 + (f"\n{where.hint}" if where.hint else "")
             )
-        dataset = open_or_prepare(path, where.cache, where.size, where.splits)
+        dataset = open_or_prepare(path, where.cache, where.size, where.splits, reading=frames_of(where.frames))
         opened.append(dataset.hold_back(source.folds, source.fold) if source.folds else dataset)
     return opened
 

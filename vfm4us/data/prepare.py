@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vfm4us.data import frames, polygons
+from vfm4us.data import frames, overlays, polygons
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import (
@@ -58,7 +58,7 @@ SAVE_EVERY = 3.0  # seconds of work that an interruption may cost
 
 
 def open_or_prepare(
-    path, cache: Path, size: int, splits=(0.8, 0.1, 0.1), seed: int = 0, reading: Reading | None = None
+    path, cache: Path, size: int, splits=(0.8, 0.1, 0.1), seed: int = 0, reading: Reading | dict | None = None
 ) -> PreparedDataset:
     """Open a prepared folder as it is, or prepare a plain folder or CSV once into `cache` and open it from there.
 
@@ -404,6 +404,13 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
     understood.warnings += hidden
     if progress and hidden:
         print("\n".join(f"  warning  {words}" for words in hidden), file=sys.stderr, flush=True)
+    del images  # the file may be replaced
+    understood.burnt_in = overlays.look(partial, records, plan.get("blank", False))
+    if burnt_in := overlays.sentence(understood.burnt_in):
+        understood.notes.append(burnt_in)
+        if progress:
+            print(f"  note     {burnt_in}", file=sys.stderr, flush=True)
+    images = np.load(partial / "images.npy", mmap_mode="r")
     write_manifest(partial / "manifest.csv", records)
     write_rows(partial / "rejected.csv", ["path", "reason"], rejected)
     understood.write(partial / "understood.json", coding.to_plain() if coding else None)
@@ -443,6 +450,7 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
         "plan.json",
         "journal.jsonl",
         "coding.json",
+        overlays.REPORT,
     ):  # they let a call killed before the rename go on; now they are done
         (out / name).unlink(missing_ok=True)
 

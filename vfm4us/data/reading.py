@@ -112,6 +112,11 @@ def reading_of(source: Path, given: Reading | dict | None = None) -> Reading:
         raise ValueError(f"{file}: {error}" if written else str(error)) from error
 
 
+def frames_of(rule: str) -> dict:
+    """The reading of a config's `frames` key: nothing where it is empty."""
+    return {"frames": rule} if rule else {}
+
+
 def parse_readings(items: list[str]) -> dict:
     """`KEY=VALUE` of the command line as a dict; lists are written [a, b]."""
     values = {}

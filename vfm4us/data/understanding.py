@@ -35,6 +35,7 @@ class Understanding:
     groups, splits, labels: how each was found, in words
     notes:     guesses and everything that somebody should know; `warnings` those that may spoil a figure
     reading:   the keys that were given to decide
+    burnt_in:  how many images carry text or marks, whether they were filled, and where; known once they are packed
     fill_outlines: masks are outlines whose inside is meant
     """
 
@@ -50,6 +51,7 @@ class Understanding:
     warnings: list[str] = field(default_factory=list)
     reading: dict = field(default_factory=dict)
     fill_outlines: bool = False
+    burnt_in: dict = field(default_factory=dict)
 
     def add(self, role: str, what: str, *paths: str) -> None:
         """Count files under a role and a reason."""
@@ -98,6 +100,7 @@ class Understanding:
             "notes": self.notes,
             "warnings": self.warnings,
             "reading": self.reading,
+            "burnt_in": self.burnt_in,
         }
 
     def write(self, path: Path, masks: dict | None = None) -> None:

@@ -46,13 +46,16 @@ class DataConfig:
     splits: list[float] = option(
         [0.95, 0.05, 0.0], "shares of train, val, test where a source has no splits of its own"
     )
+    frames: str = option(
+        "", "of clips: first, all, every N, per second, N per second; empty: as a reading.yaml says, else per second"
+    )
     protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
     hint: str = option("", "what to tell a user whose data are missing: where to get them", free=True)
 
     def locations(self) -> Locations:
         """Where the sources of the stages lie."""
         phantoms = Path(self.cache) / f"phantoms-{self.phantoms}-{self.size}"
-        return Locations(Path(self.cache), self.size, tuple(self.splits), self.root, phantoms, self.hint)
+        return Locations(Path(self.cache), self.size, tuple(self.splits), self.root, phantoms, self.hint, self.frames)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 from vfm4us import checkpoints, config
 from vfm4us.data.pools import StagePool, stage_pools
 from vfm4us.data.prepare import open_or_prepare
+from vfm4us.data.reading import frames_of
 from vfm4us.data.splits import leakage
 from vfm4us.tables.plan import Cell, Plan, Pretraining
 
@@ -62,7 +63,13 @@ def check_leakage(plan: Plan) -> dict[str, str]:
 def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> int:
     """The number of the cell's test images; ValueError where one of them is in a pool."""
     own = pretraining.config.data
-    dataset = open_or_prepare(Path(cell.config.data.path), Path(own.cache), own.size, tuple(cell.config.data.splits))
+    dataset = open_or_prepare(
+        Path(cell.config.data.path),
+        Path(own.cache),
+        own.size,
+        tuple(cell.config.data.splits),
+        reading=frames_of(cell.config.data.frames),
+    )
     test = dataset.indices("test")
     for stage in stages:
         for source, part in zip(stage.training.datasets, stage.training.parts, strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 
 from vfm4us import config, plots
 from vfm4us.data.prepare import open_or_prepare
+from vfm4us.data.reading import frames_of
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
 from vfm4us.tables.plan import STAGES, Cell, Plan, Pretraining, TableConfig, absences
@@ -261,7 +262,9 @@ def read_published() -> list[dict]:
 def _count_images(cell: Cell) -> int:
     """Of the cell's dataset, those left out too: what calls itself BUSI and has another number is not the published one."""
     data = cell.config.data
-    dataset = open_or_prepare(Path(data.path), Path(data.cache), data.size, tuple(data.splits))
+    dataset = open_or_prepare(
+        Path(data.path), Path(data.cache), data.size, tuple(data.splits), reading=frames_of(data.frames)
+    )
     only = getattr(data, "only", [])
     return sum(not only or label in only for label in dataset.labels)
 

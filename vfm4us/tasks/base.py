@@ -21,6 +21,7 @@ from vfm4us.config import option, section
 from vfm4us.data import splits as splitting
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
+from vfm4us.data.reading import frames_of
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source
 from vfm4us.evaluation.statistics import INTERVAL, Outcome
@@ -37,6 +38,9 @@ class DataConfig:
     size: int = option(224, "longer side to which images are packed, px", low=32, high=4096)
     splits: list[float] = option([0.7, 0.1, 0.2], "shares of train, val and test where the data have none")
     cache: str = option("data", "folder for what is packed from plain folders", free=True)
+    frames: str = option(
+        "", "of clips: first, all, every N, per second, N per second; empty: as a reading.yaml says, else per second"
+    )
     labels: float = option(
         1.0, "share of the labelled training images that is used, of each class, at least one", low=0.0, high=1.0
     )
@@ -78,7 +82,8 @@ def open_dataset(config: DataConfig, wanted: str) -> PreparedDataset:
             f"data.path: {config.path!r} does not exist (looked from {Path.cwd()}); give {wanted} with data.path=DIR"
             + (f"\n{config.hint}" if config.hint else "")
         )
-    return open_or_prepare(path, Path(config.cache), config.size, tuple(config.splits))
+    reading = frames_of(config.frames)
+    return open_or_prepare(path, Path(config.cache), config.size, tuple(config.splits), reading=reading)
 
 
 def source_records(data: Path, split: str = "all") -> list[Record]:
