@@ -342,8 +342,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def hc18(folder: Path) -> list[Record] | None:
-    """Fetal heads: masks from the outlines NNN_HC_Annotation.png, test part without masks; group = the number of the "
-    "subject."""
+    """Fetal heads: masks from the outlines NNN_HC_Annotation.png, test part without masks; group = the subject's number."""
     parts = [folder / "training_set", folder / "test_set"] if (folder / "training_set").is_dir() else [folder]
     named = re.compile(r"(\d+)_\d*HC")  # 010_HC, 010_2HC: a second image of the same subject
     records = []
