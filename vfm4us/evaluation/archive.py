@@ -263,7 +263,7 @@ def nearest(
         x = (np.asarray(features[part], np.float32) - white[0]) @ white[1]
         return torch.nn.functional.normalize(torch.from_numpy(x), dim=1)
 
-    for mine in tqdm(list(blocks(len(rows), 2048)), desc="neighbours", unit="block", disable=not progress):
+    for mine in tqdm(list(blocks(len(rows), 4096)), desc="neighbours", unit="block", disable=not progress):
         queries = unit(rows[mine])
         best, where = torch.full((len(queries), k), -2.0), torch.zeros(len(queries), k, dtype=torch.long)
         for b in blocks(count):
