@@ -20,11 +20,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from vfm4us import config
 from vfm4us.config import option
+from vfm4us.evaluation import classification as figures
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.device import choose_device
 from vfm4us.runtime.run import RunFolder
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks import base, classification
+from vfm4us.tables import markdown
+from vfm4us.tasks import classification
 from vfm4us.tasks.finetune import make_encoder
 
 
@@ -46,7 +48,7 @@ def main() -> None:
     if settings.few and arguments.against:
         raise ValueError("--against needs few=false: with it, the folds are tested on images that overlap")
     outcomes = cross_validate(settings)
-    found = [classification.scores(o["labels"], o["probabilities"]) for o in outcomes]
+    found = [figures.scores(o["labels"], o["probabilities"]) for o in outcomes]
     for outcome, values in zip(outcomes, found, strict=True):
         right = outcome["probabilities"][np.arange(len(outcome["labels"])), outcome["labels"]]
         values["cross_entropy"] = np.array([-np.log(right.clip(1e-12)).mean()])
@@ -55,8 +57,8 @@ def main() -> None:
         np.savez(Path(settings.logs) / settings.name / "cross_validation.npz", **outcomes[0])
     if arguments.against:
         with np.load(arguments.against) as theirs:
-            apart = statistics.differences(classification.outcome_scores, [(outcomes, [dict(theirs)])])
-        print("difference: " + ", ".join(f"{k} {base.cell(v, '+')}" for k, v in apart.items()))
+            apart = statistics.differences(figures.outcome_scores, [(outcomes, [dict(theirs)])])
+        print("difference: " + ", ".join(f"{k} {markdown.cell(v, '+')}" for k, v in apart.items()))
 
 
 def cross_validate(settings: CrossValidationConfig) -> list[statistics.Outcome]:

@@ -109,7 +109,7 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> None
                 f"name={arm.name}-{n or 'all'}", f"logs={out / 'runs'}", f"seeds=[{seed}]",
                 "pictures=false", "keep_model=false",
                 f"data.path={probe_table.folder_of(name, arguments.data)}", f"data.cache={arguments.cache}",
-                f"data.size={arguments.size}", f"data.labels={n / there if n else 1.0}",
+                f"data.size={arguments.size}", f"data.label_share={n / there if n else 1.0}",
                 f"encoder.weights={'none' if source.startswith('random:') else source}",
                 "finetune.epochs=1", f"finetune.min_steps={arguments.steps}", f"finetune.max_steps={arguments.steps}",
                 "finetune.patience=0", f"precision={arguments.precision}", *arguments.set,

@@ -7,12 +7,12 @@ which must be the same, with a 95 % interval over each run's seeds and over test
 """
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.signals import exit_code
+from vfm4us.tables import markdown
 from vfm4us.tasks import base
 
 
@@ -39,7 +39,7 @@ def row_of(folder: Path, wanted: list[str]) -> list[str]:
         raise ValueError(f"{folder} has no figure {unknown[0]!r}; it has: {', '.join(metrics)}")
     start = "random" if about["initialisation"] == "none" else Path(about["initialisation"]).parent.name
     labels = f"{100 * about['labels']:g} % ({about['training_images']})"
-    cells = [base.cell(metrics[name]) for name in wanted]
+    cells = [markdown.cell(metrics[name]) for name in wanted]
     return [folder.name, about.get("mode", ""), labels, start, str(len(found["seeds"])), *cells]
 
 
@@ -48,10 +48,10 @@ def difference(a: Path, b: Path, wanted: list[str]) -> list[str]:
     ours, theirs = ({"folder": folder} | base.read_metrics(folder) for folder in (a, b))
     if ours["task"] != theirs["task"]:
         raise ValueError(f"{a} is a run of {ours['task']}, {b} of {theirs['task']}: they have no difference")
-    score = importlib.import_module(f"vfm4us.tasks.{ours['task']}").outcome_scores
+    score = base.task_named(ours["task"]).figures.outcome_scores
     outcomes = [[base.read_outcome(x["folder"] / f"seed-{seed}") for seed in x["seeds"]] for x in (ours, theirs)]
     found = statistics.differences(score, [outcomes])
-    return [f"{a.name} - {b.name}", "", "", "", "", *(base.cell(found.get(name), "+") for name in wanted)]
+    return [f"{a.name} - {b.name}", "", "", "", "", *(markdown.cell(found.get(name), "+") for name in wanted)]
 
 
 if __name__ == "__main__":

@@ -96,6 +96,28 @@ def from_command_line(cls: type[T], doc: str | None, built_in: Path, said: str, 
     return settings, own
 
 
+def from_flags(cls: type[T], doc: str | None, positional: typing.Sequence[str] = ()) -> T:
+    """The config of a command line whose keys are flags: `--kid-encoder FILE` is kid_encoder; those in `positional` go without.
+
+    A bool is switched on by its flag; a list takes several words.
+    """
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint, about = hints[field.name], {"help": field.metadata["doc"], "choices": field.metadata["choices"]}
+        if field.name in positional:
+            result.add_argument(field.name, **about)
+            continue
+        if hint is bool:
+            about = {"help": about["help"], "action": "store_true"}
+        elif typing.get_origin(hint) is list:
+            about |= {"nargs": "*", "type": typing.get_args(hint)[0]}
+        else:
+            about["type"] = typing.get_args(hint)[0] if typing.get_origin(hint) is types.UnionType else hint
+        result.add_argument(f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **about)
+    return from_dict(cls, vars(result.parse_args()))
+
+
 def load(cls: type[T], file: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> T:
     """Build `cls` from its defaults, `file` (YAML, see `find`) and `overrides` such as `stages.0.epochs=3`; the last one counts.
 

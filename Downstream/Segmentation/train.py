@@ -10,26 +10,10 @@ continues, and does not repeat what is finished.
 """
 
 import sys
-from pathlib import Path
 
-from vfm4us import config
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks import base
-from vfm4us.tasks.segmentation import SegmentationConfig, run_seeds
-
-BUILT_IN = Path("configs/smoke/segmentation.yaml")
-
-
-def main() -> None:
-    said = f"No --config and no data.path: segmenting the lesions of built-in synthetic ultrasound ({BUILT_IN})."
-    settings, built_in = config.from_command_line(SegmentationConfig, __doc__, BUILT_IN, said, unless="data.path")
-    if built_in:
-        from vfm4us.phantoms.folders import write_quickstart_phantoms
-
-        write_quickstart_phantoms()
-    result = run_seeds(settings)
-    print(f"\n{base.table(result, len(settings.seeds))}\n\nwritten to {Path(settings.logs) / settings.name}")
-
+from vfm4us.tasks.base import train_from_command_line
+from vfm4us.tasks.segmentation import TASK
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(lambda: train_from_command_line(TASK, __doc__)))

@@ -89,7 +89,7 @@ def fit(source: Path, out: Path) -> None:
         "data": {"path": str(source / "one"), "size": 32, "cache": str(out / "data"), "splits": [0.5, 0.25, 0.25]},
         "finetune": {"epochs": 2, "min_steps": 2, "batch_size": 8},
     }
-    classification.run_seeds(config.from_dict(classification.ClassificationConfig, values))
+    classification.TASK.run_seeds(config.from_dict(classification.ClassificationConfig, values))
 
 
 def fitted(out: Path) -> str:

@@ -21,7 +21,7 @@ from vfm4us.tables import report
 from vfm4us.tables.leakage import check_leakage
 from vfm4us.tables.plan import STAGES, TASKS, Pretraining, TableConfig, make_plan, merge
 from vfm4us.tables.run import work
-from vfm4us.tasks.finetune import EncoderConfig, make_encoder
+from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder
 
 SCRIPT = ROOT / "scripts" / "reproduce_tables.py"
 
@@ -273,13 +273,13 @@ def test_the_published_rows_are_complete():
 
 def test_random_weights_of_a_transformer_depend_on_the_seed_and_give_the_vector_that_is_asked_for():
     keys = {"name": "vit_tiny", "patch": 8}
-    same, again, other = (make_encoder(EncoderConfig(**keys), seed)[0] for seed in (3, 3, 4))
+    same, again, other = (make_encoder(InitialEncoderConfig(**keys), seed)[0] for seed in (3, 3, 4))
     x = torch.rand(2, 1, 32, 32)
     assert same.spec.patch == 8 and torch.equal(same(x), again(x)) and not torch.equal(same(x), other(x))
-    mean = make_encoder(EncoderConfig(**keys, norm="mean_of_norm"), 3)[0]
+    mean = make_encoder(InitialEncoderConfig(**keys, norm="mean_of_norm"), 3)[0]
     assert not torch.allclose(mean(x), same(x)) and mean(x).shape == (2, 192)
     with pytest.raises(ValueError, match="encoder.weights=imagenet: for resnet18"):
-        make_encoder(EncoderConfig(**keys, weights="imagenet"), 3)
+        make_encoder(InitialEncoderConfig(**keys, weights="imagenet"), 3)
 
 
 def test_tables_of_older_runs_keep_their_cells(write_table, textures):

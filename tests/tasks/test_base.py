@@ -8,6 +8,7 @@ import pytest
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.run import RunFolder
+from vfm4us.tables import markdown
 from vfm4us.tasks import base
 
 
@@ -118,5 +119,5 @@ def test_a_table_shows_a_dozen_classes_and_leaves_a_thousand_to_the_file():
     few = {"dice": {"mean": 0.5, "low": 0.4, "high": 0.6}} | {f"recall {i}": {"mean": 0.1} for i in range(12)}
     assert base.table(few, 1).count("| recall ") == 12 and "| dice | 0.500 | 0.400 to 0.600 |" in base.table(few, 1)
     assert "recall" not in base.table(few | {"recall 12": {"mean": 0.1}}, 1)
-    assert base.cell({"mean": 0.1, "low": -0.02, "high": 0.2}, "+") == "+0.100 (-0.02 to +0.20)"
-    assert base.cell(None) == "-"
+    assert markdown.cell({"mean": 0.1, "low": -0.02, "high": 0.2}, "+") == "+0.100 (-0.02 to +0.20)"
+    assert markdown.cell(None) == "-"

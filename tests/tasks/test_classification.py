@@ -20,6 +20,7 @@ import vfm4us
 from tests.conftest import ROOT, module_of
 from vfm4us import checkpoints, config
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.evaluation import classification as figures
 from vfm4us.runtime import signals
 from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base, finetune
@@ -79,16 +80,16 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
     settings = build(
         f"mode={mode}", "seeds=[0,1]", "finetune.epochs=6", "finetune.min_steps=40", "finetune.learning_rate=0.003"
     )
-    result = task.run_seeds(settings, quiet)
+    result = task.TASK.run_seeds(settings, quiet)
     assert result["balanced_accuracy"]["mean"] > 0.75, "stripes are easy"
     assert result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"]
     both = [base.read_outcome(tmp_path / "logs" / "t" / f"seed-{seed}") for seed in (0, 1)]
-    together = task.scores(both[0]["labels"], (both[0]["probabilities"] + both[1]["probabilities"]) / 2)
-    for name in task.SCORES:
+    together = figures.scores(both[0]["labels"], (both[0]["probabilities"] + both[1]["probabilities"]) / 2)
+    for name in figures.SCORES:
         assert len(result[name]["per_seed"]) == 2 and result[f"ensemble {name}"]["mean"] == pytest.approx(
             together[name][0]
         )
-    val = [task.scores(o["val_labels"], o["val_probabilities"])["auroc"][0] for o in both]
+    val = [figures.scores(o["val_labels"], o["val_probabilities"])["auroc"][0] for o in both]
     assert result["val_auroc"]["per_seed"] == pytest.approx(val) and len(both[0]["val_labels"]) == 20
     seed = tmp_path / "logs" / "t" / "seed-0"
     pictures = {"confusion.png", "roc.png", "reliability.png", "tsne.png"} | (
@@ -117,9 +118,9 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
 
 
 def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path, monkeypatch):
-    task.run_seeds(build("mode=linear"), quiet)
+    task.TASK.run_seeds(build("mode=linear"), quiet)
     said = []
-    two = task.run_seeds(build("mode=linear", "seeds=[0,1]"), said.append)
+    two = task.TASK.run_seeds(build("mode=linear", "seeds=[0,1]"), said.append)
     assert sum("is finished" in line for line in said) == 1
     summary = json.loads((tmp_path / "logs/t/metrics.json").read_text())
     assert "clusters of near-duplicates" in summary["protocol"]["duplicates"] and summary["seeds"] == [0, 1]
@@ -128,29 +129,29 @@ def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path, m
         raise AssertionError("a finished seed needs neither data nor encoder")
 
     monkeypatch.setattr(task, "LabelledData", loaded)
-    monkeypatch.setattr(task, "make_encoder", loaded)
-    assert task.run_seeds(build("mode=linear", "seeds=[0,1]"), quiet) == two
+    monkeypatch.setattr(base, "make_encoder", loaded)
+    assert task.TASK.run_seeds(build("mode=linear", "seeds=[0,1]"), quiet) == two
     with pytest.raises(ValueError, match="smoothing: 0.1 -> 0.3"):
-        task.run_seeds(build("mode=linear", "smoothing=0.3"), quiet)
+        task.TASK.run_seeds(build("mode=linear", "smoothing=0.3"), quiet)
 
 
 def test_a_model_that_is_not_kept_leaves_the_figures(build, tmp_path):
-    task.run_seeds(build("mode=linear", "keep_model=false"), quiet)
+    task.TASK.run_seeds(build("mode=linear", "keep_model=false"), quiet)
     assert not list((tmp_path / "logs").rglob("*.pt")) and (tmp_path / "logs/t/seed-0/test.npz").is_file()
-    task.run_seeds(build("mode=linear"), quiet)  # finished whether it is kept or not
+    task.TASK.run_seeds(build("mode=linear"), quiet)  # finished whether it is kept or not
     assert not list((tmp_path / "logs").rglob("*.pt"))
 
 
 def test_weights_that_are_missing_for_a_later_seed_are_said_before_the_first_is_run(build, tmp_path):
     (tmp_path / "encoder-0.pt").touch()
     with pytest.raises(FileNotFoundError, match="encoder-1.pt does not exist"):
-        task.run_seeds(build("seeds=[0,1]", f"encoder.weights={tmp_path}/encoder-{{seed}}.pt"), quiet)
+        task.TASK.run_seeds(build("seeds=[0,1]", f"encoder.weights={tmp_path}/encoder-{{seed}}.pt"), quiet)
     assert not (tmp_path / "logs").exists()
 
 
 def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path, monkeypatch):
     settings = build("encoder.freeze_epochs=1", "augment.mixup=0.2")
-    task.run_seeds(settings, quiet)
+    task.TASK.run_seeds(settings, quiet)
     whole = checkpoints.read(tmp_path / "logs/t/seed-0/classifier.pt")["state_dict"]
 
     stopped = copy.deepcopy(settings)
@@ -172,10 +173,10 @@ def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path
 
         monkeypatch.setattr(signals, "StopSignal", Soon)
         with pytest.raises(signals.Stopped, match="same command goes on") as found:
-            task.run_seeds(stopped, quiet)
+            task.TASK.run_seeds(stopped, quiet)
         assert found.value.number == 2
     monkeypatch.setattr(signals, "StopSignal", real)
-    task.run_seeds(stopped, quiet)
+    task.TASK.run_seeds(stopped, quiet)
     parts = checkpoints.read(tmp_path / "logs/stopped/seed-0/classifier.pt")["state_dict"]
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
@@ -183,7 +184,7 @@ def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path
 def test_frozen_epochs_leave_the_encoder_as_it_was(build):
     settings = build("encoder.freeze_epochs=3", "finetune.average=0.0")
     before, _ = finetune.make_encoder(settings.encoder, 0)
-    task.run_seeds(settings, quiet)
+    task.TASK.run_seeds(settings, quiet)
     after = vfm4us.load_encoder(f"{settings.logs}/t/seed-0/classifier.pt", in_channels=1)
     assert all(
         torch.equal(v, after.body.state_dict()[k]) for k, v in before.body.state_dict().items() if k != "conv1.weight"
@@ -195,9 +196,9 @@ def test_pretrained_weights_are_wholly_loaded_and_said(build, tmp_path):
     state = {"module.base_encoder." + k: v for k, v in encoder.published_state().items()}
     checkpoints.save(tmp_path / "e.pt", {"state_dict": state, "encoder": encoder.spec_dict()})
     said = []
-    task.run_seeds(build("mode=linear", f"encoder.weights={tmp_path}/e.pt"), said.append)
+    task.TASK.run_seeds(build("mode=linear", f"encoder.weights={tmp_path}/e.pt"), said.append)
     assert any("layout VFM4US, 120/120" in line for line in said)
-    one_per_seed = finetune.EncoderConfig(weights=f"{tmp_path}/{{seed}}.pt")
+    one_per_seed = finetune.InitialEncoderConfig(weights=f"{tmp_path}/{{seed}}.pt")
     (tmp_path / "e.pt").rename(tmp_path / "4.pt")
     read, _ = finetune.make_encoder(one_per_seed, 4)
     assert torch.equal(read.body.layer4[1].conv2.weight, encoder.body.layer4[1].conv2.weight)
@@ -205,7 +206,7 @@ def test_pretrained_weights_are_wholly_loaded_and_said(build, tmp_path):
         finetune.make_encoder(one_per_seed, 5)
     torch.save({"module.wrong": torch.ones(2)}, tmp_path / "bad.pt")
     with pytest.raises(ValueError, match="bad.pt holds no encoder"):
-        task.run_seeds(build("mode=linear", "name=b", f"encoder.weights={tmp_path}/bad.pt"), quiet)
+        task.TASK.run_seeds(build("mode=linear", "name=b", f"encoder.weights={tmp_path}/bad.pt"), quiet)
 
 
 def test_imagenet_weights_that_cannot_be_fetched_say_where_to_put_them(monkeypatch, tmp_path):
@@ -217,7 +218,7 @@ def test_imagenet_weights_that_cannot_be_fetched_say_where_to_put_them(monkeypat
 
     monkeypatch.setattr("torch.hub.download_url_to_file", closed)
     with pytest.raises(FileNotFoundError, match=f"resnet18-.*is not in {tmp_path}.*encoder.weights=FILE"):
-        finetune.make_encoder(finetune.EncoderConfig(weights="imagenet"), 0)
+        finetune.make_encoder(finetune.InitialEncoderConfig(weights="imagenet"), 0)
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
@@ -279,34 +280,34 @@ def test_few_labels_keep_the_shares_of_classes_and_at_least_one_image(share):
 def test_scores_equal_those_of_a_small_table_by_hand():
     labels = np.array([0, 0, 0, 1, 1, 2])
     p = np.array([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1], [0.6, 0.2, 0.2], [0.3, 0.6, 0.1], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-    found = {k: v[0] for k, v in task.scores(labels, p).items()}
+    found = {k: v[0] for k, v in figures.scores(labels, p).items()}
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)  # F1: 2*2/(3+3), 2*1/(2+2), 1
     assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(labels == c, p[:, c]) for c in range(3)]))
     ties = p.round(0)
     area = np.mean([roc_auc_score(labels == c, ties[:, c]) for c in range(3)])
-    assert task.scores(labels, ties)["auroc"][0] == pytest.approx(area)
+    assert figures.scores(labels, ties)["auroc"][0] == pytest.approx(area)
     repeated = np.repeat(np.arange(6), [1, 2, 0, 3, 1, 2])
-    weighted = {k: v[1] for k, v in task.scores(labels, p, np.array([[1] * 6, [1, 2, 0, 3, 1, 2]])).items()}
+    weighted = {k: v[1] for k, v in figures.scores(labels, p, np.array([[1] * 6, [1, 2, 0, 3, 1, 2]])).items()}
     assert weighted["auroc"] == pytest.approx(
         np.mean([roc_auc_score(labels[repeated] == c, p[repeated, c]) for c in range(3)])
     )
     assert weighted["macro_f1"] == pytest.approx(f1_score(labels[repeated], p[repeated].argmax(1), average="macro"))
-    alone = task.scores(np.zeros(3, int), p[:3])
+    alone = figures.scores(np.zeros(3, int), p[:3])
     assert alone["accuracy"][0] == pytest.approx(2 / 3) and np.isnan(alone["auroc"][0])
 
 
 def test_calibration_error_and_temperature():
     labels = np.array([0, 0, 1, 1])
     p = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.2, 0.8]])  # 0.9 bin: 2 of 3 right; 0.8 bin: right
-    assert task.expected_calibration_error(labels, p) == pytest.approx(0.75 * abs(2 / 3 - 0.9) + 0.25 * 0.2)
+    assert figures.expected_calibration_error(labels, p) == pytest.approx(0.75 * abs(2 / 3 - 0.9) + 0.25 * 0.2)
     generator = torch.Generator().manual_seed(0)
     honest = torch.randn(4000, 3, generator=generator)
     truth = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0].numpy()
     assert task.fit_temperature(truth, 3 * honest) == pytest.approx(3, rel=0.1)
-    before = task.expected_calibration_error(truth, (3 * honest).softmax(1).numpy())
-    assert task.expected_calibration_error(truth, honest.softmax(1).numpy()) < 0.3 * before
+    before = figures.expected_calibration_error(truth, (3 * honest).softmax(1).numpy())
+    assert figures.expected_calibration_error(truth, honest.softmax(1).numpy()) < 0.3 * before
 
 
 def test_a_temperature_must_gain_more_than_chance_and_the_error_of_a_calibrated_model_is_not_zero():
@@ -317,9 +318,9 @@ def test_a_temperature_must_gain_more_than_chance_and_the_error_of_a_calibrated_
         p = honest.softmax(1)
         truth = torch.multinomial(p, 1, generator=generator)[:, 0].numpy()
         kept.append(task.fit_temperature(truth, honest) == 1.0)
-        shown.append(task.expected_calibration_error(truth, p.numpy()))
+        shown.append(figures.expected_calibration_error(truth, p.numpy()))
         if i < 10:
-            floor.append(task.calibrated_error(p.numpy(), repeats=20))
+            floor.append(figures.calibrated_error(p.numpy(), repeats=20))
     assert 0.9 < np.mean(kept) < 1, "one in twenty is changed where nothing is wrong"
     assert np.mean(floor) == pytest.approx(np.mean(shown), rel=0.1) and np.mean(floor) > 0.05
 
@@ -384,7 +385,7 @@ def manifest(root, rows: list[tuple[str, str, str]]):
 def test_data_that_cannot_be_classified_are_refused_with_the_reason(build, tmp_path, rows, message):
     (tmp_path / "m").mkdir()
     with pytest.raises(ValueError, match=message):
-        task.run_seeds(build("mode=linear", path=manifest(tmp_path / "m", rows)), quiet)
+        task.TASK.run_seeds(build("mode=linear", path=manifest(tmp_path / "m", rows)), quiet)
 
 
 def test_a_class_missing_in_val_and_test_one_image_per_class_and_an_unlabelled_or_corrupt_image(build, tmp_path):
@@ -401,7 +402,7 @@ def test_a_class_missing_in_val_and_test_one_image_per_class_and_an_unlabelled_o
         ("a", "train", "bad.png"),
     ]
     said = []
-    result = task.run_seeds(build("finetune.epochs=1", path=manifest(tmp_path / "m", rows)), said.append)
+    result = task.TASK.run_seeds(build("finetune.epochs=1", path=manifest(tmp_path / "m", rows)), said.append)
     assert "3 classes, 3 train, 1 val, 2 test, 1 without label" in said[0]
     assert np.isfinite(result["auroc"]["mean"]) and set(k for k in result if k.startswith("recall")) == {
         "recall a",
@@ -414,7 +415,7 @@ def test_a_thousand_classes(build, tmp_path):
     rows = [(f"class{i:04d}", split, "") for i in range(1000) for split in ("train", "test")] + [
         ("class0000", "val", "")
     ]
-    result = task.run_seeds(build("mode=knn", "data.size=32", path=manifest(tmp_path / "m", rows)), quiet)
+    result = task.TASK.run_seeds(build("mode=knn", "data.size=32", path=manifest(tmp_path / "m", rows)), quiet)
     assert 0 <= result["accuracy"]["mean"] <= 1
 
 
@@ -591,7 +592,7 @@ def test_settings_are_compared_by_cross_validation(folder, tmp_path, monkeypatch
 
 def test_runs_are_tabulated_with_their_paired_difference(build, tmp_path):
     for name, mode in (("a", "linear"), ("b", "knn")):
-        task.run_seeds(build(f"name={name}", f"mode={mode}", "seeds=[0,1]"), quiet)
+        task.TASK.run_seeds(build(f"name={name}", f"mode={mode}", "seeds=[0,1]"), quiet)
     path = ROOT / "scripts" / "tabulate_runs.py"
     done = script(path, "logs/a", "logs/b", "--against", "logs/a=logs/b", "logs/a=logs/a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,8 @@ from vfm4us.evaluation import likeness
 from vfm4us.phantoms.degradation import degraded
 from vfm4us.runtime import signals
 from vfm4us.runtime.rng import generator
-from vfm4us.tables import plan, report
+from vfm4us.tables import report
+from vfm4us.tables.plan import TableConfig, make_plan
 from vfm4us.tasks import cyclegan
 from vfm4us.tasks import generation as task
 
@@ -66,7 +67,7 @@ def build(folder, tmp_path):
                 "cache": str(tmp_path / "cache"),
                 "splits": [0.5, 0.25, 0.25],
             },
-            "generator": {"width": 4, "blocks": 1, "discriminator_width": 4},
+            "network": {"width": 4, "blocks": 1, "discriminator_width": 4},
             "training": {"epochs": 1, "decay_epochs": 1, "steps": 2, "crop": 64, "batch_size": 2, "pool": 3},
         }
         for item in overrides:
@@ -188,7 +189,7 @@ def test_kid_takes_inception_where_its_weights_lie_in_the_cache(tmp_path, monkey
 
 def outcome(ours, untouched):
     n = len(ours)
-    same = {m: np.array(ours) for m in task.MEASURES} | {f"{m}_input": np.array(untouched) for m in task.MEASURES}
+    same = {m: np.array(ours) for m in likeness.FIGURES} | {f"{m}_input": np.array(untouched) for m in likeness.FIGURES}
     return {"paths": np.arange(n).astype(str), "groups": np.arange(n).astype(str)} | same
 
 
@@ -196,18 +197,18 @@ def test_gains_are_paired_in_the_images_may_be_negative_and_the_verdict_follows_
     rng = np.random.default_rng(0)
     untouched = rng.uniform(0.2, 0.8, 60)
     better, worse, no_different = (outcome(untouched + d, untouched) for d in (0.05, -0.05, rng.normal(0, 0.05, 60)))
-    result = task.evaluate([better])
+    result = likeness.evaluate([better])
     assert (
         result["ssim_gain"]["mean"] == pytest.approx(0.05)
         and result["ssim_gain"]["high"] - result["ssim_gain"]["low"] < 1e-6
     )
     assert "beats the untouched input in both" in task.verdict(result)
-    lost = task.evaluate([worse])
+    lost = likeness.evaluate([worse])
     assert lost["ssim_gain"]["high"] < 0 and lost["psnr_gain"]["low"] < 0
-    for found in (lost, task.evaluate([no_different])):
+    for found in (lost, likeness.evaluate([no_different])):
         assert "does NOT beat the untouched input in SSIM nor in PSNR" in task.verdict(found)
     assert "not known" in task.verdict({})
-    scores = task.outcome_scores(better, np.array([[1.0] * 60, [2.0] + [0.0] * 59]))
+    scores = likeness.outcome_scores(better, np.array([[1.0] * 60, [2.0] + [0.0] * 59]))
     assert scores["ssim_input"][1] == pytest.approx(untouched[0]) and scores["ssim_gain"] == pytest.approx([0.05, 0.05])
 
 
@@ -362,7 +363,7 @@ def test_the_two_domains_are_different_images_unless_paired(build):
     assert np.abs(data.high_image(row).astype(int).mean() - 0.6**-1 * data.low_image(row).mean()) < 3
     both = task.QualityData(build().data, True, 0)
     assert np.array_equal(both.low, both.high) and len(both.low) == 12
-    few = task.QualityData(build("data.labels=0.5").data, False, 0)
+    few = task.QualityData(build("data.label_share=0.5").data, False, 0)
     assert len(few.low) + len(few.high) == 6 and np.array_equal(few.test, data.test)
 
 
@@ -396,7 +397,7 @@ def test_two_sets_that_have_nothing_to_do_with_each_other(folder, build, tmp_pat
     pairs(tmp_path / "more", count=40, size=(50, 50), seed=9)
     settings = build(f"data.high={tmp_path / 'more/high_quality'}", path=folder / "low_quality")
     said = []
-    result = task.run_seeds(settings, said.append)
+    result = task.TASK.run_seeds(settings, said.append)
     assert "12 low-quality and 20 high-quality training images, 0 val pairs, 6 test images without a target" in said[0]
     assert result == {} and "not known" in said[-1]
     about = json.loads((tmp_path / "logs/t/metrics.json").read_text())
@@ -439,9 +440,9 @@ def test_data_that_cannot_serve_are_refused(folder, build, tmp_path):
     with pytest.raises(FileNotFoundError, match="data.path: 'nowhere' does not exist"):
         task.QualityData(build(path="nowhere").data, False, 0)
     with pytest.raises(ValueError, match="both 0: nothing would be trained"):
-        task.run_seeds(build("training.epochs=0", "training.decay_epochs=0"), quiet)
+        task.TASK.run_seeds(build("training.epochs=0", "training.decay_epochs=0"), quiet)
     with pytest.raises(ValueError, match="overlap 512 must be smaller"):
-        task.run_seeds(build("overlap=512"), quiet)
+        task.TASK.run_seeds(build("overlap=512"), quiet)
 
 
 @pytest.mark.parametrize("shape", [(100, 80), (64, 64), (30, 200), (17, 16)])
@@ -461,14 +462,14 @@ def test_crops_lie_inside_or_are_reflected_and_pairs_stay_aligned(shape):
 def test_a_run_learns_and_leaves_figures_images_pictures_and_a_model_that_does_the_same(build, folder, tmp_path):
     settings = build(
         "paired=true",
-        "generator.residual=true",
+        "network.residual=true",
         "training.steps=30",
         "training.learning_rate=0.002",
         "training.average=0.8",
         "seeds=[0,1]",
     )
     said = []
-    result = task.run_seeds(settings, said.append)
+    result = task.TASK.run_seeds(settings, said.append)
     assert result["psnr_gain"]["mean"] > 3 and result["ssim_gain"]["mean"] > 0, "brighter is easy"
     assert result["psnr_gain"]["low"] < result["psnr_gain"]["mean"] < result["psnr_gain"]["high"]
     assert any("beats the untouched input" in line for line in said)
@@ -505,7 +506,7 @@ def test_a_run_learns_and_leaves_figures_images_pictures_and_a_model_that_does_t
         assert float(row["ssim_input"]) == pytest.approx(likeness.ssim(low, high), abs=1e-6)
     assert vfm4us.load_encoder(seed / "generator.pt").report.dropped["head"] > 0
     assert not (seed / "checkpoints/last.pt").exists(), "optimizers and all: only a stopped run needs it"
-    task.run_seeds(settings, said.append)
+    task.TASK.run_seeds(settings, said.append)
     assert sum("is finished" in line for line in said) == 2
 
 
@@ -517,7 +518,7 @@ def state_of(tmp_path, name):
 def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeypatch, when):
     """Two epochs of two steps: stopped within the first, at its end, and within the second; the pool is in use by then."""
     keys = ["training.average=0.5", "training.pool=1", "training.discriminator_steps=2"]
-    task.run_seeds(build(*keys), quiet)
+    task.TASK.run_seeds(build(*keys), quiet)
     real, made = signals.StopSignal, []
 
     class Soon(real):
@@ -538,9 +539,9 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
     monkeypatch.setattr(cyclegan.CycleGAN, "_update", counted)
     stopped = build("name=stopped", *keys)
     with pytest.raises(signals.Stopped):
-        task.run_seeds(stopped, quiet)
+        task.TASK.run_seeds(stopped, quiet)
     assert not (tmp_path / "logs/stopped/seed-0/metrics.json").exists()
-    task.run_seeds(stopped, quiet)
+    task.TASK.run_seeds(stopped, quiet)
     assert len(steps) == 4, "no step was made twice"
     whole, parts = state_of(tmp_path, "t"), state_of(tmp_path, "stopped")
     assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
@@ -553,25 +554,27 @@ def test_a_frozen_encoder_stays_what_was_loaded_and_a_free_one_does_not(build, t
     state = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
     checkpoints.save(tmp_path / "e.pt", {"state_dict": state, "encoder": encoder.spec_dict()})
     for name, freeze in (("frozen", "true"), ("free", "false")):
-        task.run_seeds(build(f"name={name}", f"encoder.freeze={freeze}", f"encoder.weights={tmp_path / 'e.pt'}"), quiet)
+        task.TASK.run_seeds(
+            build(f"name={name}", f"encoder.freeze={freeze}", f"encoder.weights={tmp_path / 'e.pt'}"), quiet
+        )
     key = checkpoints.ENCODER_PREFIX + "layer1.0.conv1.weight"
     frozen, free = (state_of(tmp_path, name)[key] for name in ("frozen", "free"))
     torch.testing.assert_close(frozen, state[key], rtol=0, atol=0)
     assert not torch.equal(free, state[key])
     with pytest.raises(FileNotFoundError, match="nowhere.pt"):
-        task.run_seeds(build("name=wrong", "encoder.weights=nowhere.pt"), quiet)
+        task.TASK.run_seeds(build("name=wrong", "encoder.weights=nowhere.pt"), quiet)
     checkpoints.save(
         tmp_path / "half.pt", {"state_dict": dict(list(state.items())[:40]), "encoder": encoder.spec_dict()}
     )
     with pytest.raises(ValueError, match="missing"):
-        task.run_seeds(build("name=wrong", f"encoder.weights={tmp_path / 'half.pt'}"), quiet)
+        task.TASK.run_seeds(build("name=wrong", f"encoder.weights={tmp_path / 'half.pt'}"), quiet)
 
 
 def test_a_discriminator_that_wins_and_what_is_not_finite_stop_with_a_diagnosis(build, tmp_path, monkeypatch):
     with pytest.raises(
         FloatingPointError, match=r"discriminator of .*-quality images has won at step 1: .*Nothing had been saved"
     ):
-        task.run_seeds(build("training.won=100"), quiet)
+        task.TASK.run_seeds(build("training.won=100"), quiet)
     real = cyclegan.CycleGAN._update
 
     def spoilt(self, low, high, generator, at):
@@ -581,14 +584,14 @@ def test_a_discriminator_that_wins_and_what_is_not_finite_stop_with_a_diagnosis(
     with pytest.raises(
         FloatingPointError, match=r"failed at step 4: .*cycle_low is nan.*holds the last good state \(epoch 1,"
     ):
-        task.run_seeds(build("name=nan"), quiet)
+        task.TASK.run_seeds(build("name=nan"), quiet)
     kept = checkpoints.read(tmp_path / "logs/nan/seed-0/checkpoints/last.pt")
     assert all(torch.isfinite(v).all() for v in kept["generators"].values()) and kept["epoch"] == 1
 
 
 def test_a_table_of_two_encoders_has_paired_differences(build, folder, tmp_path):
-    values = config.to_dict(build("data.labels=0.5"))
-    base = {k: values[k] for k in ("seeds", "device", "data", "generator", "training")}
+    values = config.to_dict(build("data.label_share=0.5"))
+    base = {k: values[k] for k in ("seeds", "device", "data", "network", "training")}
     file = tmp_path / "table.yaml"
     file.write_text(
         yaml.safe_dump(
@@ -603,11 +606,11 @@ def test_a_table_of_two_encoders_has_paired_differences(build, folder, tmp_path)
             }
         )
     )
-    settings = config.load(plan.TableConfig, file)
-    made = plan.make_plan(settings)
-    for cell in made.cells:
-        task.run_seeds(cell.config, quiet)
-    report.write(settings, made)
+    settings = config.load(TableConfig, file)
+    plan = make_plan(settings)
+    for cell in plan.cells:
+        task.TASK.run_seeds(cell.config, quiet)
+    report.write(settings, plan)
     about = json.loads((tmp_path / "logs/table/metrics.json").read_text())
     assert {"frozen ssim_gain", "trained psnr_input"} <= about["metrics"].keys()
     difference = about["metrics"][" trained - frozen ssim"]
@@ -686,7 +689,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
             ["--config", "configs/generation/usenhance.yaml"],
             r"data.path: 'data/USenhance' does not exist.*\nUSenhance 2023",
         ),
-        (["data.path=.", "genrator.width=4"], "did you mean 'generator'"),
+        (["data.path=.", "netwrok.width=4"], "did you mean 'network'"),
         (["data.path=.", "finetune.epochs=4"], "unknown config key 'finetune'"),
         (["data.path=.", "training.crop=8"], "training.crop: 8 is below"),
     ],

@@ -20,6 +20,7 @@ from vfm4us.data.masks import read_mask, read_masks
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source
 from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.evaluation import segmentation as figures
 from vfm4us.evaluation import statistics
 from vfm4us.runtime import signals
 from vfm4us.tasks import base
@@ -178,12 +179,12 @@ def outcome(dice, truth_pixels, predicted_pixels, right, pixels, groups=None) ->
 
 def test_averages_keep_empty_masks_apart_and_the_pooled_figure_counts_background():
     o = outcome([0.8, 0.6, 1.0, 0.0], [10, 20, 0, 0], [10, 10, 0, 7], [98, 95, 100, 93], [100] * 4)
-    scores = {k: float(v[0]) for k, v in task.outcome_scores(o, np.ones((1, 4))).items()}
+    scores = {k: float(v[0]) for k, v in figures.outcome_scores(o, np.ones((1, 4))).items()}
     assert scores["dice"] == pytest.approx(0.6) and scores["dice_present"] == pytest.approx(0.7)
     assert scores["absent_left_empty"] == 0.5 and scores["pooled_with_background"] == pytest.approx(386 / 400)
-    again = task.outcome_scores(o, np.array([[1, 1, 1, 1], [2, 0, 1, 1]]))
+    again = figures.outcome_scores(o, np.array([[1, 1, 1, 1], [2, 0, 1, 1]]))
     assert again["dice_present"][1] == pytest.approx(0.8) and again["dice"][1] == pytest.approx((1.6 + 1) / 4)
-    result = task.evaluate([o, o | {"hd95": o["hd95"] * 100}])
+    result = figures.evaluate([o, o | {"hd95": o["hd95"] * 100}])
     assert [result[n]["mean"] for n in ("both_empty", "only_truth_empty", "only_prediction_empty")] == [1, 1, 0]
     assert result["hd95"]["high"] > result["hd95"]["mean"] > 1, "a distance has no bound at 1"
     assert result["dice"]["low"] < 0.6 < result["dice"]["high"] and result["dice"]["per_seed"] == pytest.approx(
@@ -195,7 +196,7 @@ def test_classes_are_averaged_alike_however_often_they_occur():
     o = outcome(
         [[0.9, 1.0], [0.7, 1.0], [0.8, 0.2]], [[5, 0], [5, 0], [5, 5]], [[5, 0], [5, 0], [5, 5]], [9, 9, 9], [10] * 3
     )
-    scores = {k: float(v[0]) for k, v in task.outcome_scores(o, np.ones((1, 3))).items()}
+    scores = {k: float(v[0]) for k, v in figures.outcome_scores(o, np.ones((1, 3))).items()}
     assert scores["dice_present"] == pytest.approx((0.8 + 0.2) / 2) and scores["dice_present c1"] == pytest.approx(0.2)
     assert scores["dice"] == pytest.approx((0.8 + 2.2 / 3) / 2)
 
@@ -267,7 +268,7 @@ def test_masks_of_every_kind_give_the_same_figures(tmp_path, kind):
     cases = task.examine(Threshold(), tmp_path, [Record(id="i", path="i.png", mask=name)], 64, tmp_path / "out")
     assert not cases.unreadable and cases.rows[0]["dice"][0] > (0.97 if kind == "JPEG noise" else 0.999)
     again = next(task.segment(Threshold(), [tmp_path / "i.png"], 64))
-    np.testing.assert_array_equal(read_mask(tmp_path / "out" / cases.predicted[0]), again)
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / cases.rows[0]["predicted"]), again)
 
 
 def test_several_masks_one_pixel_an_empty_a_missing_and_an_unfit_mask(tmp_path):
@@ -414,7 +415,7 @@ def test_an_epoch_that_predicts_nothing_is_not_chosen_for_its_many_empty_masks()
 
 def test_few_labels_keep_images_with_and_without_foreground(build):
     whole = task.MaskedData(build("data.splits=[0.8,0.1,0.1]").data, 0)
-    few = [task.MaskedData(build("data.splits=[0.8,0.1,0.1]", "data.labels=0.1").data, seed) for seed in (0, 0, 1)]
+    few = [task.MaskedData(build("data.splits=[0.8,0.1,0.1]", "data.label_share=0.1").data, seed) for seed in (0, 0, 1)]
     there = [data.present[data.train].any(1) for data in (whole, *few)]
     assert (there[1].sum(), (~there[1]).sum()) == (round(0.1 * there[0].sum()), 1)
     assert np.array_equal(few[0].train, few[1].train) and not np.array_equal(few[0].train, few[2].train)
@@ -464,7 +465,7 @@ def test_images_without_a_mask_are_left_out_and_said(build, tmp_path):
     for i in (3, 7):
         (path / "masks" / f"{i}.png").unlink()
     said = []
-    task.run_seeds(build("finetune.epochs=1", path=path), said.append)
+    task.TASK.run_seeds(build("finetune.epochs=1", path=path), said.append)
     assert "2 without a mask left out (e.g. images/3.png)" in said[0]
     for mask in (path / "masks").iterdir():
         mask.unlink()
@@ -507,7 +508,7 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
         "finetune.encoder_rate=1.0",
         "finetune.average=0.8",
     )
-    result = task.run_seeds(settings, quiet)
+    result = task.TASK.run_seeds(settings, quiet)
     assert result["dice_present"]["mean"] > 0.6, "dark discs are easy"
     assert result["dice_present"]["low"] <= result["dice_present"]["mean"] <= result["dice_present"]["high"]
     seed = tmp_path / "logs/t/seed-0"
@@ -527,7 +528,7 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
     best = max((line for line in log if line["kind"] == "monitor"), key=lambda line: line["score"])
     assert about["metrics"]["val_dice_present"]["per_seed"][0] == best["val_dice_present"]
     assert (
-        about["protocol"]["empty_masks"] == task.RULES["empty_masks"]
+        about["protocol"]["empty_masks"] == figures.RULES["empty_masks"]
         and "original size" in about["protocol"]["resolution"]
     )
     with open(seed / "per_image.csv", newline="") as stream:
@@ -544,13 +545,13 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
     assert vfm4us.load_encoder(seed / "segmenter.pt").report.dropped["head"] > 0
     assert not (seed / "checkpoints/last.pt").exists(), "some 200 MB that only a stopped run needs"
     said = []
-    task.run_seeds(settings, said.append)
+    task.TASK.run_seeds(settings, said.append)
     assert sum("is finished" in line for line in said) == len(seeds)
 
 
 def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeypatch):
     settings = build()
-    task.run_seeds(settings, quiet)
+    task.TASK.run_seeds(settings, quiet)
     whole = checkpoints.read(tmp_path / "logs/t/seed-0/segmenter.pt")["state_dict"]
     real = signals.StopSignal
 
@@ -569,10 +570,10 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
     monkeypatch.setattr(signals, "StopSignal", Soon)
     stopped = build("name=stopped")
     with pytest.raises(signals.Stopped):
-        task.run_seeds(stopped, quiet)
+        task.TASK.run_seeds(stopped, quiet)
     assert not (tmp_path / "logs/stopped/seed-0/metrics.json").exists()
     monkeypatch.setattr(signals, "StopSignal", real)
-    task.run_seeds(stopped, quiet)
+    task.TASK.run_seeds(stopped, quiet)
     parts = checkpoints.read(tmp_path / "logs/stopped/seed-0/segmenter.pt")["state_dict"]
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 

@@ -74,7 +74,7 @@ def test_it_classifies(tmp_path, usfm, mode):
     settings = settings_of(
         classification.ClassificationConfig, tmp_path / "data", tmp_path, usfm, mode=mode, head={"hidden": 8}
     )
-    result = classification.run_seeds(settings, lambda *_: None)
+    result = classification.TASK.run_seeds(settings, lambda *_: None)
     assert 0 <= result["accuracy"]["mean"] <= 1
     state = checkpoints.read(next((tmp_path / "logs").rglob("classifier.pt")))
     assert state["encoder"]["name"] == "beit_base"
@@ -85,7 +85,7 @@ def test_it_segments(tmp_path, usfm):
     settings = settings_of(
         segmentation.SegmentationConfig, tmp_path / "data", tmp_path, usfm, decoder_width=16, atrous_rates=[1, 2, 3]
     )
-    result = segmentation.run_seeds(settings, lambda *_: None)
+    result = segmentation.TASK.run_seeds(settings, lambda *_: None)
     assert any(name.startswith("dice") for name in result)
     state = checkpoints.read(next((tmp_path / "logs").rglob("segmenter.pt")))
     assert state["encoder"]["name"] == "beit_base"

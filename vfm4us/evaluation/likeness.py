@@ -14,6 +14,7 @@ from torch import nn
 from vfm4us import checkpoints
 from vfm4us.checkpoints import load_encoder
 from vfm4us.data.images import image_batch
+from vfm4us.evaluation import statistics
 
 WINDOW = 9  # px, of LNCC
 LEAST_FOR_KID = 50  # images on either side
@@ -59,6 +60,16 @@ def box_sums(x: np.ndarray, window: int) -> np.ndarray:
 
 
 FIGURES = {"ssim": ssim, "psnr": psnr, "lncc": lncc}
+MEASURES = tuple(FIGURES)
+BLUR = 1.0  # px, of the original image: what is taken without any learning
+RULES = {
+    "resolution": "original size of each low-quality image, grey, 8 bit; a target of another scale is resized to it",
+    "ssim": "Gaussian window of sigma 1.5, range 255 (scikit-image)",
+    "psnr": "10 log10(255^2 / mean squared difference), dB; 100 where there is no difference",
+    "lncc": f"local normalised cross-correlation in windows of {WINDOW} x {WINDOW} px, mean over those whose target is not flat",
+    "input": "figures named _input are of the untouched low-quality image, _gain is ours minus that, image by image",
+    "blurred": f"figures named _blurred are of the low-quality image after a Gaussian blur of {BLUR:g} px, which takes noise away",
+}
 
 
 def kid(features: np.ndarray, reference: np.ndarray) -> float:
@@ -130,3 +141,58 @@ def kid_rule(features: Features | None, images: int, reference: int) -> str:
     return (
         f"unbiased, polynomial kernel; {images} images against {reference} of high quality; features: {features.name}"
     )
+
+
+# ---- of many images --------------------------------------------------------------------------------------------------
+
+
+def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Every figure (R,) of what one seed's model did, in each row of counts (R, N), how often an image occurs."""
+    result = {}
+    for name in (m for m in MEASURES if m in outcome):
+        ours, untouched = ((counts @ outcome[n] / counts.sum(1)) for n in (name, f"{name}_input"))
+        result |= {name: ours, f"{name}_input": untouched, f"{name}_gain": ours - untouched}
+        if f"{name}_blurred" in outcome:  # runs before this figure do not have it
+            result[f"{name}_blurred"] = counts @ outcome[f"{name}_blurred"] / counts.sum(1)
+    return result
+
+
+def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
+    """Every figure of several seeds on the same images, with 95 % intervals.
+
+    Those named val_ are of the validation images at the packed size, by which the epoch was chosen: for choosing settings.
+    """
+    signed = tuple(f"{m}_gain" for m in MEASURES) + ("lncc", "lncc_input", "lncc_blurred")
+    result = statistics.figures(
+        outcome_scores, outcomes, unbounded=("psnr", "psnr_input", "psnr_blurred"), signed=signed
+    )
+    for name in ("kid", "kid_input", "val_ssim", "val_ssim_input", "val_psnr", "val_psnr_input"):
+        if all(name in o for o in outcomes):
+            values = [float(o[name]) for o in outcomes]
+            result[name] = {"mean": float(np.mean(values)), "per_seed": values}
+    return result
+
+
+def verdict(result: dict[str, dict]) -> str:
+    """One sentence: whether the enhanced images are nearer to their targets than the untouched ones."""
+    if "ssim_gain" not in result:
+        return (
+            "No targets to compare with: whether the enhanced images are better than the untouched input is not known."
+        )
+    parts, lost = [], []
+    for name, unit in (("ssim", ""), ("psnr", " dB")):
+        gain = result[f"{name}_gain"]
+        interval = f" ({gain['low']:+.3f} to {gain['high']:+.3f})" if "low" in gain else ""
+        ours, untouched = (f"{result[n]['mean']:.3f}{unit}" for n in (name, f"{name}_input"))
+        parts.append(f"{name.upper()} {ours} against {untouched} untouched, {gain['mean']:+.3f}{interval}")
+        if gain.get("low", gain["mean"]) <= 0:
+            lost.append(name.upper())
+    said = (
+        "beats the untouched input in both"
+        if not lost
+        else f"does NOT beat the untouched input in {' nor in '.join(lost)}"
+    )
+    if "ssim_blurred" in result:
+        blurred = f"{result['ssim_blurred']['mean']:.3f} and {result['psnr_blurred']['mean']:.3f} dB"
+        return f"{'; '.join(parts)}: the enhancer {said}. A Gaussian blur of {BLUR:g} px reads {blurred}."
+    return f"{'; '.join(parts)}: the enhancer {said}."

@@ -21,18 +21,24 @@ METHODS = ("knn", "linear")
 # ---- of vectors --------------------------------------------------------------------------------------------------------
 
 
-def knn_votes(
-    reference: Tensor, codes: np.ndarray, queries: Tensor, classes: int, k: int = 20, temperature: float = 0.07
-) -> np.ndarray:
-    """Share of the votes (M, classes) of each query's k nearest references by cosine, weighted by exp(cos / T).
+def neighbour_votes(
+    reference: Tensor, codes: Tensor, queries: Tensor, classes: int, k: int = 20, temperature: float = 0.07
+) -> Tensor:
+    """Votes (M, classes), float64, of each query's k nearest references by cosine, weighted by exp((cos - largest cos) / T).
 
     reference (N, d) of class numbers codes (N,), queries (M, d). Wu et al. 2018, arXiv 1805.01978, section 3.4.
     """
     similarity = F.normalize(queries.float(), dim=1) @ F.normalize(reference.float(), dim=1).T
     nearest = similarity.topk(min(k, len(reference)), dim=1)
-    weight = ((nearest.values.double() - 1) / temperature).exp()
-    votes = torch.zeros(len(queries), classes, dtype=torch.float64)
-    votes.scatter_add_(1, torch.as_tensor(codes)[nearest.indices], weight)
+    weight = ((nearest.values - nearest.values[:, :1]).double() / temperature).exp()
+    return weight.new_zeros(len(queries), classes).scatter_add_(1, codes[nearest.indices], weight)
+
+
+def knn_votes(
+    reference: Tensor, codes: np.ndarray, queries: Tensor, classes: int, k: int = 20, temperature: float = 0.07
+) -> np.ndarray:
+    """The share (M, classes) of `neighbour_votes` that each class has."""
+    votes = neighbour_votes(reference, torch.as_tensor(codes), queries, classes, k, temperature)
     return (votes / votes.sum(1, keepdim=True)).numpy()
 
 
@@ -44,11 +50,16 @@ def weighted_knn(
     return classes[knn_votes(reference, codes, queries, len(classes), k, temperature).argmax(1)]
 
 
-def linear_probe(train: Tensor, train_labels, test: Tensor, strength: float = 0.01) -> np.ndarray:
-    """Predicted labels (M,) of `test` (M, d) by logistic regression (C = `strength`, balanced) on standardised `train`."""
-    scaler = StandardScaler().fit(train.numpy())
+def logistic_regression(features: Tensor, labels, strength: float) -> tuple[StandardScaler, LogisticRegression]:
+    """The scaler of features (N, d), and logistic regression (C = `strength`, balanced) on what it makes of them."""
+    scaler = StandardScaler().fit(features.numpy())
     model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
-    model.fit(scaler.transform(train.numpy()), np.asarray(train_labels))
+    return scaler, model.fit(scaler.transform(features.numpy()), np.asarray(labels))
+
+
+def linear_probe(train: Tensor, train_labels, test: Tensor, strength: float = 0.01) -> np.ndarray:
+    """Predicted labels (M,) of `test` (M, d) by `logistic_regression` on `train` (N, d)."""
+    scaler, model = logistic_regression(train, train_labels, strength)
     return model.predict(scaler.transform(test.numpy()))
 
 

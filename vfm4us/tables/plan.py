@@ -10,7 +10,6 @@ import contextlib
 import copy
 import fcntl
 import fnmatch
-import importlib
 import itertools
 import json
 import re
@@ -25,10 +24,9 @@ from vfm4us.pretraining import settings as pretraining_settings
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.run import refuse_changed
-from vfm4us.tasks.base import TaskConfig
+from vfm4us.tasks.base import TASKS, Task, TaskConfig, task_named
 from vfm4us.tasks.finetune import imagenet_file, refuse_missing_weights
 
-TASKS = ("classification", "segmentation", "generation")
 STAGES = ("coarse", "fine", "coarse-to-fine")
 ORIGINS = {  # what to get where a cell's data are absent; by the folder's name in lower case
     "busi": "BUSI, Breast ultrasound images (Al-Dhabyani 2020, CC0 / CC BY 4.0)",
@@ -192,8 +190,8 @@ class Cell(Job):
         return "_".join([Path(self.config.data.path).name, *getattr(self.config.data, "only", [])])
 
     @property
-    def module(self):
-        return importlib.import_module(f"vfm4us.tasks.{self.task}")
+    def kind(self) -> Task:
+        return task_named(self.task)
 
     @property
     def finished(self) -> bool:
@@ -207,7 +205,7 @@ class Cell(Job):
             refuse_changed(self.folder / f"seed-{seed}", one)
 
     def run(self) -> None:
-        self.module.run_seeds(self.config)
+        self.kind.run_seeds(self.config)
 
 
 @dataclass
@@ -340,9 +338,8 @@ def _cell(
     merge(keys, more or {})
     folder = Path(settings.logs) / settings.name / name
     keys |= {"name": folder.name, "logs": str(folder.parent)}
-    kind = getattr(importlib.import_module(f"vfm4us.tasks.{task}"), f"{task.capitalize()}Config")
     try:
-        own_config = config.from_dict(kind, filled(keys, _words(settings)))
+        own_config = config.from_dict(task_named(task).config, filled(keys, _words(settings)))
     except ValueError as error:
         raise ValueError(f"cell {folder.name}: {error}") from error
     cell = Cell(task, tuple(map(str, values)), own_config, folder, method, scores=own.scores)

@@ -18,6 +18,7 @@ from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
+from vfm4us.tables import markdown
 from vfm4us.tables.plan import STAGES, Cell, Plan, Pretraining, TableConfig, absences
 from vfm4us.tasks import base
 
@@ -61,7 +62,7 @@ class TaskResults:
         self.at = {(cell.setting, cell.method, cell.stage): cell for cell in finished}
         self.metrics = {key: base.read_metrics(cell.folder) for key, cell in self.at.items()}
         self.outcomes = {key: read_outcomes(cell) for key, cell in self.at.items()}
-        score = _remembered(finished[0].module.outcome_scores) if finished else None
+        score = _remembered(finished[0].kind.figures.outcome_scores) if finished else None
         arms = list(
             dict.fromkeys((cell.method, cell.stage) for cell in finished if (cell.method, cell.stage) != against)
         )
@@ -111,11 +112,11 @@ class TaskResults:
             shown = [
                 "absent"
                 if (setting, method, stage) in absent
-                else base.cell(self.figure(score, setting, method, stage))
+                else markdown.cell(self.figure(score, setting, method, stage))
                 for stage in self.stages
             ]
             apart = self.differences.get((setting, method, last[method]), {}).get(score)
-            shown += [base.cell(apart, "+"), f"{apart['p']:.3f}"] if apart else ["-", "-"]
+            shown += [markdown.cell(apart, "+"), f"{apart['p']:.3f}"] if apart else ["-", "-"]
             if beside:
                 shown.append(
                     f"{float(beside[setting, method]['value']) / 100:.3f}" if (setting, method) in beside else "-"
@@ -294,7 +295,7 @@ def _write_csv(path: Path, heads: list[str], rows: list[list]) -> None:
 def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) -> str:
     """table.md, metrics.json and table.png."""
     cells = plan.cells
-    columns, score_of = list(map(str, list(settings.axes.values())[-1])), cells[0].module.outcome_scores
+    columns, score_of = list(map(str, list(settings.axes.values())[-1])), cells[0].kind.figures.outcome_scores
     found = {c.values: base.read_metrics(c.folder) for c in cells if c.finished}
     outcomes = {c.values: read_outcomes(c) for c in cells if c.finished}
     rows = list(dict.fromkeys(c.values[:-1] for c in cells))
@@ -346,9 +347,9 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
         for row in [*rows, *dict.fromkeys(row for of in apart.values() for row in of if row not in rows)]:
             here = [found.get((*row, column)) for column in columns]
             trained = next((str(m["protocol"]["training_images"]) for m in here if m), "")
-            cells_of_row = [base.cell(m["metrics"].get(score)) if m else "" for m in here]
+            cells_of_row = [markdown.cell(m["metrics"].get(score)) if m else "" for m in here]
             cells_of_row += [
-                base.cell(apart[a, b][row].get(score), "+") if row in apart[a, b] else ""
+                markdown.cell(apart[a, b][row].get(score), "+") if row in apart[a, b] else ""
                 for a, b in settings.differences
             ]
             lines.append("| " + " | ".join([*row, trained, *cells_of_row]) + " |")

@@ -1,39 +1,56 @@
-"""What the downstream tasks share: their data, few labels, a run per seed, figures with intervals, metrics.json, tables.
+"""What a downstream task is, and what all of them share: a run per seed, testing, saved models, evaluation of new images.
 
-    folders = run_each_seed(config, run_seed)      # logs/<name>/seed-<n>; a finished seed is not run again
-    result = figures(score, [read_outcome(folder) for folder in folders])
-    write_summary(folders, config.seeds, result)
+    result = classification.TASK.run_seeds(config)      # one run folder per seed below logs/<name>, then one table of all
+    model, about = classification.TASK.load(FILE)       # a trained model, and what is known of it
 
-An outcome (see evaluation/statistics.py) is what one seed's model did on the test images; it is kept in test.npz.
+A task is one file: a subclass of `Task` that says what is its own (data, network, how it learns, what is compared), and an instance
+of it by the name TASK. The two scripts of a task call `train_from_command_line` and `evaluate_from_command_line`.
+
+What one seed's model did on the test images (an outcome, see evaluation/statistics.py) is kept in test.npz.
 """
 
 import copy
 import csv
+import importlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from vfm4us.config import option, section
+from vfm4us import checkpoints, config
+from vfm4us.checkpoints import load_encoder
+from vfm4us.config import option, section, to_dict
 from vfm4us.data import splits as splitting
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.data.records import Record
-from vfm4us.data.sources import find_source
+from vfm4us.data.sources import find_source, source_root
+from vfm4us.encoders import Encoder
 from vfm4us.evaluation.statistics import INTERVAL, Outcome
-from vfm4us.runtime.device import device_name
+from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.rng import numpy_stream
-from vfm4us.runtime.run import refuse_changed
-from vfm4us.tasks.finetune import EncoderConfig, refuse_missing_weights
+from vfm4us.runtime.run import RunFolder, refuse_changed
+from vfm4us.tables import markdown
+from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights
+
+TASKS = ("classification", "segmentation", "generation")  # modules of vfm4us.tasks
+HEAD = "module.head."  # of a saved model's tensors: all but the encoder's
 
 
 @dataclass
-class DataConfig:
+class TaskDataConfig:
+    MOVED: ClassVar = {"labels": "label_share"}
+
     path: str = option("", "folder of images as the task wants them, CSV manifest, published or prepared dataset")
     size: int = option(224, "longer side to which images are packed, px", low=32, high=4096)
     splits: list[float] = option([0.7, 0.1, 0.2], "shares of train, val and test where the data have none")
@@ -41,7 +58,7 @@ class DataConfig:
     frames: str = option(
         "", "of clips: first, all, every N, per second, N per second; empty: as a reading.yaml says, else per second"
     )
-    labels: float = option(
+    label_share: float = option(
         1.0, "share of the labelled training images that is used, of each class, at least one", low=0.0, high=1.0
     )
     pretraining: list[str] = option(
@@ -67,14 +84,261 @@ class TaskConfig:
     )
     pictures: bool = option(True, "false: figures alone, for tables of hundreds of runs", free=True)
     keep_model: bool = option(True, "false: without the trained model of each seed, 50 to 100 MB", free=True)
-    data: DataConfig = section(DataConfig, "what is trained and tested on")
-    encoder: EncoderConfig = section(EncoderConfig, "where it starts from")
+    data: TaskDataConfig = section(TaskDataConfig, "what is trained and tested on")
+    encoder: InitialEncoderConfig = section(InitialEncoderConfig, "where it starts from")
+
+
+@dataclass
+class EvaluationConfig:
+    """What an evaluation script is told; a task's own adds to it."""
+
+    checkpoint: str = option("", "trained model, or the run folder of train.py that holds it")
+    data: str = option("", "folder of images as the task wants them, CSV manifest, or published dataset")
+    split: str = option("all", "where the data have splits", choices=["all", "train", "val", "test"])
+    out: str = option(".", "folder for what is written")
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>")
+
+
+@dataclass
+class Cases:
+    """What a model did with images from their files: a row for each that has a truth, and what could not be compared or read."""
+
+    records: list[Record] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # numbers and words, alike in each: the arrays of the outcome
+    without: list[tuple[Record, str]] = field(default_factory=list)  # no truth; and the file that was written, if any
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # path and reason
+    more: dict[str, np.ndarray] = field(default_factory=dict)  # of the outcome, not of single images
+
+    def outcome(self) -> Outcome:
+        """Arrays over images (N, ...), for test.npz."""
+        records = self.records
+        return (
+            {
+                "paths": np.array([r.path for r in records]),
+                "groups": np.array([r.group or r.id for r in records]),
+                "sizes": np.array([(r.height, r.width) for r in records]),
+            }
+            | {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]}
+            | self.more
+        )
+
+
+# ---- what a task is -------------------------------------------------------------------------------------------------
+
+
+class Task:
+    """A subclass says what is its own; what stands here is the same for all."""
+
+    name: str  # the module's, in configs, tables, metrics.json and saved models
+    config: type[TaskConfig]
+    evaluation_config: type[EvaluationConfig] = EvaluationConfig
+    figures: ModuleType  # of vfm4us.evaluation: outcome_scores(outcome, counts) and evaluate(outcomes)
+    file: str  # the trained model in a run folder
+    model: str  # what it is called: "classifier"
+    truth: str  # what images are compared with: "label"
+    doing: str  # what it does: "classifying the organs"
+    writes_images = True  # an evaluation writes images, which must not lie in its data
+
+    # -- its own
+
+    def check(self, config) -> None:
+        """ValueError for settings that cannot go together, before anything is read."""
+
+    def read(self, config) -> Any:
+        """The data: `dataset` (PreparedDataset), `train`, `val` and `test` (rows of it), and what else the task needs."""
+        raise NotImplementedError
+
+    def describe(self, data) -> str:
+        """One line: classes, numbers of images, what is left out."""
+        raise NotImplementedError
+
+    def train(
+        self, config, data, encoder: Encoder, folder: RunFolder, device: torch.device
+    ) -> tuple[nn.Module, dict[str, np.ndarray]]:
+        """The trained (or continued) model, and what of its validation belongs into the outcome, by names that begin with val_."""
+        raise NotImplementedError
+
+    def test(self, config, data, model: nn.Module, where: Path, validated: dict[str, np.ndarray]) -> Outcome:
+        """What the model does on the test images; writes what a user wants to see of it into `where`."""
+        raise NotImplementedError
+
+    def protocol(self, config, data, outcome: Outcome, result: dict) -> dict[str, Any]:
+        """Lines of metrics.json that say how the figures were measured."""
+        raise NotImplementedError
+
+    def ensemble(self, outcomes: list[Outcome]) -> dict[str, dict]:
+        """Figures of all seeds' models taken together."""
+        return {}
+
+    def conclusion(self, result: dict[str, dict]) -> str:
+        """What is said below the table, if anything."""
+        return ""
+
+    def encoder_of(self, model: nn.Module) -> Encoder:
+        return model.encoder
+
+    def head_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a saved model beside its encoder's, by names below `module.`."""
+        return {f"head.{k}": v for k, v in model.head.state_dict().items()}
+
+    def facts(self, model: nn.Module, config) -> dict[str, Any]:
+        """What a saved model says beside its tensors, enough to `build` it again."""
+        raise NotImplementedError
+
+    def build(self, about: dict[str, Any], encoder: Encoder, head: dict[str, Tensor]) -> nn.Module:
+        """The model of a file: what it says, its encoder, its head's tensors."""
+        raise NotImplementedError
+
+    def use(self, model: nn.Module, about: dict[str, Any], root: Path, records: list[Record], options) -> Cases:
+        """What a trained model does with other images, for the evaluation script; writes it into options.out."""
+        raise NotImplementedError
+
+    def report(self, model: nn.Module, about: dict[str, Any], root: Path, cases: Cases, options) -> None:
+        """Pictures and lists of an evaluation."""
+
+    def evaluation_protocol(self, model: nn.Module, about: dict[str, Any], cases: Cases, options) -> dict[str, Any]:
+        """Lines of an evaluation's metrics.json."""
+        return {}
+
+    # -- the same for all
+
+    def run_seeds(self, config, say=print) -> dict[str, dict]:
+        """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
+        folders = run_each_seed(config, lambda one, folder: self.run_seed(one, folder, say), say)
+        outcomes = [read_outcome(folder) for folder in folders]
+        result = self.figures.evaluate(outcomes) | (self.ensemble(outcomes) if len(outcomes) > 1 else {})
+        write_summary(folders, config.seeds, result)
+        return result
+
+    def run_seed(self, config, where: Path, say=print) -> None:
+        """Train (or continue) and test the run of `config.seed` in the folder `where`."""
+        self.check(config)
+        device = choose_device(config.device)
+        data = self.read(config)
+        encoder, report = make_encoder(config.encoder, config.seed)
+        folder = RunFolder(where, config, config.resume)
+        try:
+            say(f"{where}: {self.describe(data)}")
+            say(f"encoder: {report or 'random ' + config.encoder.name}")
+            duplicates = report_duplicates(data.dataset, config.data, where)
+            say(duplicates)
+            torch.manual_seed(config.seed)
+            model, validated = self.train(config, data, encoder, folder, device)
+            self.save(where / self.file, model, config, data.dataset.size)
+            outcome = self.test(config, data, model, where, validated) | validated
+            write_outcome(where, outcome)
+            result = self.figures.evaluate([outcome])
+            about = self.protocol(config, data, outcome, result) | {"duplicates": duplicates}
+            write_metrics(where, self.name, config, data.dataset, result, **about)
+            if said := self.conclusion(result):
+                say(said)
+        finally:
+            folder.close()
+
+    def save(self, path: Path, model: nn.Module, config, size: int) -> None:
+        """`module.base_encoder.*` as in every checkpoint, beside it the head and the `size` of training images, px."""
+        encoder = self.encoder_of(model)
+        tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
+        tensors |= {f"module.{k}": v.detach().cpu().contiguous() for k, v in self.head_of(model).items()}
+        state = {"state_dict": tensors, "encoder": encoder.spec_dict(), "task": self.name, "size": size}
+        state |= {"in_channels": encoder.spec.in_channels} | self.facts(model, config) | {"config": to_dict(config)}
+        checkpoints.save(path, state)
+
+    def load(self, path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+        """A trained model from its file or run folder, ready to use, and what the file says beside the tensors.
+
+        ValueError where the file is of something else.
+        """
+        path = Path(path)
+        if path.is_dir():
+            inside = [path / self.file, *sorted(path.glob(f"seed-*/{self.file}"))]
+            path = next((p for p in inside if p.is_file()), inside[0])
+        state = checkpoints.read(path)
+        if state.get("task") != self.name:
+            raise ValueError(
+                f"{path} is no {self.model} (Downstream/{self.name.capitalize()}/train.py writes {self.file} into its run folder)"
+            )
+        encoder = load_encoder(state, state["in_channels"])
+        tensors = state.pop("state_dict")
+        head = {k.removeprefix(HEAD): v for k, v in tensors.items() if k.startswith(HEAD)}
+        return self.build(state, encoder, head).eval(), state
+
+    @torch.no_grad()
+    def evaluate_files(self, options, say=print) -> dict[str, dict]:
+        """Use a trained model on other images, compare where there is a truth, write metrics.json; the figures, if any."""
+        model, about = self.load(options.checkpoint)
+        model, source, out = model.to(choose_device(options.device)), Path(options.data), Path(options.out)
+        records, root = source_records(source, options.split), source_root(source)
+        if self.writes_images:
+            refuse_output_within(root, out)
+        out.mkdir(parents=True, exist_ok=True)
+        cases = self.use(model, about, root, records, options)
+        for path, reason in cases.unreadable:
+            print(f"cannot be read: {path}: {reason}", file=sys.stderr)
+        if not cases.records and not cases.without:
+            raise ValueError(f"none of the {len(records)} images of {source} can be read")
+        self.report(model, about, root, cases, options)
+        result = self.figures.evaluate([cases.outcome()]) if cases.records else {}
+        said = self.conclusion(result)
+        if cases.records and cases.without:
+            say(
+                f"{len(cases.without)} images without a {self.truth} are left out of the metrics (e.g. {cases.without[0][0].path})"
+            )
+        if not result:
+            say(said or f"no {self.truth}s to compare with: no metrics")
+            return {}
+        protocol = {
+            "checkpoint": str(options.checkpoint),
+            "input_size": about["size"],
+            "unreadable": len(cases.unreadable),
+            f"without_{self.truth}": len(cases.without),
+            "interval": "95 %, bootstrap over groups (single images where there are none)",
+            "device": device_name(),
+        }
+        whole = {
+            "task": self.name,
+            "dataset": str(source),
+            "split": options.split,
+            "seeds": [],
+            "protocol": protocol | self.evaluation_protocol(model, about, cases, options),
+            "metrics": result,
+        }
+        write_text(out / "metrics.json", json.dumps(whole, indent=1))
+        say("\n".join(["", table(result, 1), "", *filter(None, [said]), f"written to {out / 'metrics.json'}"]))
+        return result
+
+
+def task_named(name: str) -> Task:
+    """The task of a module of vfm4us.tasks, one of TASKS."""
+    return importlib.import_module(f"vfm4us.tasks.{name}").TASK
+
+
+def train_from_command_line(task: Task, doc: str | None) -> None:
+    """What a task's train.py does: --config FILE and section.key=value; without either, the built-in phantoms."""
+    file = Path(f"configs/smoke/{task.name}.yaml")
+    said = f"No --config and no data.path: {task.doing} of built-in synthetic ultrasound ({file})."
+    settings, built_in = config.from_command_line(task.config, doc, file, said, unless="data.path")
+    if built_in:
+        from vfm4us.phantoms.folders import write_quickstart_phantoms
+
+        write_quickstart_phantoms()
+    result = task.run_seeds(settings)
+    said = task.conclusion(result)
+    where = Path(settings.logs) / settings.name
+    print("\n".join(["", table(result, len(settings.seeds)), "", *filter(None, [said]), f"written to {where}"]))
+
+
+def evaluate_from_command_line(task: Task, doc: str | None) -> None:
+    """What a task's evaluate.py does: CHECKPOINT DATA and the flags of its evaluation config."""
+    task.evaluate_files(config.from_flags(task.evaluation_config, doc, ("checkpoint", "data")))
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def open_dataset(config: DataConfig, wanted: str) -> PreparedDataset:
+def open_dataset(config: TaskDataConfig, wanted: str) -> PreparedDataset:
     """The dataset of a task, packed if need be. `wanted` says in the error what may be given."""
     path = Path(config.path)
     if not config.path or not path.exists():
@@ -123,7 +387,7 @@ def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> 
     return np.sort(np.concatenate(kept)) if kept else rows
 
 
-def report_duplicates(dataset: PreparedDataset, config: DataConfig, folder: Path) -> str:
+def report_duplicates(dataset: PreparedDataset, config: TaskDataConfig, folder: Path) -> str:
     """Write duplicates.csv: clusters within the dataset, and test images that occur in what was pretrained on."""
     rows = []
     used = np.flatnonzero(dataset.splits != "exclude")
@@ -213,7 +477,7 @@ def write_metrics(
         "split_unit": "group (patient or near-duplicate cluster)",
         "input_size": dataset.size,
         "initialisation": config.encoder.weights,
-        "labels": config.data.labels,
+        "label_share": config.data.label_share,
         "interval": INTERVAL,
         "device": device_name(),
     }
@@ -246,18 +510,9 @@ def read_metrics(folder: Path) -> dict:
 def table(result: dict[str, dict], seeds: int) -> str:
     """A Markdown table of the figures; a figure for each of more than a dozen classes stays in metrics.json."""
     kinds = Counter(name.split(" ")[0] for name in result)
-    lines = [f"| figure | mean of {seeds} seed{'s'[: seeds > 1]} | 95 % interval | each |", "| --- " * 4 + "|"]
+    rows = []
     for name, m in result.items():
         if "mean" in m and kinds[name.split(" ")[0]] <= 12:
             limits = f"{m['low']:.3f} to {m['high']:.3f}" if "low" in m else ""
-            each = ", ".join(f"{v:.3f}" for v in m.get("per_seed", []))
-            lines.append(f"| {name} | {m['mean']:.3f} | {limits} | {each} |")
-    return "\n".join(lines)
-
-
-def cell(figure: dict | None, sign: str = "") -> str:
-    """`0.712 (0.65 to 0.78)`, with `sign` "+" for a difference; a dash where there is no such figure."""
-    if figure is None:
-        return "-"
-    limits = f" ({figure['low']:{sign}.2f} to {figure['high']:{sign}.2f})" if "low" in figure else ""
-    return f"{figure['mean']:{sign}.3f}{limits}"
+            rows.append([name, f"{m['mean']:.3f}", limits, ", ".join(f"{v:.3f}" for v in m.get("per_seed", []))])
+    return markdown.table(["figure", f"mean of {seeds} seed{'s'[: seeds > 1]}", "95 % interval", "each"], rows)

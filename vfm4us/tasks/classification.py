@@ -1,6 +1,8 @@
 """Classification: an encoder, a 3-layer classifier, and figures with intervals, calibration and the cases behind them.
 
-    results = classification.run_seeds(config)        # one run folder per seed below logs/<name>, then one table of all
+    results = classification.TASK.run_seeds(config)      # one run folder per seed below logs/<name>, then one table of all
+    model, size = classification.load_classifier(FILE)
+    probabilities = classification.classify(model, images, size)
 
 `mode` finetune trains encoder and head (`finetune.py`); linear and knn leave the encoder as it is. The epoch (finetune), the
 strength (linear) and the number of neighbours (knn) are chosen on the validation split; the test split is looked at once.
@@ -13,33 +15,31 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from sklearn import metrics as sk
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from vfm4us import checkpoints, plots
+from vfm4us import plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
-from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
+from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_batch
 from vfm4us.encoders import Encoder
-from vfm4us.evaluation import statistics
-from vfm4us.evaluation.classification import balanced_accuracy
-from vfm4us.runtime.device import autocast, choose_device
+from vfm4us.evaluation import classification as figures
+from vfm4us.evaluation.classification import balanced_accuracy, fit_temperature
+from vfm4us.runtime.device import autocast
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base
-from vfm4us.tasks.base import TaskConfig
-from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of, make_encoder
+from vfm4us.tasks.base import Cases, EvaluationConfig, Task, TaskConfig, TaskDataConfig
+from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of
+from vfm4us.tasks.heads import HeadConfig, NeighbourHead, linear_head, make_head
 
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # C of the logistic regression
 NEIGHBOURS = (1, 5, 10, 20, 50)
 
 
 @dataclass
-class DataConfig(base.DataConfig):
+class LabelledDataConfig(TaskDataConfig):
     merge: list[str] = option([], "labels to join, each as 'old > new'")
 
 
@@ -49,18 +49,12 @@ class AugmentConfig(ViewConfig):
 
 
 @dataclass
-class HeadConfig:
-    hidden: int = option(256, "width of the two hidden layers", low=1, high=65536)
-    dropout: float = option(0.3, "after each of them", low=0.0, high=0.95)
-
-
-@dataclass
 class ClassificationConfig(TaskConfig):
     name: str = option("classification", "the runs lie in logs/<name>/seed-<n>")
     mode: str = option("finetune", "how the encoder is used", choices=["finetune", "linear", "knn"])
     balance: str = option("sampling", "against unequal classes", choices=["none", "sampling", "weights"])
     smoothing: float = option(0.1, "label smoothing", low=0.0, high=0.9)
-    data: DataConfig = section(DataConfig, "what is classified")
+    data: LabelledDataConfig = section(LabelledDataConfig, "what is classified")
     finetune: FinetuneConfig = section(FinetuneConfig, "the training loop")
     head: HeadConfig = section(HeadConfig, "Linear, BN, ReLU, dropout, twice; then Linear")
     augment: AugmentConfig = section(
@@ -91,62 +85,13 @@ class Classifier(nn.Module):
         return self.head(self.encoder(images).float())
 
 
-class NeighbourHead(nn.Module):
-    """Log of the weighted votes of the k nearest training images by cosine, T = 0.07 (Wu et al. 2018, arXiv 1805.01978)."""
-
-    def __init__(self, reference: Tensor, codes: Tensor, classes: int, k: int):
-        super().__init__()
-        self.classes, self.k = classes, k
-        self.register_buffer("reference", F.normalize(reference, dim=1))
-        self.register_buffer("codes", codes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        similarity = F.normalize(features, dim=1) @ self.reference.T
-        nearest = similarity.topk(min(self.k, len(self.codes)), dim=1)
-        weight = ((nearest.values - nearest.values[:, :1]) / 0.07).exp()
-        votes = features.new_zeros(len(features), self.classes).scatter_add_(1, self.codes[nearest.indices], weight)
-        return ((votes + 1e-3) / (votes + 1e-3).sum(1, keepdim=True)).log()
-
-
-def make_head(width: int, classes: int, config: HeadConfig) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for size in (width, config.hidden):
-        layers += [
-            nn.Linear(size, config.hidden),
-            nn.BatchNorm1d(config.hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(config.dropout),
-        ]
-    return nn.Sequential(*layers, nn.Linear(config.hidden, classes))
-
-
-def linear_head(features: Tensor, codes: np.ndarray, classes: int, strength: float) -> nn.Linear:
-    """Logistic regression (balanced, C = `strength`) on standardised features, as a layer on the features themselves.
-
-    A class without a training image gets a bias of -30.
-    """
-    scaler = StandardScaler().fit(features.numpy())
-    model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
-    model.fit(scaler.transform(features.numpy()), codes)
-    weight, bias = model.coef_, model.intercept_
-    if len(model.classes_) == 2:
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    head = nn.Linear(features.shape[1], classes)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.fill_(-30.0)
-        head.weight[model.classes_] = torch.from_numpy(weight / scaler.scale_).float()
-        head.bias[model.classes_] = torch.from_numpy(bias - (weight / scaler.scale_) @ scaler.mean_).float()
-    return head
-
-
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
 class LabelledData:
     """A prepared dataset as a classification task: class codes per image, and the rows of each split."""
 
-    def __init__(self, config: DataConfig, seed: int):
+    def __init__(self, config: LabelledDataConfig, seed: int):
         self.dataset = base.open_dataset(config, "a folder of class folders, a CSV manifest, or a prepared dataset")
         renamed = dict(pair(item) for item in config.merge)
         if unknown := renamed.keys() - set(self.dataset.labels):
@@ -177,10 +122,10 @@ class LabelledData:
                 raise ValueError(
                     f"{config.path} has no labelled {split} images: give it more groups, or a split column"
                 )
-        self.train = base.few_labels(used["train"], self.codes, config.labels, seed)
+        self.train = base.few_labels(used["train"], self.codes, config.label_share, seed)
         self.val, self.test = used["val"], used["test"]
         if len(self.train) < 2:
-            raise ValueError("data.labels leaves fewer than two training images")
+            raise ValueError("data.label_share leaves fewer than two training images")
 
     def images(self, rows: np.ndarray) -> Tensor:
         """(N, 1, S, S) in [0, 1]."""
@@ -194,80 +139,7 @@ def pair(item: str) -> tuple[str, str]:
     return old.strip(), new.strip()
 
 
-# ---- one run --------------------------------------------------------------------------------------------------------
-
-
-def run_seeds(config: ClassificationConfig, say=print) -> dict[str, dict]:
-    """Every seed's run, then metrics.json and table.md of all of them and of their ensemble in logs/<name>."""
-    folders = base.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
-    outcomes = [base.read_outcome(folder) for folder in folders]
-    result = evaluate(outcomes)
-    if len(outcomes) > 1:
-        together = outcomes[0] | {"probabilities": np.mean([o["probabilities"] for o in outcomes], axis=0)}
-        result |= {f"ensemble {k}": v for k, v in evaluate([together]).items() if k in (*SCORES, "ece")}
-    base.write_summary(folders, config.seeds, result)
-    return result
-
-
-def run_seed(config: ClassificationConfig, where: Path, say=print) -> None:
-    """Train (or continue) and test the run of `config.seed` in the folder `where`."""
-    device = choose_device(config.device)
-    data = LabelledData(config.data, config.seed)
-    encoder, report = make_encoder(config.encoder, config.seed)
-    folder = RunFolder(where, config, config.resume)
-    try:
-        counts = ", ".join(
-            f"{len(rows)} {name}" for name, rows in (("train", data.train), ("val", data.val), ("test", data.test))
-        )
-        say(
-            f"{where}: {len(data.classes)} classes, {counts}"
-            + (f", {data.unlabelled} without label left out" if data.unlabelled else "")
-        )
-        say(f"encoder: {report or 'random ' + config.encoder.name}")
-        duplicates = base.report_duplicates(data.dataset, config.data, where)
-        say(duplicates)
-        torch.manual_seed(config.seed)
-        if config.mode == "finetune":
-            model = finetune_classifier(config, data, encoder, folder, device)
-        else:
-            model = _frozen(config, data, encoder.to(device))
-        logits = {name: predict(model, data, rows) for name, rows in (("val", data.val), ("test", data.test))}
-        model.temperature.fill_(fit_temperature(data.codes[data.val], logits["val"]))
-        probabilities = (logits["test"] / model.temperature.cpu()).softmax(1).numpy()
-        uncalibrated = logits["test"].softmax(1).numpy()
-        labels, paths = data.codes[data.test], [data.dataset.records[i].path for i in data.test]
-        outcome = {
-            "paths": np.array(paths),
-            "groups": np.asarray(data.dataset.groups)[data.test],
-            "labels": labels,
-            "classes": np.array(data.classes),
-            "probabilities": probabilities,
-            "uncalibrated": uncalibrated,
-            "val_labels": data.codes[data.val],
-            "val_probabilities": logits["val"].softmax(1).numpy(),
-        }
-        save_classifier(where / "classifier.pt", model, config, data.dataset.size)
-        write_predictions(
-            where / "predictions.csv", paths, probabilities, data.classes, [data.classes[c] for c in labels]
-        )
-        base.write_outcome(where, outcome)
-        if config.pictures:
-            _pictures(where, model, data, probabilities, uncalibrated)
-        result = evaluate([outcome]) | {"temperature": {"mean": float(model.temperature)}}
-        base.write_metrics(
-            where,
-            "classification",
-            config,
-            data.dataset,
-            result,
-            mode=config.mode,
-            selection="validation balanced accuracy",
-            training_images=len(data.train),
-            test_images=len(data.test),
-            duplicates=duplicates,
-        )
-    finally:
-        folder.close()
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def finetune_classifier(
@@ -276,8 +148,8 @@ def finetune_classifier(
     """Encoder and a new head, trained on data.train; the epoch is the best on data.val by balanced accuracy."""
     codes, size = torch.from_numpy(data.codes), data.dataset.size
     model = Classifier(encoder, make_head(encoder.width, len(data.classes), config.head), data.classes)
-    own = {k: v for k, v in to_dict(config.augment).items() if k != "mixup"}
-    sampler = PatchSampler(PatchConfig(count=1, size=size, **own))
+    views = {k: v for k, v in to_dict(config.augment).items() if k != "mixup"}
+    sampler = PatchSampler(PatchConfig(count=1, size=size, **views))
     parts = [data.train[data.codes[data.train] == c] for c in range(len(data.classes))]
     parts = [part for part in parts if len(part)]
     shares = [1.0] * len(parts) if config.balance == "sampling" else [float(len(p)) for p in parts]
@@ -287,12 +159,12 @@ def finetune_classifier(
         weight = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=device)
     frame = torch.tensor([[0, 0, size, size]])
 
-    def loss(network: nn.Module, rows: np.ndarray, generator: torch.Generator) -> Tensor:
+    def loss(network: nn.Module, rows: np.ndarray, draws: torch.Generator) -> Tensor:
         images = torch.from_numpy(data.dataset.images[rows]).to(device)
-        x = sampler(images, frame.expand(len(rows), 4), generator)[0]
+        x = sampler(images, frame.expand(len(rows), 4), draws)[0]
         target = F.one_hot(codes[rows], len(data.classes)).float().to(device)
         if config.augment.mixup:
-            rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+            rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=draws)))
             share, partner = float(rng.beta(config.augment.mixup, config.augment.mixup)), rng.permutation(len(rows))
             x, target = (share * v + (1 - share) * v[partner] for v in (x, target))
         return F.cross_entropy(network(x), target, weight=weight, label_smoothing=config.smoothing)
@@ -343,120 +215,6 @@ def predict(model: Classifier, data: LabelledData, rows: np.ndarray, batch_size:
         model(data.images(rows[i : i + batch_size]).to(device)).float().cpu() for i in range(0, len(rows), batch_size)
     ]
     return torch.cat(parts) if parts else torch.empty(0, len(model.classes))
-
-
-# ---- figures --------------------------------------------------------------------------------------------------------
-
-
-def scores(labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Accuracy, balanced accuracy, macro-F1 and macro one-vs-rest AUROC, each (R,), of (N,) codes and (N, C) probabilities.
-
-    counts (R, N) says how often each image occurs in each of R resamples; by default once, in one. Averages go over the
-    classes that occur in `labels`; AUROC needs two of them, all in the resample, and is NaN otherwise. Equal to
-    scikit-learn's with sample_weight, and a hundred times as fast for many resamples.
-    """
-    weight = np.ones((1, len(labels))) if counts is None else counts.astype(np.float64)
-    present, predicted = np.unique(labels), probabilities.argmax(1)
-    total = weight.sum(1)
-    right = weight * (labels == predicted)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        true = np.stack([weight[:, labels == c].sum(1) for c in present])  # (classes, R)
-        hit = np.stack([right[:, labels == c].sum(1) for c in present])
-        called = np.stack([weight[:, predicted == c].sum(1) for c in present])
-        f1 = np.where(true + called > 0, 2 * hit / np.maximum(true + called, 1e-12), 0.0)
-        area, whole = np.full(len(weight), np.nan), (true > 0).all(0)  # a pair needs an image of each side
-        if len(present) > 1 and whole.any():
-            area[whole] = np.mean([_area(labels == c, probabilities[:, c], weight[whole]) for c in present], axis=0)
-        return {
-            "accuracy": right.sum(1) / total,
-            "balanced_accuracy": (hit / true).mean(0),
-            "macro_f1": f1.mean(0),
-            "auroc": area,
-        }
-
-
-def _area(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve (R,): the weighted share of pairs in which the positive scores higher, ties counting half."""
-    order = np.argsort(score, kind="stable")
-    _, first = np.unique(score[order], return_index=True)  # images of one score together
-    up = np.add.reduceat(weight[:, order] * positive[order], first, axis=1)
-    down = np.add.reduceat(weight[:, order] * ~positive[order], first, axis=1)
-    below = np.cumsum(down, axis=1) - down
-    return (up * (below + down / 2)).sum(1) / (up.sum(1) * down.sum(1))
-
-
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equally wide bins of confidence (Guo et al. 2017, arXiv 1706.04599)."""
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(right[place == b].mean() - confidence[place == b].mean()) * (place == b).mean() for b in np.unique(place)
-    ]
-    return float(np.sum(gaps))
-
-
-def calibrated_error(probabilities: np.ndarray, repeats: int = 200, bins: int = 15) -> float:
-    """What `expected_calibration_error` shows on average, on as many images, where the probabilities (N, C) are exactly right.
-
-    Each bin's accuracy is a mean over few images, so the estimate is never 0: on 193 images it is about 0.08. Labels are drawn
-    from the probabilities themselves.
-    """
-    rng, steps = np.random.default_rng(0), probabilities.cumsum(1)
-    drawn = [(steps < rng.random((len(steps), 1)) * steps[:, -1:]).sum(1) for _ in range(repeats)]
-    return float(np.mean([expected_calibration_error(labels, probabilities, bins) for labels in drawn]))
-
-
-def fit_temperature(labels: np.ndarray, logits: Tensor) -> float:
-    """The temperature, from 0.05 to 20, with the least cross-entropy on these (validation) images; 1 if it is hardly less.
-
-    A temperature fitted to 100 images varies by some 15 % even where 1 is right, and then does harm: it must gain more than a
-    likelihood-ratio test at 5 % asks of one parameter (twice the log-likelihood, 3.84).
-    """
-    target = torch.from_numpy(np.asarray(labels))
-
-    def entropy(log_t: float) -> float:
-        return float(F.cross_entropy(logits.double() / np.exp(log_t), target))
-
-    found = minimize_scalar(entropy, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x)) if 2 * len(target) * (entropy(0.0) - found.fun) > 3.84 else 1.0
-
-
-def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """`scores` of what one seed's model said of the test images."""
-    return scores(outcome["labels"], outcome["probabilities"], counts)
-
-
-def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
-    """Every figure of several seeds on the same images, the scores with 95 % intervals over seeds and groups.
-
-    Those named val_ are of the validation images: for choosing between settings, since the test split is not for that; the
-    epoch or strength was chosen on the same images, so they flatter.
-    """
-    result = statistics.figures(outcome_scores, outcomes)
-    labels, classes = outcomes[0]["labels"], outcomes[0]["classes"].tolist()
-
-    def each(values) -> dict:
-        return {"mean": float(np.mean(values)), "per_seed": [float(v) for v in values]}
-
-    for kind, after in (("probabilities", ""), ("uncalibrated", " before temperature")):
-        if all(kind in o for o in outcomes):
-            result["ece" + after] = each([expected_calibration_error(labels, o[kind]) for o in outcomes])
-            sure = [np.log(o[kind][np.arange(len(labels)), labels].clip(1e-12)) for o in outcomes]
-            result["cross_entropy" + after] = each([-s.mean() for s in sure])
-    result["ece if calibrated"] = each([calibrated_error(o["probabilities"]) for o in outcomes])
-    for code in np.unique(labels):
-        right = [(o["probabilities"].argmax(1) == code)[labels == code].mean() for o in outcomes]
-        result[f"recall {classes[code]}"] = each(right)
-    if all("val_labels" in o for o in outcomes):
-        chosen = [scores(o["val_labels"], o["val_probabilities"]) for o in outcomes]
-        for name in SCORES:
-            if all(np.isfinite(c[name][0]) for c in chosen):
-                result[f"val_{name}"] = each([c[name][0] for c in chosen])
-    confusion = sum(
-        sk.confusion_matrix(labels, o["probabilities"].argmax(1), labels=range(len(classes))) for o in outcomes
-    )
-    result["confusion"] = {"classes": classes, "rows_true_columns_predicted": confusion.tolist()}
-    return result
 
 
 def write_predictions(path: Path, paths: list[str], probabilities: np.ndarray, classes: list[str], truth=None) -> None:
@@ -510,58 +268,7 @@ def grad_cam(model: Classifier, images: Tensor, targets) -> np.ndarray:
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
 
 
-# ---- a trained classifier as a file ---------------------------------------------------------------------------------
-
-
-def save_classifier(path: Path, model: Classifier, config: ClassificationConfig, size: int) -> None:
-    """`module.base_encoder.*` as in every checkpoint, beside it the head, the classes and the `size` of training images, px."""
-    tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in model.encoder.published_state().items()}
-    tensors |= {f"module.head.{k}": v.detach().cpu() for k, v in model.head.state_dict().items()}
-    checkpoints.save(
-        path,
-        {
-            "state_dict": tensors,
-            "encoder": model.encoder.spec_dict(),
-            "task": "classification",
-            "classes": model.classes,
-            "mode": config.mode,
-            "head": to_dict(config.head) | {"k": getattr(model.head, "k", 0)},
-            "size": size,
-            "in_channels": model.encoder.spec.in_channels,
-            "temperature": float(model.temperature),
-            "config": to_dict(config),
-        },
-    )
-
-
-def load_classifier(path: str | Path) -> tuple[Classifier, int]:
-    """A classifier from its file or run folder, ready to predict, and the side of the images it was trained on, px."""
-    path = Path(path)
-    if path.is_dir():
-        inside = [path / "classifier.pt", *sorted(path.glob("seed-*/classifier.pt"))]
-        path = next((p for p in inside if p.is_file()), inside[0])
-    state = checkpoints.read(path)
-    if state.get("task") != "classification":
-        raise ValueError(
-            f"{path} is no classifier (Downstream/Classification/train.py writes classifier.pt into its run folder)"
-        )
-    encoder, classes = load_encoder(state, state["in_channels"]), state["classes"]
-    tensors = {
-        k.removeprefix("module.head."): v for k, v in state["state_dict"].items() if k.startswith("module.head.")
-    }
-    if state["mode"] == "finetune":
-        own = {k: v for k, v in state["head"].items() if k != "k"}
-        head: nn.Module = make_head(encoder.width, len(classes), HeadConfig(**own))
-    elif state["mode"] == "linear":
-        head = nn.Linear(encoder.width, len(classes))
-    else:
-        head = NeighbourHead(
-            torch.zeros_like(tensors["reference"]), torch.zeros_like(tensors["codes"]), len(classes), state["head"]["k"]
-        )
-    head.load_state_dict(tensors)
-    model = Classifier(encoder, head, classes)
-    model.temperature.fill_(state["temperature"])
-    return model.eval(), state["size"]
+# ---- a trained classifier in use ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -577,3 +284,139 @@ def classify(model: Classifier, images, size: int, batch_size: int = 64) -> np.n
         part = part.float().div(255) if part.dtype == torch.uint8 else part.float()
         rows.append((model(part) / model.temperature).softmax(1).cpu())
     return torch.cat(rows).numpy()
+
+
+@dataclass
+class ClassifyConfig(EvaluationConfig):
+    merge: list[str] = option([], "labels to join, each as 'old > new'")
+
+
+# ---- the task -------------------------------------------------------------------------------------------------------
+
+
+class Classification(Task):
+    name, config, evaluation_config = "classification", ClassificationConfig, ClassifyConfig
+    figures, file, model, doing = figures, "classifier.pt", "classifier", "classifying the organs"
+    truth = "label"
+    writes_images = False
+
+    def read(self, config: ClassificationConfig) -> LabelledData:
+        return LabelledData(config.data, config.seed)
+
+    def describe(self, data: LabelledData) -> str:
+        counts = ", ".join(f"{len(getattr(data, split))} {split}" for split in ("train", "val", "test"))
+        without = f", {data.unlabelled} without label left out" if data.unlabelled else ""
+        return f"{len(data.classes)} classes, {counts}{without}"
+
+    def train(self, config: ClassificationConfig, data: LabelledData, encoder, folder, device):
+        """A classifier by `mode`, calibrated on the validation images, and what it says of them."""
+        if config.mode == "finetune":
+            model = finetune_classifier(config, data, encoder, folder, device)
+        else:
+            model = _frozen(config, data, encoder.to(device))
+        logits, labels = predict(model, data, data.val), data.codes[data.val]
+        model.temperature.fill_(fit_temperature(labels, logits))
+        return model, {"val_labels": labels, "val_probabilities": logits.softmax(1).numpy()}
+
+    def test(self, config: ClassificationConfig, data: LabelledData, model: Classifier, where: Path, validated):
+        logits, labels = predict(model, data, data.test), data.codes[data.test]
+        outcome = {
+            "paths": np.array([data.dataset.records[i].path for i in data.test]),
+            "groups": np.asarray(data.dataset.groups)[data.test],
+            "labels": labels,
+            "classes": np.array(data.classes),
+            "probabilities": (logits / model.temperature.cpu()).softmax(1).numpy(),
+            "uncalibrated": logits.softmax(1).numpy(),
+        }
+        truth = [data.classes[c] for c in labels]
+        write_predictions(where / "predictions.csv", outcome["paths"], outcome["probabilities"], data.classes, truth)
+        if config.pictures:
+            _pictures(where, model, data, outcome["probabilities"], outcome["uncalibrated"])
+        return outcome
+
+    def protocol(self, config: ClassificationConfig, data: LabelledData, outcome, result):
+        return {
+            "mode": config.mode,
+            "selection": "validation balanced accuracy",
+            "training_images": len(data.train),
+            "test_images": len(data.test),
+        }
+
+    def ensemble(self, outcomes):
+        together = outcomes[0] | {"probabilities": np.mean([o["probabilities"] for o in outcomes], axis=0)}
+        of_all = figures.evaluate([together])
+        return {f"ensemble {k}": v for k, v in of_all.items() if k in (*figures.SCORES, "ece")}
+
+    def facts(self, model: Classifier, config: ClassificationConfig):
+        return {
+            "classes": model.classes,
+            "mode": config.mode,
+            "head": to_dict(config.head) | {"k": getattr(model.head, "k", 0)},
+            "temperature": float(model.temperature),
+        }
+
+    def build(self, about, encoder: Encoder, head) -> Classifier:
+        classes = about["classes"]
+        if about["mode"] == "finetune":
+            layers = HeadConfig(**{k: v for k, v in about["head"].items() if k != "k"})
+            network: nn.Module = make_head(encoder.width, len(classes), layers)
+        elif about["mode"] == "linear":
+            network = nn.Linear(encoder.width, len(classes))
+        else:
+            empty = torch.zeros_like(head["reference"]), torch.zeros_like(head["codes"])
+            network = NeighbourHead(*empty, len(classes), about["head"]["k"])
+        network.load_state_dict(head)
+        model = Classifier(encoder, network, classes)
+        model.temperature.fill_(about["temperature"])
+        return model
+
+    def use(self, model: Classifier, about, root: Path, records, options: ClassifyConfig) -> Cases:
+        """Writes predictions.csv; images without a label that the classifier knows are not compared."""
+        cases, renamed, done = Cases(more={"classes": np.array(model.classes)}), dict(map(pair, options.merge)), []
+        for start in tqdm(range(0, len(records), 32), unit="batch", desc="classifying"):
+            readable = []
+            for record in records[start : start + 32]:
+                try:
+                    readable.append((record, read_record(root, record)))
+                except ValueError as error:
+                    cases.unreadable.append((record.path, str(error)))
+            if not readable:
+                continue
+            for (record, image), p in zip(
+                readable, classify(model, [image for _, image in readable], about["size"]), strict=True
+            ):
+                record.label, (record.height, record.width) = renamed.get(record.label, record.label), image.shape
+                done.append((record, p))
+                if record.label in model.classes:
+                    cases.records.append(record)
+                    cases.rows.append({"labels": model.classes.index(record.label), "probabilities": p})
+                else:
+                    cases.without.append((record, ""))
+        if done:
+            labels = [record.label for record, _ in done]
+            write_predictions(
+                Path(options.out) / "predictions.csv",
+                [record.path for record, _ in done],
+                np.array([p for _, p in done]),
+                model.classes,
+                labels if any(labels) else None,
+            )
+        return cases
+
+    def report(self, model: Classifier, about, root: Path, cases: Cases, options: ClassifyConfig) -> None:
+        count = len(cases.records) + len(cases.without)
+        print(f"{count} images, {len(cases.unreadable)} unreadable: {Path(options.out) / 'predictions.csv'}")
+        if strange := sorted({record.label for record, _ in cases.without if record.label}):
+            print(
+                f"labels this classifier does not know, left out of the metrics: {', '.join(strange[:8])} (it knows "
+                f"{', '.join(model.classes)}; --merge joins labels)"
+            )
+
+
+TASK = Classification()
+
+
+def load_classifier(path: str | Path) -> tuple[Classifier, int]:
+    """A classifier from its file or run folder, ready to predict, and the side of the images it was trained on, px."""
+    model, about = TASK.load(path)
+    return model, about["size"]

@@ -327,7 +327,7 @@ class CycleGAN(Training):
                     f"the discriminator of {domain}-quality images has won at step {self.loop.total}: its loss is "
                     f"{self.standing[domain]:.4f} on average over some 50 steps ({DRAW} is a draw), so the generators learn "
                     f"nothing from it any more. {self.loop.left()} Give both domains like images (size, borders, overlays), or "
-                    "a smaller generator.discriminator_width or training.learning_rate; training.won=0 goes on regardless"
+                    "a smaller network.discriminator_width or training.learning_rate; training.won=0 goes on regardless"
                 )
 
     def measure(self) -> dict[str, float]:

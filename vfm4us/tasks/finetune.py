@@ -26,7 +26,7 @@ from vfm4us.runtime.run import RunFolder
 
 
 @dataclass
-class EncoderConfig:
+class InitialEncoderConfig:
     name: str = option("resnet18", "network, where weights is none or imagenet", choices=names(from_scratch=True))
     patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4, high=64)
     norm: str = option(
@@ -68,12 +68,12 @@ class FinetuneConfig:
     patience: int = option(15, "stop after so many epochs without a better validation; 0: never", low=0, high=100_000)
 
 
-def weights_of(config: EncoderConfig, seed: int) -> str:
+def weights_of(config: InitialEncoderConfig, seed: int) -> str:
     """encoder.weights of the run of `seed`."""
     return config.weights.replace("{seed}", str(seed))
 
 
-def refuse_missing_weights(config: EncoderConfig, seed: int) -> None:
+def refuse_missing_weights(config: InitialEncoderConfig, seed: int) -> None:
     """FileNotFoundError where encoder.weights names no file or folder: known before data are packed and other runs are done."""
     if config.weights in ("none", "imagenet"):
         return
@@ -85,7 +85,7 @@ def refuse_missing_weights(config: EncoderConfig, seed: int) -> None:
         )
 
 
-def make_encoder(config: EncoderConfig, seed: int) -> tuple[Encoder, LoadReport | None]:
+def make_encoder(config: InitialEncoderConfig, seed: int) -> tuple[Encoder, LoadReport | None]:
     """The encoder a task starts from, and the report of what was loaded. `random` depends on the seed alone."""
     if config.weights == "none":
         torch.manual_seed(seed)

@@ -1,6 +1,8 @@
 """Generation: low-quality ultrasound into high-quality, by a CycleGAN whose enhancer carries our encoder.
 
-    result = generation.run_seeds(config)        # one run folder per seed below logs/<name>, then one table of all
+    result = generation.TASK.run_seeds(config)        # one run folder per seed below logs/<name>, then one table of all
+    enhancer = generation.load_enhancer(FILE)
+    enhanced = generation.enhance_all(enhancer.model, images, *enhancer.settings)
 
 Trained on crops of packed images; the pairs of a dataset are taken apart, low quality from one half of the training groups, high
 from the other, unless paired=true. The epoch is chosen by SSIM on validation pairs. Tested once, on images read from their files
@@ -14,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,40 +26,30 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import checkpoints, plots
-from vfm4us.checkpoints import load_encoder
+from vfm4us import plots
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import RESAMPLING, PreparedDataset, is_prepared, packed_size
 from vfm4us.data.decode import read_grey, read_record
-from vfm4us.data.images import image_array, image_batch, image_records
+from vfm4us.data.images import image_array, image_batch, image_paths, image_records
 from vfm4us.data.pools import epoch_order
 from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
 from vfm4us.data.splits import assign
+from vfm4us.encoders import Encoder
+from vfm4us.evaluation import likeness as figures
 from vfm4us.evaluation import statistics
-from vfm4us.evaluation.likeness import FIGURES, LEAST_FOR_KID, WINDOW, Features, kid, kid_rule
+from vfm4us.evaluation.likeness import BLUR, FIGURES, LEAST_FOR_KID, Features, kid, kid_rule, verdict
 from vfm4us.phantoms import degradation
-from vfm4us.runtime.device import autocast, choose_device
+from vfm4us.runtime.device import autocast
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base, finetune
-from vfm4us.tasks.base import TaskConfig
+from vfm4us.tasks.base import Cases, EvaluationConfig, Task, TaskConfig, TaskDataConfig
 from vfm4us.tasks.cyclegan import CycleGAN, Generator, GeneratorConfig, TrainingConfig
-
-MEASURES = tuple(FIGURES)
-BLUR = 1.0  # px, of the original image: what is taken without any learning
-RULES = {
-    "resolution": "original size of each low-quality image, grey, 8 bit; a target of another scale is resized to it",
-    "ssim": "Gaussian window of sigma 1.5, range 255 (scikit-image)",
-    "psnr": "10 log10(255^2 / mean squared difference), dB; 100 where there is no difference",
-    "lncc": f"local normalised cross-correlation in windows of {WINDOW} x {WINDOW} px, mean over those whose target is not flat",
-    "input": "figures named _input are of the untouched low-quality image, _gain is ours minus that, image by image",
-    "blurred": f"figures named _blurred are of the low-quality image after a Gaussian blur of {BLUR:g} px, which takes noise away",
-}
 
 
 @dataclass
-class DataConfig(base.DataConfig):
-    labels: float = option(1.0, "share of the training images that is used, at least one", low=0.0, high=1.0)
+class QualityDataConfig(TaskDataConfig):
+    label_share: float = option(1.0, "share of the training images that is used, at least one", low=0.0, high=1.0)
     degrade: bool = option(
         False, "the images are of high quality: make the low-quality ones by vfm4us/data/degradation.py"
     )
@@ -68,12 +61,14 @@ class DataConfig(base.DataConfig):
 
 
 @dataclass
-class EncoderConfig(finetune.EncoderConfig):
+class BranchConfig(finetune.InitialEncoderConfig):
     freeze: bool = option(False, "the encoder's weights stay what they are")
 
 
 @dataclass
 class GenerationConfig(TaskConfig):
+    MOVED: ClassVar = {"generator": "network"}
+
     name: str = option("generation", "the runs lie in logs/<name>/seed-<n>")
     paired: bool = option(False, "low and high quality of the same image are trained on together, with an L1 term")
     tile: int = option(
@@ -88,9 +83,9 @@ class GenerationConfig(TaskConfig):
         "checkpoint whose features KID is taken on, where torchvision's Inception weights are not in its cache",
         free=True,
     )
-    data: DataConfig = section(DataConfig, "what is enhanced", size=256)
-    encoder: EncoderConfig = section(EncoderConfig, "the branch of the enhancer, low to high quality")
-    generator: GeneratorConfig = section(GeneratorConfig, "the networks")
+    data: QualityDataConfig = section(QualityDataConfig, "what is enhanced", size=256)
+    encoder: BranchConfig = section(BranchConfig, "the branch of the enhancer, low to high quality")
+    network: GeneratorConfig = section(GeneratorConfig, "both generators and the discriminators")
     training: TrainingConfig = section(TrainingConfig, "the CycleGAN loop")
 
 
@@ -104,8 +99,8 @@ class QualityData:
     other version is ever seen. Raises ValueError that says what is lacking.
     """
 
-    def __init__(self, config: DataConfig, paired: bool, seed: int):
-        self.config = config
+    def __init__(self, config: QualityDataConfig, paired: bool, seed: int):
+        self.config, self.paired = config, paired
         if config.degrade and config.high:
             raise ValueError(
                 "data.degrade makes the low-quality images itself: leave data.high empty, or data.degrade=false"
@@ -123,9 +118,9 @@ class QualityData:
         used = np.isin(d.labels, config.only) if config.only else np.ones(len(d), bool)
         whole = np.array([config.degrade or bool(record.target) for record in d.records])  # the other version is there
         train, self.val, self.test = (rows[used[rows]] for rows in map(d.indices, ("train", "val", "test")))
-        train = base.few_labels(train, np.zeros(len(d), int), config.labels, seed)
+        train = base.few_labels(train, np.zeros(len(d), int), config.label_share, seed)
         if config.high:
-            other = base.open_dataset(base.DataConfig(config.high, config.size, config.splits, config.cache), "images")
+            other = base.open_dataset(TaskDataConfig(config.high, config.size, config.splits, config.cache), "images")
             self.low, self.high, self._high = train, other.indices("train"), other.images
             self.valid_high = other.valid
         elif not whole.any():
@@ -238,87 +233,7 @@ def crop(image: np.ndarray, size: int, place: tuple[float, float], flip: bool) -
     return torch.from_numpy(window)[None].float() / 127.5 - 1
 
 
-# ---- one run --------------------------------------------------------------------------------------------------------
-
-
-def run_seeds(config: GenerationConfig, say=print) -> dict[str, dict]:
-    """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
-    folders = base.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
-    result = evaluate([base.read_outcome(folder) for folder in folders])
-    base.write_summary(folders, config.seeds, result)
-    return result
-
-
-def run_seed(config: GenerationConfig, where: Path, say=print) -> None:
-    """Train (or continue) and test the run of `config.seed` in the folder `where`."""
-    device = choose_device(config.device)
-    if not config.training.epochs + config.training.decay_epochs:
-        raise ValueError("training.epochs and training.decay_epochs are both 0: nothing would be trained")
-    if config.overlap >= config.tile:
-        raise ValueError(f"overlap {config.overlap} must be smaller than tile {config.tile}")
-    data = QualityData(config.data, config.paired, config.seed)
-    features = Features.choose(config.kid_encoder)
-    encoder, report = finetune.make_encoder(config.encoder, config.seed)
-    folder = RunFolder(where, config, config.resume)
-    try:
-        kind = "paired" if config.paired else "unpaired"
-        tested = "pairs" if data.paired_test else "images without a target"
-        say(
-            f"{where}: {kind}, {len(data.low)} low-quality and {len(data.high)} high-quality training images, "
-            f"{len(data.val)} val pairs, {len(data.test)} test {tested}"
-        )
-        if data.without:
-            say(f"{len(data.without)} test images without a target left out (e.g. {data.without[0]})")
-        say(f"encoder: {report or 'random ' + config.encoder.name}{', frozen' if config.encoder.freeze else ''}")
-        duplicates = base.report_duplicates(data.dataset, config.data, where)
-        say(duplicates)
-        model, chosen = _train(config, data, encoder, folder, device)
-        save_generators(where / "generator.pt", model, config, data.dataset.size)
-        records = [data.dataset.records[i] for i in data.test]
-        enhancer = model["enhancer"]
-        cases = examine(
-            enhancer, data.root, records, data.dataset.size, config.tile, config.overlap, where, data.strength, features
-        )
-        if cases.unreadable:
-            path, reason = cases.unreadable[0]
-            raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
-        outcome = cases.outcome() | {k: np.array(chosen[k]) for k in chosen if k.startswith("val_")}
-        reference = [data.high_image(row) for row in data.high]
-        outcome |= cases.kid(features, reference)
-        base.write_outcome(where, outcome)
-        write_cases(where, outcome)
-        pictures(where, data.root, outcome, data.strength)
-        result = evaluate([outcome])
-        selection = (
-            f"validation SSIM on {min(len(data.val), config.training.validation_images)} pairs at {data.dataset.size} px"
-            if len(data.val)
-            else "last epoch, there are no validation pairs"
-        )
-        base.write_metrics(
-            where,
-            "generation",
-            config,
-            data.dataset,
-            result,
-            **RULES,
-            kind=kind,
-            encoder_in="enhancer (low to high) only",
-            encoder_frozen=config.encoder.freeze,
-            output="residual" if config.generator.residual else "plain",
-            pairs="given" if data.strength is None else f"degraded with strength {data.strength:g}",
-            duplicates=duplicates,
-            training_images=len(data.low) if config.paired else len(data.low) + len(data.high),
-            low_images=len(data.low),
-            high_images=len(data.high),
-            test_images=len(data.test),
-            selection=selection,
-            chosen_epoch=chosen["epoch"],
-            kid=kid_rule(features, len(data.test), len(reference)),
-            verdict=verdict(result),
-        )
-        say(verdict(result))
-    finally:
-        folder.close()
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def _train(
@@ -334,15 +249,15 @@ def _train(
         high = low if config.paired else data.high[epoch_order([len(data.high)], [1.0], count, (config.seed, epoch, 1))]
         return list(zip(np.split(low, steps), np.split(high, steps), strict=True))
 
-    def crops(low: np.ndarray, high: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        draws = torch.rand(2, len(low), 3, generator=generator).tolist()
+    def crops(low: np.ndarray, high: np.ndarray, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        places = torch.rand(2, len(low), 3, generator=draws).tolist()
         if config.paired:
-            draws[1] = draws[0]
+            places[1] = places[0]
         return tuple(
             torch.stack(
-                [crop(image(row), training.crop, (y, x), f < 0.5) for row, (y, x, f) in zip(rows, own, strict=True)]
+                [crop(image(row), training.crop, (y, x), f < 0.5) for row, (y, x, f) in zip(rows, of, strict=True)]
             )
-            for image, rows, own in ((data.low_image, low, draws[0]), (data.high_image, high, draws[1]))
+            for image, rows, of in ((data.low_image, low, places[0]), (data.high_image, high, places[1]))
         )
 
     spread = np.linspace(0, len(data.val) - 1, min(len(data.val), training.validation_images)).round().astype(int)
@@ -371,7 +286,7 @@ def _train(
 
     gan = CycleGAN(
         encoder,
-        config.generator,
+        config.network,
         training,
         folder,
         device,
@@ -472,33 +387,18 @@ def to_uint8(x: Tensor) -> np.ndarray:
 
 
 @dataclass
-class Cases:
-    """What `examine` found: for each image its record, its enhanced file and, where there is a target, its figures."""
+class EnhancedCases(Cases):
+    """As of every task; beside them the features of each image, for KID."""
 
-    records: list[Record] = field(default_factory=list)
-    enhanced: list[str] = field(default_factory=list)  # below the output folder
-    rows: list[dict[str, float]] = field(default_factory=list)  # as many as records, or empty
-    without: list[Record] = field(default_factory=list)  # images without a target, where others have one
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
     features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"kid": [], "kid_input": []})
-
-    def outcome(self) -> statistics.Outcome:
-        """Arrays over images (N,), for test.npz."""
-        records = self.records
-        return {
-            "paths": np.array([r.path for r in records]),
-            "groups": np.array([r.group or r.id for r in records]),
-            "targets": np.array([r.target for r in records]),
-            "enhanced": np.array(self.enhanced),
-            "sizes": np.array([(r.height, r.width) for r in records]),
-        } | {name: np.array([row[name] for row in self.rows]) for name in (self.rows[0] if self.rows else {})}
+    rule: str = "not measured: no --reference"  # of KID
 
     def kid(self, features: Features | None, reference: list[np.ndarray]) -> dict[str, np.ndarray]:
         """`kid` and `kid_input` against the reference images; nothing where there are too few of either."""
         if features is None or min(len(self.features["kid"]), len(reference)) < LEAST_FOR_KID:
             return {}
-        theirs = features.of(reference)
-        return {name: np.array(kid(np.concatenate(own), theirs)) for name, own in self.features.items()}
+        of_reference = features.of(reference)
+        return {name: np.array(kid(np.concatenate(each), of_reference)) for name, each in self.features.items()}
 
 
 def examine(
@@ -511,13 +411,14 @@ def examine(
     out: Path,
     strength: float | None = None,
     features: Features | None = None,
-) -> Cases:
+) -> EnhancedCases:
     """Enhance the images of `records` from their files, write each below out/enhanced, compare where there are targets.
 
-    With a strength the files are of high quality, and their degraded versions are enhanced. `features` are taken for KID.
+    With a strength the files are of high quality, and their degraded versions are enhanced. `features` are taken for KID. Where no
+    image has a target, all are records, without figures.
     """
     some = strength is not None or any(record.target for record in records)
-    cases, taken = Cases(), set()
+    cases, taken = EnhancedCases(), set()
     for record in tqdm(records, unit="image", desc="enhancing"):
         try:
             low, high = read_pair(root, record, strength)
@@ -530,74 +431,23 @@ def examine(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(made).save(out / name)
         if some and high is None:
-            cases.without.append(record)
+            cases.without.append((record, name))
             continue
-        cases.records.append(record)
-        cases.enhanced.append(name)
+        row = {"targets": record.target, "enhanced": name}
         if high is not None:
             sides = (("", made), ("_input", low), ("_blurred", gaussian_filter(low, BLUR)))
-            cases.rows.append({m + side: figure(image, high) for m, figure in FIGURES.items() for side, image in sides})
+            row |= {m + side: figure(image, high) for m, figure in FIGURES.items() for side, image in sides}
+        cases.records.append(record)
+        cases.rows.append(row)
         if features is not None and len(records) >= LEAST_FOR_KID:
             cases.features["kid"].append(features.of([made]))
             cases.features["kid_input"].append(features.of([low]))
     return cases
 
 
-def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Every figure (R,) of what one seed's model did, in each row of counts (R, N), how often an image occurs."""
-    result = {}
-    for name in (m for m in MEASURES if m in outcome):
-        ours, untouched = ((counts @ outcome[n] / counts.sum(1)) for n in (name, f"{name}_input"))
-        result |= {name: ours, f"{name}_input": untouched, f"{name}_gain": ours - untouched}
-        if f"{name}_blurred" in outcome:  # runs before this figure do not have it
-            result[f"{name}_blurred"] = counts @ outcome[f"{name}_blurred"] / counts.sum(1)
-    return result
-
-
-def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
-    """Every figure of several seeds on the same images, with 95 % intervals.
-
-    Those named val_ are of the validation images at the packed size, by which the epoch was chosen: for choosing settings.
-    """
-    signed = tuple(f"{m}_gain" for m in MEASURES) + ("lncc", "lncc_input", "lncc_blurred")
-    result = statistics.figures(
-        outcome_scores, outcomes, unbounded=("psnr", "psnr_input", "psnr_blurred"), signed=signed
-    )
-    for name in ("kid", "kid_input", "val_ssim", "val_ssim_input", "val_psnr", "val_psnr_input"):
-        if all(name in o for o in outcomes):
-            values = [float(o[name]) for o in outcomes]
-            result[name] = {"mean": float(np.mean(values)), "per_seed": values}
-    return result
-
-
-def verdict(result: dict[str, dict]) -> str:
-    """One sentence: whether the enhanced images are nearer to their targets than the untouched ones."""
-    if "ssim_gain" not in result:
-        return (
-            "No targets to compare with: whether the enhanced images are better than the untouched input is not known."
-        )
-    parts, lost = [], []
-    for name, unit in (("ssim", ""), ("psnr", " dB")):
-        gain = result[f"{name}_gain"]
-        interval = f" ({gain['low']:+.3f} to {gain['high']:+.3f})" if "low" in gain else ""
-        ours, untouched = (f"{result[n]['mean']:.3f}{unit}" for n in (name, f"{name}_input"))
-        parts.append(f"{name.upper()} {ours} against {untouched} untouched, {gain['mean']:+.3f}{interval}")
-        if gain.get("low", gain["mean"]) <= 0:
-            lost.append(name.upper())
-    said = (
-        "beats the untouched input in both"
-        if not lost
-        else f"does NOT beat the untouched input in {' nor in '.join(lost)}"
-    )
-    if "ssim_blurred" in result:
-        blurred = f"{result['ssim_blurred']['mean']:.3f} and {result['psnr_blurred']['mean']:.3f} dB"
-        return f"{'; '.join(parts)}: the enhancer {said}. A Gaussian blur of {BLUR:g} px reads {blurred}."
-    return f"{'; '.join(parts)}: the enhancer {said}."
-
-
 def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     """per_image.csv: a row per image."""
-    names = [n for m in MEASURES for n in (m, f"{m}_input", f"{m}_blurred") if n in outcome]
+    names = [n for m in figures.FIGURES for n in (m, f"{m}_input", f"{m}_blurred") if n in outcome]
     with open(out / "per_image.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["path", "group", *names, "height", "width", "target", "enhanced"])
@@ -636,31 +486,131 @@ def pictures(out: Path, root: Path, outcome: statistics.Outcome, strength: float
     plots.before_and_after(out / "comparison.png", rows)
 
 
-# ---- a trained enhancer as a file -----------------------------------------------------------------------------------
+# ---- the task -------------------------------------------------------------------------------------------------------
 
 
-def save_generators(path: Path, model: nn.ModuleDict, config: GenerationConfig, size: int) -> None:
-    """`module.base_encoder.*` as in every checkpoint, the rest of the enhancer as `module.head.*`, and `module.degrader.*`."""
-    enhancer, inside = model["enhancer"], "branch.encoder."
-    tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in enhancer.branch.encoder.published_state().items()}
-    tensors |= {
-        f"module.head.{k}": v.detach().cpu() for k, v in enhancer.state_dict().items() if not k.startswith(inside)
-    }
-    tensors |= {f"module.degrader.{k}": v.detach().cpu() for k, v in model["degrader"].state_dict().items()}
-    checkpoints.save(
-        path,
-        {
-            "state_dict": tensors,
-            "encoder": enhancer.branch.encoder.spec_dict(),
-            "task": "generation",
-            "size": size,
-            "generator": to_dict(config.generator),
-            "in_channels": enhancer.branch.encoder.spec.in_channels,
-            "tile": config.tile,
-            "overlap": config.overlap,
-            "config": to_dict(config),
-        },
-    )
+@dataclass
+class EnhanceConfig(EvaluationConfig):
+    degrade: float | None = option(None, "enhance degraded versions of the images, with this strength")
+    tile: int | None = option(None, "side of the tiles of large images, px; as in training by default", low=64)
+    reference: str = option("", "folder of high-quality images for KID, at least 50")
+    kid_encoder: str = option("", "checkpoint whose features KID is taken on where Inception is not at hand")
+
+
+class Generation(Task):
+    name, config, evaluation_config = "generation", GenerationConfig, EnhanceConfig
+    figures, file, model, doing = figures, "generator.pt", "enhancer", "enhancing the images"
+    truth = "target"
+
+    def check(self, config: GenerationConfig) -> None:
+        if not config.training.epochs + config.training.decay_epochs:
+            raise ValueError("training.epochs and training.decay_epochs are both 0: nothing would be trained")
+        if config.overlap >= config.tile:
+            raise ValueError(f"overlap {config.overlap} must be smaller than tile {config.tile}")
+        Features.choose(config.kid_encoder)
+
+    def read(self, config: GenerationConfig) -> QualityData:
+        return QualityData(config.data, config.paired, config.seed)
+
+    def describe(self, data: QualityData) -> str:
+        tested = "pairs" if data.paired_test else "images without a target"
+        said = (
+            f"{'paired' if data.paired else 'unpaired'}, {len(data.low)} low-quality and {len(data.high)} high-quality "
+            f"training images, {len(data.val)} val pairs, {len(data.test)} test {tested}"
+        )
+        return said + (f"; {len(data.without)} test images without a target left out" if data.without else "")
+
+    def train(self, config: GenerationConfig, data: QualityData, encoder, folder, device):
+        model, best = _train(config, data, encoder, folder, device)
+        return model, {k: np.array(v) for k, v in best.items() if k.startswith("val_")} | {
+            "chosen_epoch": np.array(best["epoch"])
+        }
+
+    def test(self, config: GenerationConfig, data: QualityData, model: nn.ModuleDict, where: Path, validated):
+        records, size = [data.dataset.records[i] for i in data.test], data.dataset.size
+        features, enhancer = Features.choose(config.kid_encoder), model["enhancer"]
+        cases = examine(enhancer, data.root, records, size, config.tile, config.overlap, where, data.strength, features)
+        if cases.unreadable:
+            path, reason = cases.unreadable[0]
+            raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
+        outcome = cases.outcome() | cases.kid(features, [data.high_image(row) for row in data.high])
+        write_cases(where, outcome)
+        pictures(where, data.root, outcome, data.strength)
+        return outcome
+
+    def protocol(self, config: GenerationConfig, data: QualityData, outcome, result):
+        pairs = f"{min(len(data.val), config.training.validation_images)} pairs at {data.dataset.size} px"
+        return figures.RULES | {
+            "kind": "paired" if config.paired else "unpaired",
+            "encoder_in": "enhancer (low to high) only",
+            "encoder_frozen": config.encoder.freeze,
+            "output": "residual" if config.network.residual else "plain",
+            "pairs": "given" if data.strength is None else f"degraded with strength {data.strength:g}",
+            "training_images": len(data.low) if config.paired else len(data.low) + len(data.high),
+            "low_images": len(data.low),
+            "high_images": len(data.high),
+            "test_images": len(data.test),
+            "selection": f"validation SSIM on {pairs}"
+            if len(data.val)
+            else "last epoch, there are no validation pairs",
+            "chosen_epoch": int(outcome["chosen_epoch"]),
+            "kid": kid_rule(Features.choose(config.kid_encoder), len(data.test), len(data.high)),
+            "verdict": verdict(result),
+        }
+
+    def conclusion(self, result) -> str:
+        return verdict(result)
+
+    def encoder_of(self, model) -> Encoder:
+        return model["enhancer"].branch.encoder
+
+    def head_of(self, model):
+        """The rest of the enhancer, and the way back, `module.degrader.*`."""
+        rest = {k: v for k, v in model["enhancer"].state_dict().items() if not k.startswith(INSIDE)}
+        return {f"head.{k}": v for k, v in rest.items()} | {
+            f"degrader.{k}": v for k, v in model["degrader"].state_dict().items()
+        }
+
+    def facts(self, model, config: GenerationConfig):
+        return {"generator": to_dict(config.network), "tile": config.tile, "overlap": config.overlap}
+
+    def build(self, about, encoder: Encoder, head) -> Generator:
+        model = Generator(GeneratorConfig(**about["generator"]), encoder)
+        model.load_state_dict(head | {f"{INSIDE}{k}": v for k, v in encoder.state_dict().items()})
+        return model
+
+    def use(self, model: Generator, about, root: Path, records, options: EnhanceConfig) -> EnhancedCases:
+        if options.degrade is not None and not options.degrade > 0:
+            raise ValueError(f"--degrade {options.degrade}: give a strength above 0, e.g. 1.0")
+        tile = options.tile or about["tile"]
+        overlap = min(about["overlap"], tile // 2) if options.tile else about["overlap"]
+        features = Features.choose(options.kid_encoder) if options.reference else None
+        reference = [read_grey(path) for path in image_paths(options.reference)] if options.reference else []
+        out = Path(options.out)
+        cases = examine(model, root, records, about["size"], tile, overlap, out, options.degrade, features)
+        cases.more = cases.kid(features, reference)
+        if reference:
+            cases.rule = kid_rule(features, len(cases.records), len(reference))
+        return cases
+
+    def report(self, model: Generator, about, root: Path, cases: Cases, options: EnhanceConfig) -> None:
+        out, count = Path(options.out), len(cases.records) + len(cases.without)
+        pictures(out, root, cases.outcome(), options.degrade)
+        print(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'enhanced'}, {out / 'comparison.png'}")
+        if "ssim" in cases.rows[0]:
+            write_cases(out, cases.outcome())
+
+    def evaluation_protocol(self, model: Generator, about, cases: Cases, options: EnhanceConfig):
+        return figures.RULES | {
+            "tile": options.tile or about["tile"],
+            "pairs": "given" if options.degrade is None else f"degraded with strength {options.degrade:g}",
+            "kid": cases.rule,
+            "verdict": verdict(figures.evaluate([cases.outcome()])),
+        }
+
+
+TASK = Generation()
+INSIDE = "branch.encoder."  # our encoder, among an enhancer's tensors
 
 
 @dataclass
@@ -679,19 +629,5 @@ class Enhancer:
 
 def load_enhancer(path: str | Path) -> Enhancer:
     """An enhancer (low to high quality) from its file or run folder, ready to use."""
-    path = Path(path)
-    if path.is_dir():
-        inside = [path / "generator.pt", *sorted(path.glob("seed-*/generator.pt"))]
-        path = next((p for p in inside if p.is_file()), inside[0])
-    state = checkpoints.read(path)
-    if state.get("task") != "generation":
-        raise ValueError(
-            f"{path} is no enhancer (Downstream/Generation/train.py writes generator.pt into its run folder)"
-        )
-    encoder = load_encoder(state, state["in_channels"])
-    model = Generator(GeneratorConfig(**state["generator"]), encoder)
-    tensors = {
-        k.removeprefix("module.head."): v for k, v in state["state_dict"].items() if k.startswith("module.head.")
-    }
-    model.load_state_dict(tensors | {f"branch.encoder.{k}": v for k, v in encoder.state_dict().items()})
-    return Enhancer(model.eval(), state["size"], state["tile"], state["overlap"])
+    model, about = TASK.load(path)
+    return Enhancer(model, about["size"], about["tile"], about["overlap"])

@@ -1,6 +1,8 @@
 """Segmentation: an encoder, a DeepLabv3+ or U-Net decoder, and figures at the original size of every image.
 
-    result = segmentation.run_seeds(config)        # one run folder per seed below logs/<name>, then one table of all
+    result = segmentation.TASK.run_seeds(config)        # one run folder per seed below logs/<name>, then one table of all
+    model, size = segmentation.load_segmenter(FILE)
+    masks = segmentation.segment(model, images, size)
 
 Trained on packed images of equal size, the epoch chosen by validation Dice at that size. Tested once, image by image: read from
 its file, padded as in training, the logits cut to what is no padding, resized to the image's own size, and only then compared
@@ -8,9 +10,8 @@ with the mask as its file has it.
 """
 
 import csv
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import checkpoints, plots
+from vfm4us import plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
-from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import is_prepared
 from vfm4us.data.decode import read_record
@@ -31,30 +31,19 @@ from vfm4us.data.masks import CLASS_LIMIT, read_masks
 from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
 from vfm4us.encoders import Encoder
+from vfm4us.evaluation import segmentation as figures
 from vfm4us.evaluation import statistics
-from vfm4us.runtime.device import autocast, choose_device
+from vfm4us.evaluation.segmentation import IGNORED, MEASURES, compare, packed_dice, validation_score
+from vfm4us.runtime.device import autocast
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base
-from vfm4us.tasks.base import TaskConfig
-from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of, make_encoder
-
-IGNORED = 255  # in a target: padding, which counts nowhere
-MEASURES = ("dice", "iou", "hd95", "asd")
-RULES = {
-    "resolution": "original size of each image; distances in its pixels",
-    "foreground": "background is no class; a figure is taken per image and class, averaged over images, then over classes",
-    "empty_masks": "of an image and class: truth and prediction empty: Dice and IoU 1, distances 0; one of them empty: Dice and "
-    "IoU 0, distances the image's diagonal; both kinds are counted",
-    "present": "only images in whose truth the class occurs",
-    "hd95": "the larger of the two directions' 95th percentiles of the distance between outlines",
-    "asd": "average symmetric distance between outlines",
-    "pooled_with_background": "pixels of all images and classes, background among them, thrown together (pixel accuracy): what "
-    "some publications call Dice; not comparable with the others",
-}
+from vfm4us.tasks.base import Cases, EvaluationConfig, Task, TaskConfig, TaskDataConfig
+from vfm4us.tasks.decoders import Decoder
+from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of
 
 
 @dataclass
-class DataConfig(base.DataConfig):
+class MaskedDataConfig(TaskDataConfig):
     classes: list[str] = option(
         [], "names of the masks' classes 1, 2, ...; empty: numbered as the training masks have them"
     )
@@ -74,7 +63,7 @@ class SegmentationConfig(TaskConfig):
     atrous_rates: list[int] = option([12, 24, 36], "three dilations of DeepLabv3+, px of a map at 1/16 of data.size")
     dice_weight: float = option(1.0, "of the soft Dice loss, beside a cross-entropy of weight 1", low=0.0)
     flips: bool = option(False, "average the prediction with that of the mirrored image when testing")
-    data: DataConfig = section(DataConfig, "what is segmented")
+    data: MaskedDataConfig = section(MaskedDataConfig, "what is segmented")
     finetune: FinetuneConfig = section(FinetuneConfig, "the training loop", learning_rate=3e-3)
     augment: ViewConfig = section(
         ViewConfig,
@@ -116,69 +105,6 @@ class Segmenter(nn.Module):
         return self.head(padded, self.encoder.pyramid(padded))[..., :height, :width]
 
 
-class Decoder(nn.Module):
-    """(x, feature maps from fine to coarse) -> logits at the size of x."""
-
-    def __init__(self, encoder: Encoder, outputs: int, kind: str, width: int, rates: list[int]):
-        super().__init__()
-        from segmentation_models_pytorch.base import SegmentationHead, initialization
-        from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
-        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
-
-        full = encoder.width
-        if len(encoder.channels) > 1:
-            self.neck, channels = None, list(encoder.channels)  # strides 2 to 32
-        elif kind == "unet":
-            self.neck = FeaturePyramid(full, steps=3)
-            channels = self.neck.channels  # strides 2 to 16
-        else:
-            self.neck = FeaturePyramid(full, steps=2)
-            channels = [0, *self.neck.channels]  # this decoder does not look at stride 2
-        channels = [encoder.spec.in_channels, *channels]
-        depth = len(channels) - 1
-        if kind == "unet":
-            widths = [max(16, width >> level) for level in range(depth)]
-            self.decoder = UnetDecoder(channels, widths, n_blocks=depth)
-            self.segmentation_head = SegmentationHead(widths[-1], outputs)
-        else:
-            self.decoder = DeepLabV3PlusDecoder(
-                channels, depth, width, rates, 16, aspp_separable=True, aspp_dropout=0.5
-            )
-            self.segmentation_head = SegmentationHead(width, outputs, kernel_size=1, upsampling=4)
-        initialization.initialize_decoder(self.decoder)
-        initialization.initialize_head(self.segmentation_head)
-
-    def forward(self, x: Tensor, maps: list[Tensor]) -> Tensor:
-        if self.neck is not None:
-            maps = self.neck(maps[-1])
-            maps = maps if len(maps) == 4 else [maps[0], *maps]
-        logits = self.segmentation_head(self.decoder([x, *maps]))
-        if logits.shape[-2:] != x.shape[-2:]:  # tokens of 14 px, or an encoder that resamples its input
-            logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
-        return logits
-
-
-class FeaturePyramid(nn.Module):
-    """One map of a transformer's tokens (N, C, h, w) -> 1 + steps, from 2^steps times its size down to its own.
-
-    The simple feature pyramid of ViTDet (Li et al. 2022, arXiv 2203.16527), its transposed convolutions in a chain.
-    """
-
-    def __init__(self, width: int, steps: int):
-        super().__init__()
-        self.channels = [64, 128, 256, width][-1 - steps :]
-        self.steps = nn.ModuleList(
-            nn.Sequential(nn.ConvTranspose2d(coarse, fine, 2, stride=2, bias=False), nn.BatchNorm2d(fine), nn.GELU())
-            for fine, coarse in zip(self.channels[-2::-1], self.channels[:0:-1], strict=True)
-        )
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = [x]
-        for step in self.steps:
-            maps.append(step(maps[-1]))
-        return maps[::-1]
-
-
 def overlap_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) -> Tensor:
     """Cross-entropy over pixels plus 1 - soft Dice, of each image and foreground class that it holds; padding counts in neither.
 
@@ -203,7 +129,7 @@ def overlap_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) -> Te
 class MaskedData:
     """A prepared dataset as a segmentation task: packed masks, the rows of each split, and where the files lie."""
 
-    def __init__(self, config: DataConfig, seed: int):
+    def __init__(self, config: MaskedDataConfig, seed: int):
         self.dataset = base.open_dataset(
             config,
             "a folder with images/ and masks/, a CSV manifest with a mask column, a published or a prepared dataset",
@@ -228,7 +154,7 @@ class MaskedData:
         self.classes = self._names(config, present[used["train"]].any(0), present.any(0))
         self.present = present[:, 1 : 1 + len(self.classes)]  # (N, K), in the packed masks
         patterns = np.unique(self.present, axis=0, return_inverse=True)[1].reshape(-1)
-        self.train = base.few_labels(used["train"], patterns, config.labels, seed)
+        self.train = base.few_labels(used["train"], patterns, config.label_share, seed)
         self.val, self.test = used["val"], used["test"]
         source = Path(d.description["source"] if is_prepared(config.path) else config.path)
         self.root = source_root(source)
@@ -247,7 +173,7 @@ class MaskedData:
             present[row] = np.bincount((mask > 0).ravel() if self.join else mask.ravel(), minlength=CLASS_LIMIT + 1) > 0
         return present
 
-    def _names(self, config: DataConfig, trained: np.ndarray, found: np.ndarray) -> list[str]:
+    def _names(self, config: MaskedDataConfig, trained: np.ndarray, found: np.ndarray) -> list[str]:
         numbers = np.flatnonzero(trained[1:]) + 1
         if not len(numbers):
             raise ValueError(f"{config.path}: every training mask is empty")
@@ -278,65 +204,7 @@ class MaskedData:
         return torch.from_numpy(masks)
 
 
-# ---- one run --------------------------------------------------------------------------------------------------------
-
-
-def run_seeds(config: SegmentationConfig, say=print) -> dict[str, dict]:
-    """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
-    folders = base.run_each_seed(config, lambda one, folder: run_seed(one, folder, say), say)
-    result = evaluate([base.read_outcome(folder) for folder in folders])
-    base.write_summary(folders, config.seeds, result)
-    return result
-
-
-def run_seed(config: SegmentationConfig, where: Path, say=print) -> None:
-    """Train (or continue) and test the run of `config.seed` in the folder `where`."""
-    device = choose_device(config.device)
-    data = MaskedData(config.data, config.seed)
-    encoder, report = make_encoder(config.encoder, config.seed)
-    folder = RunFolder(where, config, config.resume)
-    try:
-        counts = ", ".join(
-            f"{len(rows)} {name}" for name, rows in (("train", data.train), ("val", data.val), ("test", data.test))
-        )
-        without = f", {len(data.without)} without a mask left out (e.g. {data.without[0]})" if data.without else ""
-        say(f"{where}: {', '.join(data.classes)}; {counts}{without}")
-        say(f"encoder: {report or 'random ' + config.encoder.name}")
-        duplicates = base.report_duplicates(data.dataset, config.data, where)
-        say(duplicates)
-        torch.manual_seed(config.seed)
-        model = Segmenter(
-            encoder, data.classes, config.decoder, config.decoder_width, config.atrous_rates, config.data.join
-        )
-        model, chosen = _train(config, data, model, folder, device)
-        save_segmenter(where / "segmenter.pt", model, config, data.dataset.size)
-        records = [data.dataset.records[i] for i in data.test]
-        cases = examine(model, data.root, records, data.dataset.size, where, config.flips)
-        if cases.unreadable:
-            path, reason = cases.unreadable[0]
-            raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
-        outcome = cases.outcome(model.classes) | {k: np.array(chosen[k]) for k in ("val_dice_present", "val_dice")}
-        write_cases(where, outcome)
-        base.write_outcome(where, outcome)
-        if config.pictures:
-            pictures(where, data.root, outcome, data.dataset.size, model.join)
-        base.write_metrics(
-            where,
-            "segmentation",
-            config,
-            data.dataset,
-            evaluate([outcome]),
-            **RULES,
-            decoder=config.decoder,
-            classes=data.classes,
-            flips=config.flips,
-            duplicates=duplicates,
-            training_images=len(data.train),
-            test_images=len(data.test),
-            selection=f"validation Dice where a class is there, at {data.dataset.size} px",
-        )
-    finally:
-        folder.close()
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def _train(
@@ -347,9 +215,9 @@ def _train(
     sampler = PatchSampler(PatchConfig(count=1, size=size, **to_dict(config.augment)))
     frame = torch.tensor([[0, 0, size, size]])
 
-    def loss(network: nn.Module, rows: np.ndarray, generator: torch.Generator) -> Tensor:
+    def loss(network: nn.Module, rows: np.ndarray, draws: torch.Generator) -> Tensor:
         images, targets = data.images(rows).to(device), data.targets(rows).to(device)
-        x, under = sampler(images, frame.expand(len(rows), 4), generator, masks=targets)
+        x, under = sampler(images, frame.expand(len(rows), 4), draws, masks=targets)
         return overlap_loss(network(x[0]), under[0], config.dice_weight)
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -376,22 +244,6 @@ def _train(
     return model, best
 
 
-def validation_score(dice: Tensor, present: Tensor, loss: float) -> dict[str, float]:
-    """What an epoch is chosen by: Dice (N, K) where the class is present (N, K), averaged as in the test; ties go to the loss.
-
-    Over all images, among many empty masks, a model that predicts nothing would be the best.
-    """
-    everywhere = float(dice.mean())
-    each = (dice * present).sum(0) / present.sum(0).clamp(min=1)
-    where = float(each[present.any(0)].mean()) if present.any() else everywhere
-    return {
-        "score": where - 1e-3 * min(loss, 10.0),
-        "val_dice_present": where,
-        "val_dice": everywhere,
-        "val_loss": loss,
-    }
-
-
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, flips: bool = False) -> Tensor:
     """Logits (N, 1 + K, S, S), float32, of uint8 (N, S, S) or of (N, 1 or 3, S, S), in evaluation mode."""
@@ -400,17 +252,6 @@ def predict(model: nn.Module, images: Tensor, flips: bool = False) -> Tensor:
     x = x.float().div(255) if x.dtype == torch.uint8 else x.float()
     logits = model(x).float()
     return (logits + model(x.flip(-1)).float().flip(-1)) / 2 if flips else logits
-
-
-def packed_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Dice (N, K) of class numbers (N, S, S) by the rule for empty masks, padding left out."""
-    inside = target != IGNORED
-    rows = []
-    for number in range(1, classes + 1):
-        p, t = (predicted == number) & inside, target == number
-        total = p.sum((1, 2)) + t.sum((1, 2))
-        rows.append(torch.where(total > 0, 2 * (p & t).sum((1, 2)) / total.clamp(min=1), 1.0))
-    return torch.stack(rows, dim=1)
 
 
 # ---- at the original size -------------------------------------------------------------------------------------------
@@ -436,72 +277,21 @@ def segment(model: Segmenter, images, size: int, flips: bool = False, batch_size
             yield part[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def compare(predicted: np.ndarray, truth: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """Dice, IoU, HD95 and ASD (K,) of two masks (H, W), by the rules in RULES; and the pixels behind them.
-
-    Measured by MONAI. truth_pixels and predicted_pixels (K,); right and pixels: scalars over all classes and background.
-    """
-    from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
-
-    numbers = torch.arange(1, classes + 1).view(1, -1, 1, 1)
-    p, t = (torch.tensor(mask)[None, None] == numbers for mask in (predicted, truth))  # (1, K, H, W)
-    sizes = {"truth_pixels": t.sum((0, 2, 3)).numpy(), "predicted_pixels": p.sum((0, 2, 3)).numpy()}
-    found = {
-        "dice": compute_dice(p.float(), t.float(), ignore_empty=False)[0].double().numpy(),
-        "iou": compute_iou(p.float(), t.float(), ignore_empty=False)[0].double().numpy(),
-    }
-    some = [(sizes[name] > 0) for name in ("truth_pixels", "predicted_pixels")]
-    both, one = some[0] & some[1], some[0] ^ some[1]
-    for name in ("hd95", "asd"):
-        found[name] = np.where(one, float(np.hypot(*truth.shape)), 0.0)
-    if both.any():
-        pair = p[:, both].float(), t[:, both].float()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it gives itself
-            far = compute_hausdorff_distance(*pair, include_background=True, percentile=95)
-            mean = compute_average_surface_distance(*pair, include_background=True, symmetric=True)
-        found["hd95"][both], found["asd"][both] = far[0].double().numpy(), mean[0].double().numpy()
-    return found | sizes | {"right": np.int64((predicted == truth).sum()), "pixels": np.int64(truth.size)}
-
-
-@dataclass
-class Cases:
-    """What `examine` found: one row of `compare` per image with a mask, its record, and what could not be read."""
-
-    records: list[Record] = field(default_factory=list)
-    rows: list[dict] = field(default_factory=list)
-    predicted: list[str] = field(default_factory=list)  # masks, below the output folder
-    without: list[tuple[Record, str]] = field(default_factory=list)  # images without a mask, and what was predicted
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-
-    def outcome(self, classes: list[str]) -> statistics.Outcome:
-        """Arrays over images (N,) and classes (N, K), for test.npz."""
-        records = self.records
-        return {
-            "paths": np.array([r.path for r in records]),
-            "groups": np.array([r.group or r.id for r in records]),
-            "truth": np.array([r.mask for r in records]),
-            "predicted": np.array(self.predicted),
-            "classes": np.array(classes),
-            "sizes": np.array([(r.height, r.width) for r in records]),
-        } | {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]}
-
-
 def examine(
     model: Segmenter, root: Path, records: list[Record], size: int, out: Path, flips: bool = False, batch_size: int = 16
 ) -> Cases:
     """Segment the images of `records` from their files, write every mask below out/predicted, compare where there is a truth."""
-    cases, classes, taken = Cases(), len(model.classes), set()
+    cases, taken = Cases(more={"classes": np.array(model.classes)}), set()
     for start in tqdm(range(0, len(records), batch_size), unit="batch", desc="segmenting"):
-        good = []
+        readable = []
         for record in records[start : start + batch_size]:
             try:
                 image = read_record(root, record)
-                good.append((record, image, read_masks(root, record, image, size)))
+                readable.append((record, image, read_masks(root, record, image, size)))
             except ValueError as error:
                 cases.unreadable.append((record.path, str(error)))
-        masks = segment(model, [image for _, image, _ in good], size, flips)
-        for (record, image, truth), predicted in zip(good, masks, strict=True):
+        masks = segment(model, [image for _, image, _ in readable], size, flips)
+        for (record, image, truth), predicted in zip(readable, masks, strict=True):
             record.height, record.width = image.shape
             name = f"predicted/{base.file_name(record.id, taken)}.png"
             write_mask(out / name, predicted)
@@ -509,14 +299,14 @@ def examine(
                 cases.without.append((record, name))
                 continue
             truth = (truth > 0).astype(np.uint8) if model.join else truth
-            if truth.max() > classes:
+            if truth.max() > len(model.classes):
                 raise ValueError(
-                    f"{root / record.mask_paths[0]} holds class {truth.max()}; the model knows {classes} "
+                    f"{root / record.mask_paths[0]} holds class {truth.max()}; the model knows {len(model.classes)} "
                     f"({', '.join(model.classes)}): name it in data.classes, or join all classes"
                 )
             cases.records.append(record)
-            cases.rows.append(compare(predicted, truth, classes))
-            cases.predicted.append(name)
+            about = {"truth": record.mask, "predicted": name}
+            cases.rows.append(about | compare(predicted, truth, len(model.classes)))
     return cases
 
 
@@ -528,55 +318,7 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     image.save(path, optimize=True)
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
-
-
-def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Every figure (R,) of what one seed's model did, in each row of counts (R, N), how often an image occurs."""
-    weight, there = counts.astype(np.float64), outcome["truth_pixels"] > 0  # (R, N), (N, K)
-    names, result = outcome["classes"].tolist(), {}
-
-    def mean(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # a resample may hold no such image
-            return weight[:, rows] @ values[rows] / weight[:, rows].sum(1)
-
-    every, occurring = np.ones(len(there), bool), [k for k in range(len(names)) if there[:, k].any()]
-    for measure in MEASURES:
-        result[measure] = np.mean([mean(outcome[measure][:, k], every) for k in range(len(names))], axis=0)
-    for measure in MEASURES if occurring else ():
-        each = {k: mean(outcome[measure][:, k], there[:, k]) for k in occurring}
-        result[f"{measure}_present"] = np.mean(list(each.values()), axis=0)
-        if len(names) > 1:
-            result |= {f"{measure}_present {names[k]}": value for k, value in each.items()}
-    if not there.all():
-        left = (outcome["predicted_pixels"] == 0) & ~there
-        with np.errstate(invalid="ignore"):
-            result["absent_left_empty"] = weight @ left.sum(1) / (weight @ (~there).sum(1))
-    result["pooled_with_background"] = weight @ outcome["right"] / (weight @ outcome["pixels"])
-    return result
-
-
-def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
-    """Every figure of several seeds on the same images, with 95 % intervals, and how often masks were empty.
-
-    Those named val_ are of the validation images at the packed size: for choosing between settings, since the test split is not
-    for that; the epoch was chosen on the same images, so they flatter.
-    """
-    names = outcome_scores(outcomes[0], np.ones((1, len(outcomes[0]["paths"]))))
-    distances = tuple(name for name in names if name.startswith(("hd95", "asd")))
-    result = statistics.figures(outcome_scores, outcomes, unbounded=distances)
-    empty = [(o["truth_pixels"] == 0, o["predicted_pixels"] == 0) for o in outcomes]
-    for name, cases in (
-        ("both_empty", [int((t & p).sum()) for t, p in empty]),
-        ("only_truth_empty", [int((t & ~p).sum()) for t, p in empty]),
-        ("only_prediction_empty", [int((~t & p).sum()) for t, p in empty]),
-    ):
-        result[name] = {"mean": float(np.mean(cases)), "per_seed": cases}
-    for name in ("val_dice_present", "val_dice"):
-        if all(name in o for o in outcomes):
-            values = [float(o[name]) for o in outcomes]
-            result[name] = {"mean": float(np.mean(values)), "per_seed": values}
-    return result
+# ---- what is written -------------------------------------------------------------------------------------------------
 
 
 def write_cases(out: Path, outcome: statistics.Outcome) -> None:
@@ -617,9 +359,6 @@ def write_cases(out: Path, outcome: statistics.Outcome) -> None:
                 )
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
-
-
 def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join: bool = False) -> None:
     """overlays.png: the best, middle and worst three; dice.png: Dice as a histogram and against the structure's size."""
     there, names, area = outcome["truth_pixels"] > 0, outcome["classes"].tolist(), outcome["sizes"].prod(1)
@@ -649,45 +388,102 @@ def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join
         plots.overlays(out / "overlays.png", images, predictions, titles, names, truths)
 
 
-# ---- a trained segmenter as a file ----------------------------------------------------------------------------------
+@dataclass
+class SegmentConfig(EvaluationConfig):
+    flips: bool = option(False, "average with the prediction for the mirrored image")
 
 
-def save_segmenter(path: Path, model: Segmenter, config: SegmentationConfig, size: int) -> None:
-    """`module.base_encoder.*` as in every checkpoint, beside it the decoder, the classes and the `size` of training images, px."""
-    tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in model.encoder.published_state().items()}
-    tensors |= {f"module.head.{k}": v.detach().cpu().contiguous() for k, v in model.head.state_dict().items()}
-    checkpoints.save(
-        path,
-        {
-            "state_dict": tensors,
-            "encoder": model.encoder.spec_dict(),
-            "task": "segmentation",
+# ---- the task -------------------------------------------------------------------------------------------------------
+
+
+class Segmentation(Task):
+    name, config, evaluation_config = "segmentation", SegmentationConfig, SegmentConfig
+    figures, file, model, doing = figures, "segmenter.pt", "segmenter", "segmenting the lesions"
+    truth = "mask"
+
+    def read(self, config: SegmentationConfig) -> MaskedData:
+        return MaskedData(config.data, config.seed)
+
+    def describe(self, data: MaskedData) -> str:
+        counts = ", ".join(f"{len(getattr(data, split))} {split}" for split in ("train", "val", "test"))
+        without = f", {len(data.without)} without a mask left out (e.g. {data.without[0]})" if data.without else ""
+        return f"{', '.join(data.classes)}; {counts}{without}"
+
+    def train(self, config: SegmentationConfig, data: MaskedData, encoder, folder, device):
+        model, best = _train(config, data, make_segmenter(encoder, data.classes, config), folder, device)
+        return model, {name: np.array(best[name]) for name in ("val_dice_present", "val_dice")}
+
+    def test(self, config: SegmentationConfig, data: MaskedData, model: Segmenter, where: Path, validated):
+        records, size = [data.dataset.records[i] for i in data.test], data.dataset.size
+        cases = examine(model, data.root, records, size, where, config.flips)
+        if cases.unreadable:
+            path, reason = cases.unreadable[0]
+            raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
+        outcome = cases.outcome()
+        write_cases(where, outcome)
+        if config.pictures:
+            pictures(where, data.root, outcome, size, model.join)
+        return outcome
+
+    def protocol(self, config: SegmentationConfig, data: MaskedData, outcome, result):
+        return figures.RULES | {
+            "decoder": config.decoder,
+            "classes": data.classes,
+            "flips": config.flips,
+            "training_images": len(data.train),
+            "test_images": len(data.test),
+            "selection": f"validation Dice where a class is there, at {data.dataset.size} px",
+        }
+
+    def facts(self, model: Segmenter, config: SegmentationConfig):
+        return {
             "classes": model.classes,
             "decoder": {"kind": config.decoder, "width": config.decoder_width, "rates": config.atrous_rates},
-            "size": size,
-            "in_channels": model.encoder.spec.in_channels,
             "join": config.data.join,
-            "config": to_dict(config),
-        },
-    )
+        }
+
+    def build(self, about, encoder: Encoder, head) -> Segmenter:
+        kind, width, rates = (about["decoder"][key] for key in ("kind", "width", "rates"))
+        model = Segmenter(encoder, about["classes"], kind, width, rates, about["join"])
+        model.head.load_state_dict(head)
+        return model
+
+    def use(self, model: Segmenter, about, root: Path, records, options: SegmentConfig) -> Cases:
+        return examine(model, root, records, about["size"], Path(options.out), options.flips)
+
+    def report(self, model: Segmenter, about, root: Path, cases: Cases, options: SegmentConfig) -> None:
+        """overlays/ of every image; per_image.csv and pictures where there are masks."""
+        out, size = Path(options.out), about["size"]
+        compared = [(record, row["predicted"]) for record, row in zip(cases.records, cases.rows, strict=True)]
+        for record, name in compared + cases.without:
+            image = read_record(root, record)
+            picture = plots.outlined(image, np.asarray(Image.open(out / name)), read_masks(root, record, image, size))
+            target = out / "overlays" / Path(name).relative_to("predicted")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(target)
+        count = len(compared) + len(cases.without)
+        print(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'predicted'}, {out / 'overlays'}")
+        if cases.records:
+            write_cases(out, cases.outcome())
+            pictures(out, root, cases.outcome(), size, model.join)
+
+    def evaluation_protocol(self, model: Segmenter, about, cases: Cases, options: SegmentConfig):
+        return figures.RULES | {"classes": model.classes, "flips": options.flips}
+
+    def conclusion(self, result) -> str:
+        if "pooled_with_background" not in result:
+            return ""
+        return f"pooled_with_background: {figures.RULES['pooled_with_background']}"
+
+
+TASK = Segmentation()
+
+
+def make_segmenter(encoder: Encoder, classes: list[str], config: SegmentationConfig) -> Segmenter:
+    return Segmenter(encoder, classes, config.decoder, config.decoder_width, config.atrous_rates, config.data.join)
 
 
 def load_segmenter(path: str | Path) -> tuple[Segmenter, int]:
     """A segmenter from its file or run folder, ready to predict, and the side of the images it was trained on, px."""
-    path = Path(path)
-    if path.is_dir():
-        inside = [path / "segmenter.pt", *sorted(path.glob("seed-*/segmenter.pt"))]
-        path = next((p for p in inside if p.is_file()), inside[0])
-    state = checkpoints.read(path)
-    if state.get("task") != "segmentation":
-        raise ValueError(
-            f"{path} is no segmenter (Downstream/Segmentation/train.py writes segmenter.pt into its run folder)"
-        )
-    decoder = state["decoder"]
-    encoder = load_encoder(state, state["in_channels"])
-    model = Segmenter(encoder, state["classes"], decoder["kind"], decoder["width"], decoder["rates"], state["join"])
-    tensors = {
-        k.removeprefix("module.head."): v for k, v in state["state_dict"].items() if k.startswith("module.head.")
-    }
-    model.head.load_state_dict(tensors)
-    return model.eval(), state["size"]
+    model, about = TASK.load(path)
+    return model, about["size"]
