@@ -28,8 +28,7 @@ def main() -> None:
     rows = [row_of(folder, arguments.scores) for folder in arguments.runs]
     rows += [difference(a, b, arguments.scores) for a, b in pairs]
     heads = ["run", "mode", "labels", "initialisation", "seeds", *(name.replace("_", " ") for name in arguments.scores)]
-    print("| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
-    print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    print(markdown.table(heads, rows))
 
 
 def row_of(folder: Path, wanted: list[str]) -> list[str]:
@@ -38,7 +37,7 @@ def row_of(folder: Path, wanted: list[str]) -> list[str]:
     if unknown := [name for name in wanted if name not in metrics]:
         raise ValueError(f"{folder} has no figure {unknown[0]!r}; it has: {', '.join(metrics)}")
     start = "random" if about["initialisation"] == "none" else Path(about["initialisation"]).parent.name
-    labels = f"{100 * about['labels']:g} % ({about['training_images']})"
+    labels = f"{100 * about.get('label_share', about.get('labels')):g} % ({about['training_images']})"
     cells = [markdown.cell(metrics[name]) for name in wanted]
     return [folder.name, about.get("mode", ""), labels, start, str(len(found["seeds"])), *cells]
 
@@ -51,7 +50,7 @@ def difference(a: Path, b: Path, wanted: list[str]) -> list[str]:
     score = base.task_named(ours["task"]).figures.outcome_scores
     outcomes = [[base.read_outcome(x["folder"] / f"seed-{seed}") for seed in x["seeds"]] for x in (ours, theirs)]
     found = statistics.differences(score, [outcomes])
-    return [f"{a.name} - {b.name}", "", "", "", "", *(markdown.cell(found.get(name), "+") for name in wanted)]
+    return [f"{a.name} - {b.name}", "", "", "", "", *(markdown.difference(found.get(name)) for name in wanted)]
 
 
 if __name__ == "__main__":

@@ -393,6 +393,7 @@ def outlined(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = Non
     for classes, dotted in ((truth, True), (mask, False)):
         if classes is None:
             continue
+        classes = np.where(classes == 255, 0, classes)  # what is to be ignored is no class
         around = np.pad(classes, 1)
         edge = np.zeros(image.shape, bool)
         for shift in (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]):

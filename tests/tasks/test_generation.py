@@ -168,7 +168,7 @@ def test_kid_says_what_it_is_taken_on_and_when_it_is_not(tmp_path, monkeypatch):
     assert "ultrasound encoder" in own.name and own.of(images).shape == (3, 192)
     np.testing.assert_allclose(own.of(images[1:2])[0], own.of(images)[1], atol=1e-4)
     assert "it takes 50 of each" in likeness.kid_rule(own, 49, 60) and own.name in likeness.kid_rule(own, 50, 60)
-    cases = task.Cases(features={"kid": [own.of(images)] * 17, "kid_input": [own.of(images[:1])] * 17})
+    cases = task.EnhancedCases(features={"kid": [own.of(images)] * 17, "kid_input": [own.of(images[:1])] * 17})
     assert cases.kid(own, images * 17) == {}, "17 are too few"
     with pytest.raises(FileNotFoundError, match="nowhere.pt"):
         likeness.Features.choose("nowhere.pt")
@@ -676,7 +676,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         (["logs/s", "plain", "--split", "val"], "no images in split val"),
         (["logs/s", "plain", "--out", "plain/o"], "--out plain/o lies in the data plain"),
         (["logs/s", "plain", "--degrade", "-1"], "give a strength above 0"),
-        (["logs/s", "plain", "--tile", "8"], "--tile 8: at least 64"),
+        (["logs/s", "plain", "--tile", "8"], "tile: 8 is below"),
     ):
         done = script(EVALUATE, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr

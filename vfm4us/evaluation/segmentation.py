@@ -1,14 +1,13 @@
 """Figures of masks: overlap and distance between outlines, of each image and class, with the rule for empty masks."""
 
-import warnings
-
 import numpy as np
 import torch
+from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import Tensor
 
 from vfm4us.evaluation import statistics
 
-IGNORED = 255  # in a target: padding, which counts nowhere
+IGNORED = 255  # in a target: padding, and what a data set says to ignore; it counts nowhere
 MEASURES = ("dice", "iou", "hd95", "asd")
 RULES = {
     "resolution": "original size of each image; distances in its pixels",
@@ -17,38 +16,56 @@ RULES = {
     "IoU 0, distances the image's diagonal; both kinds are counted",
     "present": "only images in whose truth the class occurs",
     "hd95": "the larger of the two directions' 95th percentiles of the distance between outlines",
+    "hd95_mm": "of the images whose pixel spacing is known; their number is images_with_spacing",
     "asd": "average symmetric distance between outlines",
+    "ignored": "pixels of the ignore value are left out: neither truth nor prediction has them",
     "pooled_with_background": "pixels of all images and classes, background among them, thrown together (pixel accuracy): what "
     "some publications call Dice; not comparable with the others",
 }
 
 
-def compare(predicted: np.ndarray, truth: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+def compare(
+    predicted: np.ndarray, truth: np.ndarray, classes: int, spacing: tuple[float, float] | None = None
+) -> dict[str, np.ndarray]:
     """Dice, IoU, HD95 and ASD (K,) of two masks (H, W), by the rules in RULES; and the pixels behind them.
 
-    Measured by MONAI. truth_pixels and predicted_pixels (K,); right and pixels: scalars over all classes and background.
+    spacing: distance of neighbouring rows and of neighbouring columns, mm; hd95_mm is NaN without it. truth_pixels and
+    predicted_pixels (K,); right and pixels: scalars over all classes and background. Pixels IGNORED in `truth` are left out.
     """
-    from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
+    known = truth != IGNORED
+    found = {name: np.zeros(classes) for name in (*MEASURES, "hd95_mm")}
+    sizes = {name: np.zeros(classes, np.int64) for name in ("truth_pixels", "predicted_pixels")}
+    for k in range(classes):
+        ours, wanted = (predicted == k + 1) & known, truth == k + 1
+        here = {"predicted_pixels": int(ours.sum()), "truth_pixels": int(wanted.sum())}
+        both, total = int((ours & wanted).sum()), sum(here.values())
+        found["dice"][k] = 2 * both / total if total else 1.0
+        found["iou"][k] = both / (total - both) if total else 1.0
+        if all(here.values()):
+            found["hd95"][k], found["asd"][k] = outline_distances(ours, wanted)
+            found["hd95_mm"][k] = outline_distances(ours, wanted, spacing)[0] if spacing else np.nan
+        else:
+            far = [np.hypot(*truth.shape), np.hypot(*np.multiply(truth.shape, spacing)) if spacing else np.nan]
+            found["hd95"][k], found["hd95_mm"][k] = np.multiply(far, total > 0)
+            found["asd"][k] = found["hd95"][k]
+        for name, count in here.items():
+            sizes[name][k] = count
+    return found | sizes | {"right": np.int64(((predicted == truth) & known).sum()), "pixels": np.int64(known.sum())}
 
-    numbers = torch.arange(1, classes + 1).view(1, -1, 1, 1)
-    p, t = (torch.tensor(mask)[None, None] == numbers for mask in (predicted, truth))  # (1, K, H, W)
-    sizes = {"truth_pixels": t.sum((0, 2, 3)).numpy(), "predicted_pixels": p.sum((0, 2, 3)).numpy()}
-    found = {
-        "dice": compute_dice(p.float(), t.float(), ignore_empty=False)[0].double().numpy(),
-        "iou": compute_iou(p.float(), t.float(), ignore_empty=False)[0].double().numpy(),
-    }
-    some = [(sizes[name] > 0) for name in ("truth_pixels", "predicted_pixels")]
-    both, one = some[0] & some[1], some[0] ^ some[1]
-    for name in ("hd95", "asd"):
-        found[name] = np.where(one, float(np.hypot(*truth.shape)), 0.0)
-    if both.any():
-        pair = p[:, both].float(), t[:, both].float()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it gives itself
-            far = compute_hausdorff_distance(*pair, include_background=True, percentile=95)
-            mean = compute_average_surface_distance(*pair, include_background=True, symmetric=True)
-        found["hd95"][both], found["asd"][both] = far[0].double().numpy(), mean[0].double().numpy()
-    return found | sizes | {"right": np.int64((predicted == truth).sum()), "pixels": np.int64(truth.size)}
+
+def outline_distances(
+    predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
+) -> tuple[float, float]:
+    """HD95 and average symmetric distance between the outlines of two masks (H, W) of bool, neither of them empty.
+
+    An outline is what one erosion by a cross takes away, with nothing beyond the image. Distances are exact, in units of `spacing`
+    (rows, columns), by a transform of the smallest box that holds both masks.
+    """
+    rows, columns = ((predicted | truth).any(1 - axis).nonzero()[0] for axis in (0, 1))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    outlines = [mask & ~binary_erosion(mask) for mask in (predicted[box], truth[box])]
+    there, back = (distance_transform_edt(~outlines[1 - side], sampling=spacing)[outlines[side]] for side in (0, 1))
+    return max(np.percentile(there, 95), np.percentile(back, 95)), float(np.concatenate([there, back]).mean())
 
 
 def packed_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
@@ -100,7 +117,14 @@ def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str,
         with np.errstate(invalid="ignore"):
             result["absent_left_empty"] = weight @ left.sum(1) / (weight @ (~there).sum(1))
     result["pooled_with_background"] = weight @ outcome["right"] / (weight @ outcome["pixels"])
+    if (known := images_with_spacing(outcome)).any():
+        result["hd95_mm"] = np.mean([mean(values, known) for values in outcome["hd95_mm"].T], axis=0)
     return result
+
+
+def images_with_spacing(outcome: statistics.Outcome) -> np.ndarray:
+    """(N,) whether an image's pixel spacing is known, and so its distances in mm; of no image of an earlier run."""
+    return np.isfinite(outcome["hd95_mm"]).all(1) if "hd95_mm" in outcome else np.zeros(len(outcome["paths"]), bool)
 
 
 def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
@@ -119,6 +143,9 @@ def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
         ("only_prediction_empty", [int((~t & p).sum()) for t, p in empty]),
     ):
         result[name] = {"mean": float(np.mean(cases)), "per_seed": cases}
+    if "hd95_mm" in names:
+        counted = [int(images_with_spacing(o).sum()) for o in outcomes]
+        result["images_with_spacing"] = {"mean": float(np.mean(counted)), "per_seed": counted}
     for name in ("val_dice_present", "val_dice"):
         if all(name in o for o in outcomes):
             values = [float(o[name]) for o in outcomes]

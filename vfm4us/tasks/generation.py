@@ -597,6 +597,7 @@ class Generation(Task):
         out, count = Path(options.out), len(cases.records) + len(cases.without)
         pictures(out, root, cases.outcome(), options.degrade)
         print(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'enhanced'}, {out / 'comparison.png'}")
+        print(f"KID: {cases.rule}")
         if "ssim" in cases.rows[0]:
             write_cases(out, cases.outcome())
 

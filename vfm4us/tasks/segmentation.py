@@ -10,7 +10,9 @@ with the mask as its file has it.
 """
 
 import csv
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from vfm4us.config import option, section, to_dict
 from vfm4us.data.dataset import is_prepared
 from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_array, image_batch, image_records
-from vfm4us.data.masks import CLASS_LIMIT, read_masks
+from vfm4us.data.masks import read_masks
 from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
 from vfm4us.encoders import Encoder
@@ -166,12 +168,16 @@ class MaskedData:
             )
 
     def _presence(self, rows: np.ndarray) -> np.ndarray:
-        """(N, CLASS_LIMIT + 1) whether a class occurs in an image's packed mask; False for images not in `rows`."""
-        present = np.zeros((len(self.dataset), CLASS_LIMIT + 1), bool)
+        """(N, IGNORED) whether a class occurs in an image's packed mask; False for images not in `rows`."""
+        present = np.zeros((len(self.dataset), IGNORED), bool)
         for row in rows:
-            mask = self.dataset.masks[row]
-            present[row] = np.bincount((mask > 0).ravel() if self.join else mask.ravel(), minlength=CLASS_LIMIT + 1) > 0
+            mask = self._joined(self.dataset.masks[row])
+            present[row] = np.bincount(mask.ravel(), minlength=IGNORED + 1)[:IGNORED] > 0
         return present
+
+    def _joined(self, masks: np.ndarray) -> np.ndarray:
+        """All classes as one where data.join says so; IGNORED stays."""
+        return np.where(masks == IGNORED, masks, masks > 0).astype(np.uint8) if self.join else masks
 
     def _names(self, config: MaskedDataConfig, trained: np.ndarray, found: np.ndarray) -> list[str]:
         numbers = np.flatnonzero(trained[1:]) + 1
@@ -196,9 +202,9 @@ class MaskedData:
         return torch.from_numpy(self.dataset.images[rows])
 
     def targets(self, rows: np.ndarray) -> Tensor:
-        """(N, S, S) uint8 class numbers; IGNORED on padding."""
+        """(N, S, S) uint8 class numbers; IGNORED on padding, and where the data set says so."""
         masks = self.dataset.masks[rows]
-        masks = (masks > 0).astype(np.uint8) if self.join else masks.copy()
+        masks = self._joined(masks).copy()
         for mask, (top, left, height, width) in zip(masks, self.dataset.valid[rows], strict=True):
             mask[:top], mask[:, :left], mask[top + height :], mask[:, left + width :] = (IGNORED,) * 4
         return torch.from_numpy(masks)
@@ -282,32 +288,51 @@ def examine(
 ) -> Cases:
     """Segment the images of `records` from their files, write every mask below out/predicted, compare where there is a truth."""
     cases, taken = Cases(more={"classes": np.array(model.classes)}), set()
-    for start in tqdm(range(0, len(records), batch_size), unit="batch", desc="segmenting"):
-        readable = []
-        for record in records[start : start + batch_size]:
-            try:
-                image = read_record(root, record)
-                readable.append((record, image, read_masks(root, record, image, size)))
-            except ValueError as error:
-                cases.unreadable.append((record.path, str(error)))
-        masks = segment(model, [image for _, image, _ in readable], size, flips)
-        for (record, image, truth), predicted in zip(readable, masks, strict=True):
-            record.height, record.width = image.shape
-            name = f"predicted/{base.file_name(record.id, taken)}.png"
-            write_mask(out / name, predicted)
-            if truth is None:
-                cases.without.append((record, name))
-                continue
-            truth = (truth > 0).astype(np.uint8) if model.join else truth
-            if truth.max() > len(model.classes):
-                raise ValueError(
-                    f"{root / record.mask_paths[0]} holds class {truth.max()}; the model knows {len(model.classes)} "
-                    f"({', '.join(model.classes)}): name it in data.classes, or join all classes"
-                )
-            cases.records.append(record)
-            about = {"truth": record.mask, "predicted": name}
-            cases.rows.append(about | compare(predicted, truth, len(model.classes)))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in tqdm(range(0, len(records), batch_size), unit="batch", desc="segmenting"):
+            readable = []
+            for record in records[start : start + batch_size]:
+                try:
+                    image = read_record(root, record)
+                    readable.append((record, image, read_masks(root, record, image, size)))
+                except ValueError as error:
+                    cases.unreadable.append((record.path, str(error)))
+            pairs = []
+            masks = segment(model, [image for _, image, _ in readable], size, flips)
+            for (record, image, truth), predicted in zip(readable, masks, strict=True):
+                record.height, record.width = image.shape
+                name = f"predicted/{base.file_name(record.id, taken)}.png"
+                write_mask(out / name, predicted)
+                if truth is None:
+                    cases.without.append((record, name))
+                    continue
+                cases.records.append(record)
+                truth = known_classes(truth, model, root / record.mask_paths[0])
+                pairs.append((predicted, truth, len(model.classes), spacing_of(record)))
+                cases.rows.append({"truth": record.mask, "predicted": name})
+            rows = cases.rows[len(cases.rows) - len(pairs) :]
+            for row, measured in zip(rows, pool.map(lambda pair: compare(*pair), pairs), strict=True):
+                row.update(measured)
     return cases
+
+
+def known_classes(truth: np.ndarray, model: Segmenter, path: Path) -> np.ndarray:
+    """A mask (H, W) as the model's classes, IGNORED where it is; ValueError that names the file where it holds others."""
+    foreground = np.where(truth == IGNORED, 0, truth)
+    if model.join:
+        return np.where(truth == IGNORED, truth, foreground > 0).astype(np.uint8)
+    if foreground.max() > len(model.classes):
+        raise ValueError(
+            f"{path} holds class {foreground.max()}; the model knows {len(model.classes)} "
+            f"({', '.join(model.classes)}): name it in data.classes, or join all classes"
+        )
+    return truth
+
+
+def spacing_of(record: Record) -> tuple[float, float] | None:
+    """Row and column distance of the pixels of a record's image, mm; None where it is not known."""
+    row, _, column = record.spacing_mm.partition(" ")
+    return (float(row), float(column)) if column else None
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
@@ -381,8 +406,8 @@ def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join
         record = Record(id="", path=str(outcome["paths"][i]), mask=str(outcome["truth"][i]))
         images.append(read_record(root, record))
         truth = read_masks(root, record, images[-1], size)
-        truths.append((truth > 0).astype(np.uint8) if join else truth)
-        predictions.append(np.asarray(Image.open(out / str(outcome["predicted"][i]))))
+        truths.append(np.where(truth == IGNORED, 0, np.minimum(truth, 1) if join else truth))
+        predictions.append(np.where(truth == IGNORED, 0, np.asarray(Image.open(out / str(outcome["predicted"][i])))))
         titles.append(f"{word} {overlap[i]:.3f}   {Path(record.path).stem}".strip())
     if chosen:
         plots.overlays(out / "overlays.png", images, predictions, titles, names, truths)
