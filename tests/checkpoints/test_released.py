@@ -15,7 +15,7 @@ from vfm4us.checkpoints import released
 from vfm4us.encoders import EncoderSpec
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.trainer import build_encoder
-from vfm4us.tasks.finetune import EncoderConfig, make_encoder, refuse_missing_weights
+from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def shelf(tmp_path, monkeypatch):
 def test_a_released_encoder_that_is_not_there_is_an_error_that_says_how_to_make_it(shelf):
     for call in (
         lambda: vfm4us.load_encoder("open"),
-        lambda: refuse_missing_weights(EncoderConfig(weights="open"), 0),
-        lambda: make_encoder(EncoderConfig(weights="open"), 0),
+        lambda: refuse_missing_weights(InitialEncoderConfig(weights="open"), 0),
+        lambda: make_encoder(InitialEncoderConfig(weights="open"), 0),
     ):
         with pytest.raises(FileNotFoundError, match="'open': vfm4us_resnet18_open.safetensors is not in .*adv_main.py"):
             call()
@@ -60,7 +60,7 @@ def test_a_released_encoder_loads_by_its_name_and_is_verified(shelf, monkeypatch
     assert all(v.dtype in (torch.float32, torch.int64) for v in loaded.state_dict().values())
     x = images().mean(1, keepdim=True)
     assert torch.nn.functional.cosine_similarity(loaded(x), encoder(x)).min() > 0.9999
-    made, report = make_encoder(EncoderConfig(weights="open"), 0)
+    made, report = make_encoder(InitialEncoderConfig(weights="open"), 0)
     assert report.matched == 120
     torch.testing.assert_close(made(x), loaded(x))
     with safe_open(file, framework="pt") as stream:
@@ -88,12 +88,12 @@ def test_prefix_and_heads_reach_what_reads_encoder_weights(tmp_path):
     torch.save(both, tmp_path / "two.pt")
     keys = {"weights": str(tmp_path / "two.pt"), "in_channels": 3}
     with pytest.raises(ValueError, match="2 encoders: say which by prefix"):
-        make_encoder(EncoderConfig(**keys), 0)
+        make_encoder(InitialEncoderConfig(**keys), 0)
     with pytest.raises(ValueError, match="heads=3 or heads=12"):
-        make_encoder(EncoderConfig(**keys, prefix="left.net"), 0)
+        make_encoder(InitialEncoderConfig(**keys, prefix="left.net"), 0)
     with torch.no_grad():
         expected = vfm4us.load_encoder(both, prefix="left.net", heads=12)(images())
-        encoder, report = make_encoder(EncoderConfig(**keys, prefix="left.net", heads=12), 0)
+        encoder, report = make_encoder(InitialEncoderConfig(**keys, prefix="left.net", heads=12), 0)
         torch.testing.assert_close(encoder(images()), expected)
         assert report.root == "left.net."
         keys = {"name": "vit_tiny", "weights": keys["weights"], "prefix": "left.net", "heads": 12, "in_channels": 3}

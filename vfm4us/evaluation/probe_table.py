@@ -30,10 +30,10 @@ from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.evaluation import statistics
 from vfm4us.evaluation.anchors import LAST, Unavailable, layer_of, open_embedder
+from vfm4us.evaluation.classification import scores
 from vfm4us.evaluation.representation import CentralSquares, knn_votes
 from vfm4us.runtime.device import device_name
 from vfm4us.runtime.files import write_text
-from vfm4us.tasks.classification import scores
 
 TASKS = (
     "busi",
