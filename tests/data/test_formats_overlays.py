@@ -74,6 +74,13 @@ def test_only_images_of_one_geometry_are_compared():
     assert look(images, geometries=list(range(12)))[2] == []
 
 
+def test_copies_of_one_image_say_nothing():
+    image = written(scan(1), (4, 4), "SCANNER")
+    images, valid, groups = np.stack([image] * 12), np.tile([0, 0, SIZE, SIZE], (12, 1)), [str(k) for k in range(12)]
+    assert overlays.find(images, valid, [0] * 12, groups, ["same"] * 12) == []
+    assert overlays.find(images, valid, [0] * 12, groups, groups) != []
+
+
 def test_filling_takes_the_text_and_nothing_else_and_twice_is_once():
     images = [written(scan(k), (4, 4), "SCANNER") for k in range(10)]
     images, valid, found = look(images)

@@ -217,3 +217,17 @@ def test_configs_name_the_rule(tmp_path):
     assert len(open_dataset(DataConfig(str(tmp_path / "in"), 64, cache=str(tmp_path / "c")), "a folder")) == 4
     with pytest.raises(ValueError, match="frames='last' is not understood"):
         open_dataset(DataConfig(str(tmp_path / "in"), 64, cache=str(tmp_path / "c"), frames="last"), "a folder")
+
+
+def test_what_was_used_as_group_is_said(tmp_path):
+    from vfm4us.data.sources import understand
+
+    lines = "\n".join(understand(archive(tmp_path / "archive")).lines())
+    assert "groups   3 (of DICOM files the patient, as a keyed hash)" in lines
+    assert (
+        "2  image       label b: b/IM0001, b/plain.png" in lines
+        and "1  unreadable  DICOM: a structured report" in lines
+    )
+    for k in range(3):
+        save_dicom(tmp_path / "alike" / f"{k}.dcm", dicom_dataset(speckle(k), PatientID="ANON"))
+    assert "all 3 DICOM files name one patient" in "\n".join(understand(tmp_path / "alike").lines())

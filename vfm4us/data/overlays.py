@@ -87,7 +87,8 @@ def look(folder: Path, records, fill: bool) -> dict:
         return json.loads(report.read_text(encoding="utf-8"))
     images = np.load(folder / "images.npy", mmap_mode="r")
     valid = np.array([(r.top, r.left, r.valid_height, r.valid_width) for r in records], np.int32).reshape(-1, 4)
-    found = find(images, valid, [(r.height, r.width, r.crop) for r in records], [r.group for r in records])
+    geometries = [(r.height, r.width, r.crop) for r in records]
+    found = find(images, valid, geometries, [r.group for r in records], [r.sha256 for r in records])
     told = {"images": len(carrying(found)), "of": len(records), "filled": fill, "places": []}
     if found:
         told["places"] = describe(found, [r.id for r in records])[:MOST_PLACES]
@@ -118,13 +119,14 @@ def sentence(told: dict) -> str:
     return f"text, scales or marks are burnt into {told['images']} of {told['of']} images (overlays.png); {does}"
 
 
-def find(images, valid, geometries, groups) -> list[Places]:
+def find(images, valid, geometries, groups, digests=None) -> list[Places]:
     """Places in a set of packed images.
 
     images:     uint8 (N, S, S), a memory map is read piece by piece
     valid:      int (N, 4) top, left, height, width of what is no padding
     geometries: N hashable descriptions; only images with equal ones are compared
     groups:     N names
+    digests:    N names of their pixels: of images that are the same only one is looked at, as all of it stays at one place
     """
     members: dict[tuple, list[int]] = defaultdict(list)
     for index, geometry in enumerate(geometries):
@@ -134,10 +136,18 @@ def find(images, valid, geometries, groups) -> list[Places]:
         of_group: dict[str, list[int]] = defaultdict(list)
         for index in indices:
             of_group[groups[index]].append(index)
-        whole = _of_set(images, valid, of_group)
+        apart, seen = {}, set()
+        for group, own in of_group.items():
+            middle = own[len(own) // 2]
+            if digests is None or digests[middle] not in seen:
+                apart[group] = middle
+                seen.add(digests[middle] if digests is not None else middle)
+        whole = _of_set(images, valid, list(apart.values()))
         if whole is not None and whole.any():
             found.append(_told(images, Places(geometry, "", whole), indices))
         for group, own in of_group.items():
+            if digests is not None:
+                own = list({digests[index]: index for index in own}.values())
             if len(own) < FIXED_IMAGES:
                 continue
             fixed = _fixed(_strokes_of(images, valid, _spread(own, GROUP_SAMPLE)))
@@ -145,7 +155,7 @@ def find(images, valid, geometries, groups) -> list[Places]:
                 fixed &= ~whole
             fixed = _tidy(fixed)
             if fixed.any():
-                found.append(_told(images, Places(geometry, group, fixed), own))
+                found.append(_told(images, Places(geometry, group, fixed), of_group[group]))
     return [places for places in found if sum(places.carried) >= max(2, EDGE_SHARE * len(places.carried))]
 
 
@@ -270,11 +280,10 @@ def _around(pixels: np.ndarray, strokes: np.ndarray, side: int = 15) -> tuple[np
     return mean, np.sqrt(np.maximum(square - mean * mean, 0))
 
 
-def _of_set(images, valid, of_group: dict[str, list[int]]) -> np.ndarray | None:
-    """Places that many groups share; None where there are too few groups to tell."""
-    if len(of_group) < CHANGING_GROUPS:
+def _of_set(images, valid, firsts: list[int]) -> np.ndarray | None:
+    """Places that many groups share, by one image of each; None where there are too few groups to tell."""
+    if len(firsts) < CHANGING_GROUPS:
         return None
-    firsts = [indices[len(indices) // 2] for indices in of_group.values()]
     looked_at = _strokes_of(images, valid, _spread(firsts, SAMPLE))
     lines = np.zeros(looked_at[0][0].shape, np.float32)
     for pixels, strokes in looked_at:

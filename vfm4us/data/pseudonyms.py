@@ -10,6 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
+PREFIX = "patient-"
 KEY_FILE = "VFM4US_PATIENT_KEY"  # environment variable: where the key lies, for several machines that share it
 
 
@@ -26,7 +27,7 @@ def pseudonym(*identity: str) -> str:
     Raises OSError where the key can neither be read nor made; the message names the variable that moves it.
     """
     text = "\0".join(part.strip() for part in identity)
-    return "patient-" + hmac.new(_key(), text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:16]
+    return PREFIX + hmac.new(_key(), text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:16]
 
 
 def _key() -> bytes:

@@ -11,6 +11,7 @@ from vfm4us.data.containers import Told, one_record_per_image
 from vfm4us.data.csv_files import shown
 from vfm4us.data.manifests import main_columns_of, understand_manifest
 from vfm4us.data.masks import CodingOfSet
+from vfm4us.data.pseudonyms import PREFIX
 from vfm4us.data.reading import FILE as READING_FILE
 from vfm4us.data.reading import Reading, reading_of
 from vfm4us.data.records import READ_EXTENSIONS, Record, is_read, natural_key, with_unique_ids, without_extension
@@ -205,7 +206,9 @@ def _remaining(root: Path, files: list[str], found: Understanding) -> None:
         if file in used or file == READING_FILE:
             continue
         ending = frames.extension_of(file)
-        if ending in TABLES:
+        if found.layout.startswith("published") and ending in (*TABLES, ".json", ".xml"):
+            found.add("table", "of the layout, read as far as it says what an image is", file)
+        elif ending in TABLES:
             columns = main_columns_of(root / file)
             said = f" with {', '.join(columns)}" if len(columns) > 1 else ""
             found.add(
@@ -228,16 +231,28 @@ def _look_into_files(root: Path, reading: Reading, found: Understanding) -> None
     told = Told()
     found.records = one_record_per_image(root, found.records, reading, told)
     found.notes += told.lines()
+    for kind in found.kinds:
+        if kind.role == "image":
+            kind.paths = [path for path in kind.paths if path not in told.refused]
+    found.kinds = [kind for kind in found.kinds if kind.paths]
     for file, reason in told.refused.items():
         found.add("unreadable", reason, file)
     if told.files:
         clips = any(count for kind, count in told.files.items() if kind != "volume")
         if not found.groups and any(record.group for record in found.records):
             found.groups = "one per file that holds several images" if clips else "one per volume"
+    hashed = [record for record in found.records if record.group.startswith(PREFIX)]
+    if hashed:
+        found.groups = "of DICOM files the patient, as a keyed hash"
+        if len({record.group for record in hashed}) == 1 < len({record.path for record in hashed}):
+            found.warnings.append(
+                f"all {len({record.path for record in hashed})} DICOM files name one patient: if the same ID was written into all, "
+                "tell the patients apart in a manifest.csv with a column group"
+            )
 
 
 def _say_counts(found: Understanding) -> None:
-    records = [record for record in found.records if record.split != "exclude"]
+    records = [record for record in found.records if record.split != "exclude" and not record.reason]
     labels = Counter(record.label for record in records)
     named = {label: count for label, count in labels.items() if label}
     if named:
