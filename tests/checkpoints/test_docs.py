@@ -23,9 +23,9 @@ def test_the_snippets_that_load_weights_run(page, tmp_path, monkeypatch):
     saved(tmp_path / "logs" / "quickstart" / "checkpoints" / "last.pt", EncoderSpec("resnet18", 1))
     monkeypatch.chdir(tmp_path)
     for snippet in found:
-        names = {"images": np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)}
+        names = {"images": np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)}
         exec(snippet, names)
-        assert names["features"].shape == (3, 512) and names["encoder"].report.matched == 120
+        assert names["features"].shape == (5, 512) and names["encoder"].report.matched == 120
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import zipfile
 import pytest
 import torch
 
+import vfm4us
 from vfm4us import checkpoints
+from vfm4us.checkpoints.words import words_of
 
 
 @pytest.fixture
@@ -135,6 +137,17 @@ def test_nesting_and_length_are_bounded(tmp_path, cheap):
     zipped(tmp_path / "long.pt", b"\x80\x02}X\x01\x00\x00\x00a(" + b"K\x01" * 3_000_000 + b"ts.")
     with pytest.raises(ValueError, match="more than 2000000 instructions"):
         checkpoints.read(tmp_path / "long.pt")
+
+
+def test_dicts_that_hold_themselves_and_each_other_come_to_an_end(tmp_path, cheap):
+    loop: dict = {"conv1.weight": torch.ones(1)}
+    loop |= {f"again{i}": loop for i in range(300)}
+    torch.save({"state_dict": loop}, tmp_path / "loop.pt")
+    with pytest.raises(ValueError, match="holds itself"):
+        vfm4us.load_encoder(tmp_path / "loop.pt")
+    words: dict = {"arch": "resnet18"}
+    words |= {f"again{i}": words for i in range(300)}
+    assert len(words_of({"args": argparse.Namespace(**words)}).items) <= 20_000
 
 
 def test_what_it_may_call_is_called_by_name_alone(tmp_path):

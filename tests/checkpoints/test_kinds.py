@@ -65,7 +65,12 @@ def test_heads_come_from_the_files_own_words(tmp_path, words, heads):
 
 
 def test_words_that_name_another_size_or_two_numbers_decide_nothing():
-    for words in ({"arch": "vit_base_patch16"}, {"a": {"num_heads": 3}, "b": {"num_heads": 6}}):
+    for words in (
+        {"arch": "vit_base_patch16"},
+        {"a": {"num_heads": 3}, "b": {"num_heads": 6}},
+        {"config": {"decoder": {"num_heads": 6}, "seg_head": {"num_heads": 4}}},
+        {"args": argparse.Namespace(model="mae_vit_tiny_patch16")},
+    ):
         with pytest.raises(ValueError, match="heads=3 or heads=12"):
             vfm4us.load_encoder({"model": vit().state_dict()} | words)
 

@@ -35,6 +35,7 @@ PREFERRED = (
     ("backbone", "backbone_momentum"),
 )
 BLOCKS = ResNet.sizes
+ENTRIES = 200_000  # of nested dicts
 LONGEST_KEY = 500  # characters; those of real networks have at most 150
 WINDOW = 40  # tokens on a side of a BEiT's window, 640 px: its index takes 20 MB for each block
 
@@ -194,6 +195,11 @@ CONVENTIONS = {
 }
 
 
+def _by_others(candidate: Candidate, said: Words) -> bool:
+    """Whether a name like vit_tiny may mean another number of heads than timm's: in MoCo v3's and in MAE's successors."""
+    return "base_encoder" in candidate.root or candidate.layout == "MAE" or any("mae" in text for text in said.names())
+
+
 def _with_heads(candidate: Candidate, said: Words, name: str, given: int | None) -> EncoderSpec:
     """The spec with its number of attention heads, from the tensors, the caller, the file's words or the layout, in this order."""
     spec = candidate.spec
@@ -213,7 +219,9 @@ def _with_heads(candidate: Candidate, said: Words, name: str, given: int | None)
         heads, why = 12, "as MoCo v3's ViT-S has"
     elif any("tinyusfm" in text for text in said.names()):
         heads, why = 12, "as TinyUSFM has"
-    elif spec.name.removeprefix("vit_") in said.vit_size() and "base_encoder" not in candidate.root:
+    elif spec.name.removeprefix("vit_") in said.vit_size() and not (
+        spec.name in CONVENTIONS and _by_others(candidate, said)
+    ):
         heads, why = usual, "as the network that the file names has"
     elif candidate.layout.startswith(("DINOv2", "DINO ")):
         heads, why = usual, "as DINO's networks have"
@@ -236,11 +244,21 @@ def _with_heads(candidate: Candidate, said: Words, name: str, given: int | None)
 
 
 def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
-    """Every tensor in nested dicts, by its dotted path. Optimizer states and the resuming run's own are left out."""
+    """Every tensor in nested dicts, by its dotted path. Optimizer states and the resuming run's own are left out.
+
+    Raises ValueError for more than `ENTRIES` entries: dicts that hold themselves, or each other, have no end.
+    """
     flat: dict[str, Tensor] = {}
+    seen = 0
 
     def walk(node: Mapping, prefix: str, level: int) -> None:
+        nonlocal seen
         for key, value in node.items():
+            seen += 1
+            if seen > ENTRIES:
+                raise ValueError(
+                    f"a checkpoint of more than {ENTRIES} entries, or one that holds itself, is not understood"
+                )
             if isinstance(value, Tensor):
                 flat[f"{prefix}{key}"] = value
             elif (

@@ -27,6 +27,7 @@ DIFFERENT = (
     (r"(?i)resnet_?v2|preact", "another order of its layers"),
     (r"downsample_in_bottleneck: True|downsample_in_first_stage: True", "a stride in another convolution"),
 )
+BESIDE = r"(?i)decoder|predictor|projector|prompt|text|language|neck|(^|_)(head|mask|cls)(s|$)"
 _SIZES = {"ti": "tiny", "t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
@@ -79,7 +80,10 @@ class Words(NamedTuple):
 def words_of(state: Mapping, depth: int = 6, limit: int = 20_000) -> Words:
     """Every plain value in nested dicts and in the stand-ins of settings objects, but for the optimizer's."""
 
+    left = 10 * limit  # entries looked at; dicts that hold each other have no end
+
     def walk(node: Any, key: str, level: int) -> Iterator[tuple[str, Any]]:
+        nonlocal left
         if isinstance(node, argparse.Namespace | SimpleNamespace):  # of a dict that the caller has read
             node = vars(node)
         if isinstance(node, Inert):
@@ -87,8 +91,13 @@ def words_of(state: Mapping, depth: int = 6, limit: int = 20_000) -> Words:
             node = node.get("_val", node.get("_content", node))  # omegaconf's
         if isinstance(node, Mapping) and level < depth:
             for inner, value in node.items():
+                left -= 1
+                if left < 0:
+                    return
                 if not isinstance(value, Tensor) and inner not in ("optimizer", "state_dict", "optimizer_states"):
-                    yield from walk(value, str(inner), level + 1)
+                    found = walk(value, str(inner), level + 1)
+                    # what a decoder or a text network has is not said of the encoder
+                    yield from ((f"{key}.{k}", v) for k, v in found) if re.search(BESIDE, key) else found
                     if key == "pretrained_cfg":
                         yield f"pretrained_cfg.{inner}", value
         elif isinstance(node, str | int | float | bool | list | tuple):
