@@ -18,7 +18,6 @@ use scripts/probe.py, which leaves test alone.
 
 import argparse
 import copy
-import csv
 import hashlib
 import json
 import sys
@@ -29,6 +28,7 @@ import torch
 
 import vfm4us
 from vfm4us import config, plots
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.encoders import Encoder, EncoderSpec
@@ -235,12 +235,8 @@ def report(
     }
     (out / "metrics.json").write_text(json.dumps(result, indent=1, default=float))
     (out / "table.md").write_text(text + "\n")
-    with open(out / "results.csv", "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["figure", *NAMES, *(f"seed {s}" for s in arguments.seeds)])
-        writer.writerows(
-            [k, m["mean"], m.get("low"), m.get("high"), *m.get("per_seed", [])] for k, m in metrics.items()
-        )
+    rows = [[k, m["mean"], m.get("low"), m.get("high"), *m.get("per_seed", [])] for k, m in metrics.items()]
+    write_rows(out / "results.csv", ["figure", *NAMES, *(f"seed {s}" for s in arguments.seeds)], rows)
     scope = list(scopes)[-1]
     shown = [f"{t}/{k}" for t in tasks for k in kinds if "patches" not in k]
     series = {arm: [tuple(metrics[f"{scope}/{k}/{arm}"][m] for m in NAMES) for k in shown] for arm in arms}

@@ -17,7 +17,6 @@ continues an interrupted one. `encoder.weights=FILE` is another way to write --e
 """
 
 import argparse
-import csv
 import sys
 from collections import Counter
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 
 import vfm4us
 from vfm4us import plots
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.decode import read_record
 from vfm4us.evaluation import archive as archives
 from vfm4us.evaluation.archive import Archive
@@ -108,8 +108,7 @@ def describe(archive: Archive, out: Path, seed: int, projector: int, parquet: bo
 
 
 def write_rejected(archive: Archive, path: Path) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([("path", "reason"), *archive.rejected])
+    write_rows(path, ["path", "reason"], archive.rejected)
 
 
 def write_features(archive: Archive, path: Path) -> None:
@@ -145,14 +144,13 @@ def write_parquet(archive: Archive, path: Path) -> None:
 
 
 def write_index(archive: Archive, path: Path, places, cosines, strangeness, clusters) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        about = ["id", "path", "label", "group", "split"]
-        writer.writerow(["row", *about, "nearest", "cosine", "strangeness", "duplicate_cluster"])
-        for i, r in enumerate(archive.records):
-            near = archive.records[places[i, 0]].path
-            measured = (f"{cosines[i, 0]:.4f}", f"{strangeness[i]:.4f}", clusters[i])
-            writer.writerow([i, *(getattr(r, name) for name in about), near, *measured])
+    about = ["id", "path", "label", "group", "split"]
+    rows = []
+    for i, r in enumerate(archive.records):
+        near = archive.records[places[i, 0]].path
+        measured = (f"{cosines[i, 0]:.4f}", f"{strangeness[i]:.4f}", clusters[i])
+        rows.append([i, *(getattr(r, name) for name in about), near, *measured])
+    write_rows(path, ["row", *about, "nearest", "cosine", "strangeness", "duplicate_cluster"], rows)
 
 
 def _picture(archive: Archive, index: int) -> np.ndarray:

@@ -15,7 +15,6 @@ curve-MODE.png, curve-MODE.csv and saved-MODE.md (how many labels the first arm 
 """
 
 import argparse
-import csv
 import hashlib
 import math
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vfm4us import config, plots
+from vfm4us.data.csv_files import write_rows
 from vfm4us.evaluation import label_efficiency, probe_table
 from vfm4us.evaluation.anchors import HANDMADE, layer_of, open_embedder
 from vfm4us.evaluation.label_efficiency import LABELS, Point, Points
@@ -134,10 +134,8 @@ def draw_curve(arguments, names: list[str], out: Path, points: Points, mode: str
     how = "a linear probe" if mode == "linear" else f"{arguments.steps} steps of fine-tuning"
     title = f"{arguments.task}: {how}, {arguments.split} images; bands: 95 % over draws and seeds"
     plots.label_curves(out / f"curve-{mode}.png", curves, title)
-    with open(out / f"curve-{mode}.csv", "w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["arm", "images", "auroc", "low", "high"])
-        writer.writerows([name, *point] for name, curve in curves.items() for point in curve)
+    rows = [[name, *point] for name, curve in curves.items() for point in curve]
+    write_rows(out / f"curve-{mode}.csv", ["arm", "images", "auroc", "low", "high"], rows)
     lines = []
     for other in names[1:]:
         lines += [f"**{names[0]} against {other}**, {how}", ""]

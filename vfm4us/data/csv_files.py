@@ -18,12 +18,23 @@ def write_rows(path, header, rows) -> None:
     """Write a CSV in UTF-8 with commas; text that begins with = + - @ gets a leading ', which `read_rows` takes away."""
     # surrogateescape: a file name that is not UTF-8 comes back as the same bytes
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        plain = csv.writer(file, lineterminator="\n")
-        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        for row in [list(header), *rows]:
-            cells = [marked(cell) for cell in row]
-            # a carriage return is not quoted by itself, and would end the line when it is read
-            (quoted if any(isinstance(cell, str) and "\r" in cell for cell in cells) else plain).writerow(cells)
+        _write(file, header, rows)
+
+
+def rows_text(header, rows) -> str:
+    """What `write_rows` would write."""
+    stream = io.StringIO()
+    _write(stream, header, rows)
+    return stream.getvalue()
+
+
+def _write(file, header, rows) -> None:
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in [list(header), *rows]:
+        cells = [marked(cell) for cell in row]
+        # a carriage return is not quoted by itself, and would end the line when it is read
+        (quoted if any(isinstance(cell, str) and "\r" in cell for cell in cells) else plain).writerow(cells)
 
 
 def read_rows(path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

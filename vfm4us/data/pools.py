@@ -1,6 +1,5 @@
 """Training pools: which images of which prepared datasets a stage sees, in which order, and which it must never see."""
 
-import csv
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vfm4us.config import option
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
@@ -201,10 +201,7 @@ def stage_pools(stages, protect: list[str], where: Locations, seed: int) -> list
 
 def write_leaks(path: Path, rows: list[list]) -> None:
     """The leakage report: a CSV row for each image that was left out of a pool, with the held-out image it resembles."""
-    with open(path, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["pool", "removed_image", "dataset", "held_out_image", "split", "kind", "hash_distance"])
-        writer.writerows(rows)
+    write_rows(path, ["pool", "removed_image", "dataset", "held_out_image", "split", "kind", "hash_distance"], rows)
 
 
 def epoch_order(sizes: list[int], shares: list[float], count: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -8,8 +8,6 @@ A point is one draw: so many images, of every class, by a seeded choice; the arm
 have nothing to do with the draw. Points are kept as they come, so a curve can be measured in parts.
 """
 
-import csv
-import io
 import math
 from collections import defaultdict
 from dataclasses import dataclass, fields
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from vfm4us.data.csv_files import read_rows, rows_text
 from vfm4us.evaluation.probe_table import Setting, Task, choose_strength, linear_path, macro_auroc
 from vfm4us.runtime.files import write_text
 
@@ -44,14 +43,13 @@ class Points:
         self.path = Path(folder) / "points.csv"
         self.rows: list[Point] = []
         if self.path.is_file():
-            with open(self.path, newline="", encoding="utf-8") as stream:
-                for row in csv.DictReader(stream):
-                    try:
-                        numbers = {k: int(row[k]) for k in ("labels", "seed", "images")}
-                        point = Point(row["mode"], row["arm"], key=row["key"], auroc=float(row["auroc"]), **numbers)
-                    except (KeyError, TypeError, ValueError) as error:
-                        raise ValueError(f"{self.path} is damaged ({error}): delete it and measure again") from error
-                    self.rows.append(point)
+            for _, row in read_rows(self.path)[1]:
+                try:
+                    numbers = {k: int(row[k]) for k in ("labels", "seed", "images")}
+                    point = Point(row["mode"], row["arm"], key=row["key"], auroc=float(row["auroc"]), **numbers)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ValueError(f"{self.path} is damaged ({error}): delete it and measure again") from error
+                self.rows.append(point)
 
     def find(self, mode: str, arm: str, labels: int, seed: int, key: str) -> Point | None:
         """The point, if it was measured with the same encoder and data."""
@@ -63,12 +61,8 @@ class Points:
         same = (point.mode, point.arm, point.labels, point.seed)
         self.rows = [p for p in self.rows if (p.mode, p.arm, p.labels, p.seed) != same] + [point]
         names = [f.name for f in fields(Point)]
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([getattr(p, name) for name in names] for p in self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, stream.getvalue())
+        write_text(self.path, rows_text(names, ([getattr(p, name) for name in names] for p in self.rows)))
 
 
 def draw(codes: np.ndarray, count: int, seed: int) -> np.ndarray:

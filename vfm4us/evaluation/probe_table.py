@@ -9,9 +9,7 @@ sources of a row are pooled: its figure is their mean, its interval covers both 
 """
 
 import copy
-import csv
 import hashlib
-import io
 import json
 import os
 import warnings
@@ -26,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
+from vfm4us.data.csv_files import rows_text
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.evaluation import statistics
@@ -567,11 +566,9 @@ def write(table: Table, reference: str, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(table, reference)
     write_text(out / "table.md", text)
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     heads = ["row", "seeds", "task", "images", "probe", "measure", "mean", "low", "high", "seed_low", "seed_high"]
     heads += [f"minus {reference}", "minus_low", "minus_high", "p"]
-    writer.writerow(heads)
+    rows = []
     metrics: dict[str, dict] = {}
     for name, measured in table.figures.items():
         for column, methods in measured.items():
@@ -587,8 +584,8 @@ def write(table: Table, reference: str, out: Path) -> str:
                         d = figure.minus(table.figures[reference][column][method][key])
                         line += [f"{d[k]:.4f}" for k in ("mean", "low", "high")] + [f"{d['p']:.4g}"]
                         metrics[f"{name} - {reference}/{column}/{method}/{key}"] = d
-                    writer.writerow(line)
-    write_text(out / "results.csv", stream.getvalue())
+                    rows.append(line)
+    write_text(out / "results.csv", rows_text(heads, rows))
     whole = {
         "task": "representation",
         "dataset": [t.name for t in table.tasks],

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vfm4us import config, plots
+from vfm4us.data.csv_files import rows_text
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.evaluation import statistics
@@ -284,9 +285,7 @@ def _remembered(score: statistics.Score) -> statistics.Score:
 
 
 def _write_csv(path: Path, heads: list[str], rows: list[list]) -> None:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([heads, *rows])
-    write_text(path, stream.getvalue())
+    write_text(path, rows_text(heads, rows))
 
 
 # ---- a table of one task --------------------------------------------------------------------------------------------

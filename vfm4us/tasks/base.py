@@ -10,7 +10,6 @@ What one seed's model did on the test images (an outcome, see evaluation/statist
 """
 
 import copy
-import csv
 import importlib
 import json
 import sys
@@ -29,6 +28,7 @@ from vfm4us import checkpoints, config
 from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data import splits as splitting
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
@@ -412,10 +412,7 @@ def report_duplicates(dataset: PreparedDataset, config: TaskDataConfig, folder: 
             row = int(test[leak.protected_index])
             seen.add(row)
             rows.append(["pretraining", other.name, dataset.records[row].path, "test", leak.kind])
-    with open(folder / "duplicates.csv", "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["kind", "cluster_or_dataset", "path", "split", "how"])
-        writer.writerows(rows)
+    write_rows(folder / "duplicates.csv", ["kind", "cluster_or_dataset", "path", "split", "how"], rows)
     images = int(counts[counts > 1].sum())
     text = f"{len(several)} clusters of near-duplicates with {images} images; {divided} of them lie in two splits"
     return text + (f"; {len(seen)} test images occur in the pretraining data" if config.pretraining else "")

@@ -8,7 +8,6 @@
 strength (linear) and the number of neighbours (knn) are chosen on the validation split; the test split is looked at once.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from vfm4us import plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section, to_dict
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_batch
 from vfm4us.encoders import Encoder
@@ -218,11 +218,14 @@ def predict(model: Classifier, data: LabelledData, rows: np.ndarray, batch_size:
 
 
 def write_predictions(path: Path, paths: list[str], probabilities: np.ndarray, classes: list[str], truth=None) -> None:
-    with open(path, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["path", *(["label"] if truth else []), "predicted", *(f"p({c})" for c in classes)])
-        for i, p in enumerate(probabilities):
-            writer.writerow([paths[i], *([truth[i]] if truth else []), classes[p.argmax()], *(f"{v:.4f}" for v in p)])
+    write_rows(
+        path,
+        ["path", *(["label"] if truth else []), "predicted", *(f"p({c})" for c in classes)],
+        (
+            [paths[i], *([truth[i]] if truth else []), classes[p.argmax()], *(f"{v:.4f}" for v in p)]
+            for i, p in enumerate(probabilities)
+        ),
+    )
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from the other, unless paired=true. The epoch is chosen by SSIM on validation pa
 and enhanced at their original size, beside the untouched input: an enhancer that does no better than doing nothing says so.
 """
 
-import csv
 import hashlib
 import math
 import os
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from vfm4us import plots
 from vfm4us.config import option, section, to_dict
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import RESAMPLING, PreparedDataset, is_prepared, packed_size
 from vfm4us.data.decode import read_grey, read_record
 from vfm4us.data.images import image_array, image_batch, image_paths, image_records
@@ -448,20 +448,12 @@ def examine(
 def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     """per_image.csv: a row per image."""
     names = [n for m in figures.FIGURES for n in (m, f"{m}_input", f"{m}_blurred") if n in outcome]
-    with open(out / "per_image.csv", "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["path", "group", *names, "height", "width", "target", "enhanced"])
-        for i, path in enumerate(outcome["paths"]):
-            writer.writerow(
-                [
-                    path,
-                    outcome["groups"][i],
-                    *(f"{outcome[n][i]:.6f}" for n in names),
-                    *outcome["sizes"][i].tolist(),
-                    outcome["targets"][i],
-                    outcome["enhanced"][i],
-                ]
-            )
+    rows = []
+    for i, path in enumerate(outcome["paths"]):
+        measured = [f"{outcome[n][i]:.6f}" for n in names]
+        files = outcome["targets"][i], outcome["enhanced"][i]
+        rows.append([path, outcome["groups"][i], *measured, *outcome["sizes"][i].tolist(), *files])
+    write_rows(out / "per_image.csv", ["path", "group", *names, "height", "width", "target", "enhanced"], rows)
 
 
 def pictures(out: Path, root: Path, outcome: statistics.Outcome, strength: float | None = None) -> None:

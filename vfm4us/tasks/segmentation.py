@@ -9,7 +9,6 @@ its file, padded as in training, the logits cut to what is no padding, resized t
 with the mask as its file has it.
 """
 
-import csv
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from vfm4us import plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section, to_dict
+from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import is_prepared
 from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_array, image_batch, image_records
@@ -349,39 +349,16 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     """per_image.csv: a row per image and class."""
     names = outcome["classes"].tolist()
-    with open(out / "per_image.csv", "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(
-            [
-                "path",
-                "group",
-                "class",
-                *MEASURES,
-                "height",
-                "width",
-                "truth_pixels",
-                "predicted_pixels",
-                "truth_empty",
-                "prediction_empty",
-                "predicted",
-            ]
-        )
-        for i, path in enumerate(outcome["paths"]):
-            for k, name in enumerate(names):
-                pixels = [int(outcome[side][i, k]) for side in ("truth_pixels", "predicted_pixels")]
-                measured = [f"{outcome[measure][i, k]:.6f}" for measure in MEASURES]
-                writer.writerow(
-                    [
-                        path,
-                        outcome["groups"][i],
-                        name,
-                        *measured,
-                        *outcome["sizes"][i].tolist(),
-                        *pixels,
-                        *(int(count == 0) for count in pixels),
-                        outcome["predicted"][i],
-                    ]
-                )
+    about = ["height", "width", "truth_pixels", "predicted_pixels", "truth_empty", "prediction_empty", "predicted"]
+    rows = []
+    for i, path in enumerate(outcome["paths"]):
+        for k, name in enumerate(names):
+            pixels = [int(outcome[side][i, k]) for side in ("truth_pixels", "predicted_pixels")]
+            measured = [f"{outcome[measure][i, k]:.6f}" for measure in MEASURES]
+            empty = [int(count == 0) for count in pixels]
+            sizes = outcome["sizes"][i].tolist()
+            rows.append([path, outcome["groups"][i], name, *measured, *sizes, *pixels, *empty, outcome["predicted"][i]])
+    write_rows(out / "per_image.csv", ["path", "group", "class", *MEASURES, *about], rows)
 
 
 def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join: bool = False) -> None:
