@@ -59,10 +59,7 @@ def train(source: Path, out: Path) -> None:
     own = {
         "logs": str(out),
         "save_minutes": 0.0,
-        "patches": {"count": 2, "size": 16},
-        "projector": {"hidden": 16, "out": 8},
-        "adversary": {"weight": 0.0},
-        "masking": {"strategy": "none"},
+        "emp_ssl": {"patches": {"count": 2, "size": 16}, "projector": {"hidden": 16, "out": 8}},
         "monitor": {"reference": 8, "held_out": 4, "patches": 0},
         "data": {"size": 32, "splits": [0.8, 0.2, 0.0], "cache": str(out / "data"), "root": str(source)},
         "stages": [{"name": "coarse", "epochs": 2, "epoch_images": 8, "learning_rate": 0.3, "data": [{"path": "one"}]}],
