@@ -103,7 +103,7 @@ def from_flags(cls: type[T], doc: str | None, positional: typing.Sequence[str] =
     """
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
+    for field in dataclasses.fields(typing.cast(typing.Any, cls)):
         hint, about = hints[field.name], {"help": field.metadata["doc"], "choices": field.metadata["choices"]}
         if field.name in positional:
             result.add_argument(field.name, **about)

@@ -157,11 +157,11 @@ def _untrained(seed: int, folder: Path) -> Encoder:
 
 
 def _imagenet_file() -> Path:
-    from vfm4us.tasks.finetune import EncoderConfig, imagenet_file, make_encoder
+    from vfm4us.tasks.finetune import InitialEncoderConfig, imagenet_file, make_encoder
 
     url, path = imagenet_file("resnet18")
     try:
-        make_encoder(EncoderConfig(weights="imagenet"), 0)  # fetches the file where that is possible
+        make_encoder(InitialEncoderConfig(weights="imagenet"), 0)  # fetches the file where that is possible
     except FileNotFoundError as error:
         raise Unavailable(
             f"its weights are not in PyTorch's cache and cannot be fetched; put {url} there, or give its path as an encoder"

@@ -50,7 +50,8 @@ def compare(
             found["asd"][k] = found["hd95"][k]
         for name, count in here.items():
             sizes[name][k] = count
-    return found | sizes | {"right": np.int64(((predicted == truth) & known).sum()), "pixels": np.int64(known.sum())}
+    pixels = {"right": ((predicted == truth) & known).sum(), "pixels": known.sum()}
+    return found | sizes | {name: np.array(count, np.int64) for name, count in pixels.items()}
 
 
 def outline_distances(
@@ -124,7 +125,8 @@ def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str,
 
 def images_with_spacing(outcome: statistics.Outcome) -> np.ndarray:
     """(N,) whether an image's pixel spacing is known, and so its distances in mm; of no image of an earlier run."""
-    return np.isfinite(outcome["hd95_mm"]).all(1) if "hd95_mm" in outcome else np.zeros(len(outcome["paths"]), bool)
+    known = np.isfinite(outcome["hd95_mm"]).all(1) if "hd95_mm" in outcome else np.zeros(len(outcome["paths"]))
+    return np.asarray(known, bool)
 
 
 def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:

@@ -110,6 +110,7 @@ class Cases:
     without: list[tuple[Record, str]] = field(default_factory=list)  # no truth; and the file that was written, if any
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path and reason
     more: dict[str, np.ndarray] = field(default_factory=dict)  # of the outcome, not of single images
+    rule: str = ""  # how a figure of all images together was measured, or why not
 
     def outcome(self) -> Outcome:
         """Arrays over images (N, ...), for test.npz."""
