@@ -257,6 +257,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tiny, monkeypatch):
         ("device=mps", "device"),
         ("name=../up", "name"),
         ("emp_ssl.masking.cell=40", "masking.cell 40 is larger"),
+        ("precision=bfloat16", "wrong gradients on a CPU for crops of 16 px.*emp_ssl.patches.size"),
     ],
 )
 def test_bad_configs_name_the_key(tiny, override, message):

@@ -125,14 +125,7 @@ class Trainer(Training):
         for stage, rows in leaks.items():
             if rank == 0:
                 pools.write_leaks(self.folder.folder / f"leakage_{stage}.csv", rows)
-        self.precision = config.precision
-        if (
-            config.precision == "auto"
-        ):  # a run that is gone on with keeps what it had; before 0.2 that was float32 on a CPU
-            chosen = choose_precision(device, "auto") if device.type == "cuda" or rank == 0 else "float32"
-            if device.type == "cpu" and rank == 0:
-                chosen = self.folder.kept("precision", chosen, before="float32")
-            self.precision = agreed(chosen)
+        self.precision = self._choose_precision()
         self._say(f"{device_name()}, {self.precision}" + (f", {world_size} processes" if world_size > 1 else ""))
         torch.manual_seed(config.seed)
         self.method = build_method(config)
@@ -156,6 +149,25 @@ class Trainer(Training):
         )
         self.flops, self.compiled = 0, False  # flops of one step over all processes; 0: not counted yet
         self.values: dict[str, float] = {}  # of the latest step
+
+    def _choose_precision(self) -> str:
+        """float32 or bfloat16, the same for all processes; a run that is gone on with keeps what it was started with."""
+        config = self.config
+        smallest = min(crops.size for crops in crops_of(config).values())
+        # The strided convolution of a map of 1 x 1, which is what is left of 16 px: torch 2.14 returns what happened to lie in
+        # memory as the gradient of its kernel.
+        wrong = self.device.type == "cpu" and smallest <= 16 and not family(config.encoder.name).has_tokens
+        if wrong and config.precision == "bfloat16":
+            raise ValueError(
+                f"precision=bfloat16 gives wrong gradients on a CPU for crops of {smallest} px, of which {config.encoder.name} "
+                f"makes maps of 1 x 1: raise {next(iter(crops_of(config)))}.size, or precision=float32"
+            )
+        if config.precision != "auto":
+            return config.precision
+        chosen = "float32" if wrong else choose_precision(self.device, "auto")
+        if self.device.type == "cpu" and self.rank == 0:
+            chosen = self.folder.kept("precision", chosen, before="float32")
+        return agreed(chosen)
 
     # ---- data -----------------------------------------------------------------------------------------------------
 
