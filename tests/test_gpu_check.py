@@ -10,7 +10,17 @@ import torch
 from tests.conftest import ROOT, module_of
 
 # Whatever pretraining with our method may import; what else a machine lacks must not matter.
-LACKING = ("segmentation_models_pytorch", "monai", "lightly", "skimage", "onnx", "pydicom", "cv2", "smp")
+LACKING = (
+    "segmentation_models_pytorch",
+    "monai",
+    "lightly",
+    "skimage",
+    "onnx",
+    "pydicom",
+    "cv2",
+    "matplotlib",
+    "pandas",
+)
 
 
 def test_pretraining_needs_none_of_the_packages_of_the_tasks():

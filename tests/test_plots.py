@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from vfm4us import plots
+from vfm4us.pretraining.methods.emp_ssl import EmpSSL
 
 
 def test_the_contact_sheet_leaves_out_what_did_not_happen(tmp_path):
@@ -30,7 +31,7 @@ def test_the_curve_marks_where_a_stage_ended(tmp_path):
         for i in range(9)
     ]
     lines += [{"kind": "monitor", "step": 4, "dataset": "a", "after": "a", "effective_rank": 4.0}]
-    plots.training_curve(tmp_path / "curve.png", lines)
+    plots.training_curve(tmp_path / "curve.png", lines, "title", EmpSSL.panels)
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 

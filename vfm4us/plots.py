@@ -75,14 +75,8 @@ def contact_sheet(
 
 
 # Two panels of a pretraining curve: title, label and key of each line, and a bound or None.
-EMP_PANELS = (
-    ("patch similarity", {"clean": "similarity", "adversarial": "adversarial_similarity"}, None),
-    ("coding rate", {"clean": "coding_rate", "adversarial": "adversarial_coding_rate"}, None),
-)
-
-
-def training_curve(path: Path, lines: list[dict], title: str = "", panels: tuple = EMP_PANELS) -> None:
-    """Loss terms per step (see `EMP_PANELS`) and held-out k-NN and effective rank per epoch, from the lines of metrics.jsonl."""
+def training_curve(path: Path, lines: list[dict], title: str, panels: tuple) -> None:
+    """Loss terms per step (`Method.panels`) and held-out k-NN and effective rank per epoch, from the lines of metrics.jsonl."""
     steps = [line for line in lines if line["kind"] == "train"]
     epochs = [line for line in lines if line["kind"] == "monitor"]
     figure = Figure(figsize=(2.75 * (len(panels) + 2), 2.9), layout="constrained")

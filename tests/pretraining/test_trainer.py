@@ -409,3 +409,46 @@ def test_without_val_images_the_rank_is_still_measured(tiny, capsys):
     lines = [x for x in RunFolder(folder, None, main=False).metrics() if x["kind"] == "monitor"]
     assert lines and all("effective_rank" in x and "knn" not in x for x in lines)
     assert "stage coarse: 60 images to train on" in capsys.readouterr().out
+
+
+def test_what_an_epoch_leaves_is_written_in_an_order_that_no_kill_can_break(tiny, monkeypatch):
+    """last.pt first, and encoder.pt, by which a table knows that a run is done, after what it has cost."""
+    config = tiny("stages.0.epochs=1", "stages.0.epoch_images=8", "stages.1.epochs=1", "stages.1.epoch_images=8")
+    written, save, text = [], checkpoints.save, trainer.write_text
+    stop_at = 0
+
+    def note(path):
+        written.append(path.name)
+        if len(written) == stop_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", lambda path, state: (note(path), save(path, state)))
+    monkeypatch.setattr(trainer, "write_text", lambda path, words: (note(path), text(path, words)))
+    folder = pretrain(config)
+    expected = ["last.pt", "best.pt", "coarse.pt", "coarse_0001.pt"]
+    expected += ["last.pt", "best.pt", "fine.pt", "budget.json", "encoder.pt", "fine_0001.pt"]
+    assert written == expected
+    whole = checkpoints.read(folder / "encoder.pt")["state_dict"]
+    for stop_at in (3, 9):
+        written.clear()
+        other = tiny(
+            f"name=stopped-{stop_at}", *(f"stages.{i}.{k}" for i in (0, 1) for k in ("epochs=1", "epoch_images=8"))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(other)
+        assert not (folder.with_name(other.name) / "encoder.pt").exists()
+        written[:] = [""] * 100  # no further kill
+        again = pretrain(other)
+        parts = checkpoints.read(again / "encoder.pt")["state_dict"]
+        assert (again / "budget.json").is_file() and (again / "checkpoints" / "coarse.pt").is_file()
+        assert all(torch.equal(v, parts[k]) for k, v in whole.items())
+
+
+@pytest.mark.parametrize("rate", ["1.0e+6", "1.0e+20"])
+def test_a_rate_that_is_far_too_high_ends_with_advice_and_never_as_finished(tiny, rate):
+    short = ["stages.0.epochs=1", "stages.0.epoch_images=8", "stages.1.epochs=1", "stages.1.epoch_images=16"]
+    config = tiny(f"stages.0.learning_rate={rate}", f"stages.1.learning_rate={rate}", *short)
+    with pytest.raises(FloatingPointError, match=r"Nothing had been saved yet\. Lower stages\.0\.learning_rate"):
+        pretrain(config)
+    folder = Path(config.logs) / config.name
+    assert not (folder / "encoder.pt").exists() and not (folder / "checkpoints" / "last.pt").exists()

@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from skimage.draw import polygon as inside
 
 from vfm4us.data import limits
 
@@ -82,6 +81,8 @@ class Outline:
             if points.min() < -0.01 or points.max() > 1.01:
                 raise ValueError("outlines in shares of the image must lie between 0 and 1")
             points = points * (mask.shape[1], mask.shape[0]) - 0.5
+        from skimage.draw import polygon as inside  # a machine that only pretrains may lack it
+
         rows, columns = inside(points[:, 1], points[:, 0], mask.shape)
         mask[rows, columns] = self.number
 

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vfm4us import plots
-
 
 @dataclass
 class Rows:
@@ -34,6 +32,8 @@ Picture = Rows | Sheet
 
 def draw(path: Path, picture: Picture, title: str) -> np.ndarray:
     """Write the picture to `path`; returned as (H, W, 3) uint8."""
+    from vfm4us import plots  # matplotlib, which a bare GPU machine may lack
+
     title = f"{title}: {picture.about}"
     if isinstance(picture, Rows):
         return plots.picture_rows(path, picture.rows, title)

@@ -7,6 +7,7 @@ and continued ends in the same weights.
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from vfm4us import checkpoints, log, plots
+from vfm4us import checkpoints, log
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.encoders import Encoder, EncoderSpec, family
@@ -384,6 +385,11 @@ class Trainer(Training):
 
     def _pictures(self) -> None:
         """What the network saw of a few images of the stage, cut and varied as in training; and the curve."""
+        if importlib.util.find_spec("matplotlib") is None:
+            self._say("no pictures: matplotlib is not installed")
+            return
+        from vfm4us import plots
+
         config, at = self.config, self.loop
         stage, pool = config.stages[at.stage], self.training[at.stage]
         images, valid = pool.batch(pool.take(self.method.pictured, config.seed))

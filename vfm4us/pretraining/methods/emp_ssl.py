@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from timm.optim import Lars
 from torch import Tensor, nn
 
-from vfm4us import plots
 from vfm4us.augment import PatchConfig, PatchSampler, moved
 from vfm4us.config import option, section, to_dict
 from vfm4us.encoders import Encoder
@@ -176,7 +175,10 @@ class EmpSSL(Method):
     rate_images = 100
     pictured = 4
     bar: ClassVar = {"S": ("similarity", ".3f"), "R": ("coding_rate", ".1f")}
-    panels = plots.EMP_PANELS
+    panels = (
+        ("patch similarity", {"clean": "similarity", "adversarial": "adversarial_similarity"}, None),
+        ("coding rate", {"clean": "coding_rate", "adversarial": "adversarial_coding_rate"}, None),
+    )
     advice = "Lower emp_ssl.objective.similarity_weight or the learning rate, or raise batch_size."
 
     def __init__(self, encoder: Encoder, config: EmpSSLConfig, batch_size: int):
