@@ -206,7 +206,7 @@ def test_configs_name_the_rule(tmp_path):
     from vfm4us import config
     from vfm4us.data.pools import SourceConfig, open_sources
     from vfm4us.pretraining.settings import PretrainingConfig
-    from vfm4us.tasks.base import DataConfig, open_dataset
+    from vfm4us.tasks.base import TaskDataConfig, open_dataset
 
     moving = [np.roll(speckle(5), 4 * k, axis=1) for k in range(20)]
     write_clip(tmp_path / "in" / "one.mp4", moving, rate=10)
@@ -214,9 +214,9 @@ def test_configs_name_the_rule(tmp_path):
     own = config.from_dict(PretrainingConfig, {"data": {"frames": "every 5", "cache": str(tmp_path / "c"), "size": 64}})
     pool = open_sources([SourceConfig(path=str(tmp_path / "in"))], "stages.0.data", own.data.locations())
     assert len(pool[0]) == 8
-    assert len(open_dataset(DataConfig(str(tmp_path / "in"), 64, cache=str(tmp_path / "c")), "a folder")) == 4
+    assert len(open_dataset(TaskDataConfig(str(tmp_path / "in"), 64, cache=str(tmp_path / "c")), "a folder")) == 4
     with pytest.raises(ValueError, match="frames='last' is not understood"):
-        open_dataset(DataConfig(str(tmp_path / "in"), 64, cache=str(tmp_path / "c"), frames="last"), "a folder")
+        open_dataset(TaskDataConfig(str(tmp_path / "in"), 64, cache=str(tmp_path / "c"), frames="last"), "a folder")
 
 
 def test_what_was_used_as_group_is_said(tmp_path):
