@@ -13,12 +13,13 @@ from typing import TextIO
 
 import torch
 
+from vfm4us import log
 from vfm4us.runtime import signals
 from vfm4us.tables.plan import Cell, Plan, Pretraining
 
 
 def work(
-    plan: Plan, invocation: str, device: str = "auto", parent: int = 0, after: Callable = lambda: None, say=print
+    plan: Plan, invocation: str, device: str = "auto", parent: int = 0, after: Callable = lambda: None, say=log.say
 ) -> None:
     """Run every job that is not finished and that no other process has, until none is left; a failure is recorded and passed by.
 
@@ -75,7 +76,7 @@ def _run_claimed(job: Pretraining | Cell, stream: TextIO, invocation: str, say) 
         stream.truncate(0)
 
 
-def run_workers(command: list[str], count: int, plan: Plan, out: Path, invocation: str, say=print) -> None:
+def run_workers(command: list[str], count: int, plan: Plan, out: Path, invocation: str, say=log.say) -> None:
     """`count` processes of `command` side by side; each works as `work` does and writes worker-<k>.log.
 
     A signal to stop is passed on, and signals.Stopped raised when all have saved and left.

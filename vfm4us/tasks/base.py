@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vfm4us import checkpoints, config
+from vfm4us import checkpoints, config, log
 from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
 from vfm4us.data import splits as splitting
@@ -205,7 +205,7 @@ class Task:
 
     # -- the same for all
 
-    def run_seeds(self, config, say=print) -> dict[str, dict]:
+    def run_seeds(self, config, say=log.say) -> dict[str, dict]:
         """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
         folders = run_each_seed(config, lambda one, folder: self.run_seed(one, folder, say), say)
         outcomes = [read_outcome(folder) for folder in folders]
@@ -213,7 +213,7 @@ class Task:
         write_summary(folders, config.seeds, result)
         return result
 
-    def run_seed(self, config, where: Path, say=print) -> None:
+    def run_seed(self, config, where: Path, say=log.say) -> None:
         """Train (or continue) and test the run of `config.seed` in the folder `where`."""
         self.check(config)
         device = choose_device(config.device)
@@ -267,7 +267,7 @@ class Task:
         return self.build(state, encoder, head).eval(), state
 
     @torch.no_grad()
-    def evaluate_files(self, options, say=print) -> dict[str, dict]:
+    def evaluate_files(self, options, say=log.say) -> dict[str, dict]:
         """Use a trained model on other images, compare where there is a truth, write metrics.json; the figures, if any."""
         model, about = self.load(options.checkpoint)
         model, source, out = model.to(choose_device(options.device)), Path(options.data), Path(options.out)
@@ -328,7 +328,7 @@ def train_from_command_line(task: Task, doc: str | None) -> None:
     result = task.run_seeds(settings)
     said = task.conclusion(result)
     where = Path(settings.logs) / settings.name
-    print("\n".join(["", table(result, len(settings.seeds)), "", *filter(None, [said]), f"written to {where}"]))
+    log.say("\n".join(["", table(result, len(settings.seeds)), "", *filter(None, [said]), f"written to {where}"]))
 
 
 def evaluate_from_command_line(task: Task, doc: str | None) -> None:
@@ -422,7 +422,7 @@ def report_duplicates(dataset: PreparedDataset, config: TaskDataConfig, folder: 
 # ---- a run per seed -------------------------------------------------------------------------------------------------
 
 
-def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], None], say=print) -> list[Path]:
+def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], None], say=log.say) -> list[Path]:
     """The folder of each of `config.seeds`; run_seed(config, folder) trains the missing ones and writes metrics.json last.
 
     A finished seed costs nothing: no data, no encoder. It is refused where its config was another.

@@ -18,7 +18,7 @@ from sklearn import metrics as sk
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import plots
+from vfm4us import log, plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.csv_files import write_rows
@@ -408,9 +408,9 @@ class Classification(Task):
 
     def report(self, model: Classifier, about, root: Path, cases: Cases, options: ClassifyConfig) -> None:
         count = len(cases.records) + len(cases.without)
-        print(f"{count} images, {len(cases.unreadable)} unreadable: {Path(options.out) / 'predictions.csv'}")
+        log.say(f"{count} images, {len(cases.unreadable)} unreadable: {Path(options.out) / 'predictions.csv'}")
         if strange := sorted({record.label for record, _ in cases.without if record.label}):
-            print(
+            log.say(
                 f"labels this classifier does not know, left out of the metrics: {', '.join(strange[:8])} (it knows "
                 f"{', '.join(model.classes)}; --merge joins labels)"
             )

@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import plots
+from vfm4us import log, plots
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import RESAMPLING, PreparedDataset, is_prepared, packed_size
@@ -588,8 +588,8 @@ class Generation(Task):
     def report(self, model: Generator, about, root: Path, cases: Cases, options: EnhanceConfig) -> None:
         out, count = Path(options.out), len(cases.records) + len(cases.without)
         pictures(out, root, cases.outcome(), options.degrade)
-        print(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'enhanced'}, {out / 'comparison.png'}")
-        print(f"KID: {cases.rule}")
+        log.say(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'enhanced'}, {out / 'comparison.png'}")
+        log.say(f"KID: {cases.rule}")
         if "ssim" in cases.rows[0]:
             write_cases(out, cases.outcome())
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfm4us import plots
+from vfm4us import log, plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section, to_dict
 from vfm4us.data.csv_files import write_rows
@@ -464,7 +464,7 @@ class Segmentation(Task):
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(target)
         count = len(compared) + len(cases.without)
-        print(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'predicted'}, {out / 'overlays'}")
+        log.say(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'predicted'}, {out / 'overlays'}")
         if cases.records:
             write_cases(out, cases.outcome())
             pictures(out, root, cases.outcome(), size, model.join)
