@@ -29,7 +29,7 @@ def inspect(path: Path, keys: bool, heads: int | None = None) -> bool:
     """Print one file's block; whether it loads."""
     print(f"\n{path}")
     try:
-        where, state = checkpoints.open_checkpoint(path)
+        where, state = checkpoints.open_checkpoint(str(path))  # a released name too
     except (ValueError, OSError) as error:
         _row("refused", str(error).removeprefix(f"{path} is refused: "))
         return False
