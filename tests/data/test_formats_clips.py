@@ -45,6 +45,24 @@ def test_each_kind_of_clip_gives_its_frames_in_order(tmp_path, name, codec):
         assert np.argmin(apart) == number and apart[number] < 6, (number, apart)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.avi", "mjpeg"), ("a.avi", "mpeg4"), ("a.wmv", "wmv2"), ("a.mkv", "libx264")],
+)
+def test_far_frames_are_the_same_from_a_keyframe_and_from_the_start(tmp_path, monkeypatch, name, codec):
+    moving = [np.roll(speckle(1), (7 * k) % 80, axis=1) // (1 + k % 3) for k in range(150)]
+    path = write_clip(tmp_path / name, moving, rate=25, codec=codec)
+    wanted = [97, 98, 120, 149]
+    near = dict(frames.read_frames(path, [*range(0, 150, 7), *wanted]))
+    far = dict(frames.read_frames(path, wanted))
+    assert sorted(far) == wanted and all((far[number] == near[number]).all() for number in wanted)
+    decoded = []
+    real = clips._frames
+    monkeypatch.setattr(clips, "_frames", lambda *a: (decoded.append(1) or frame for frame in real(*a)))
+    dict(frames.read_frames(path, [149]))
+    assert len(decoded) < 150 or codec == "libx264", "decoded from the start"
+
+
 def test_black_and_white_keep_their_values(tmp_path):
     """The video range of 16 to 235 must not be taken for greys."""
     flat = [np.full((64, 80), value, np.uint8) for value in (0, 255)] * 2

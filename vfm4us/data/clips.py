@@ -15,6 +15,7 @@ from vfm4us.data.greys import grey_of_image
 
 PAGE_FORMATS = ("TIFF", "GIF", "WEBP")
 MAXIMUM_FRAMES = 1_000_000
+SEEK_FROM = 64  # frames; nearer to the start than this, a clip is decoded from its start
 
 
 def clip_contents(path) -> Contents:
@@ -47,12 +48,37 @@ def read_clip(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         stream.codec_context.thread_count = 1  # images are decoded side by side already
         # a codec keeps some frames to predict others from
         with limits.hold(4 * stream.codec_context.width * stream.codec_context.height):
-            for number, frame in enumerate(_frames(container, stream)):
+            frames = _numbered(container, stream, min(wanted, default=0), hasattr(path, "read"))
+            for number, frame in frames:
                 if number in wanted:
                     limits.check_size(frame.width, frame.height)
                     yield number, frame.to_ndarray(format="gray")
                 if number >= last:
                     return
+
+
+def _numbered(container, stream, first: int, sequential: bool):
+    """(number, frame) of a clip from some frame before `first` on; from the keyframe before it where that is far from the start."""
+    if first < SEEK_FROM or sequential:
+        yield from enumerate(_frames(container, stream))
+        return
+    times = [packet.pts for packet in _packets(container, stream) if packet.size]
+    known = None not in times and len(set(times)) == len(times)
+    number_of = {time: number for number, time in enumerate(sorted(times))} if known else {}
+    container.seek(sorted(times)[first] if first < len(number_of) else 0, stream=stream)
+    before = -1
+    for count, frame in enumerate(_frames(container, stream)):
+        number = number_of.get(frame.pts, -1)
+        if number <= before or (count == 0 and number > first):
+            break  # the clip's times do not tell its frames apart
+        before = number
+        yield number, frame
+    else:
+        return
+    if before >= first:
+        raise ValueError(f"clip: its frames from {before + 1} on cannot be told apart by their times")
+    container.seek(0, stream=stream)
+    yield from enumerate(_frames(container, stream))
 
 
 def _opened(path):
