@@ -139,6 +139,10 @@ def summary(dataset: PreparedDataset) -> str:
     if crossing:
         lines.append(f"  warning: the source's splits divide {len(crossing)} duplicate clusters, e.g. {crossing[0]}")
     lines += [f"  warning: {words}" for words in told.get("warnings", [])]
+    if told.get("near_identical"):
+        lines.append(
+            f"  {told['near_identical']} frames left out as near-identical to the one before, see rejected.csv"
+        )
     if told["rejected"]:
         lines.append(f"  {told['rejected']} rejected, see {dataset.folder / 'rejected.csv'}")
     else:
