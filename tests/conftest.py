@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,56 @@ from vfm4us import config
 from vfm4us.pretraining.settings import PretrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+DURATIONS = ROOT / "tests" / "durations.json"  # seconds of CPU of each test, measured: --write-durations
+QUICK = 150.0  # seconds of CPU that all tests without the mark `slow` may take together: under two minutes on two cores
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-durations", action="store_true", help=f"measure the tests anew for {DURATIONS.name}")
+
+
+def slow_ones(durations: dict[str, float], names: list[str], quick: float = QUICK) -> set[str]:
+    """The names to be marked slow: all but the quickest that together take `quick` seconds; what was never measured is quick."""
+    total, result = 0.0, set()
+    for name in sorted(names, key=lambda n: durations.get(n, 0.0)):
+        total += durations.get(name, 0.0)
+        if total > quick:
+            result.add(name)
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(config, items):
+    durations = json.loads(DURATIONS.read_text()) if DURATIONS.is_file() else {}
+    # of all that was measured, so that the choice does not depend on which tests are asked for
+    slow = slow_ones(durations, list(durations))
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item):
+    before = os.times()
+    yield
+    spent = sum(os.times()[:4]) - sum(before[:4])  # its own and that of the processes it started
+    item.user_properties.append(("cpu", spent))
+
+
+def pytest_runtest_logreport(report):
+    """In the one process that reports, under xdist too."""
+    if report.when == "call" and report.passed:
+        _measured[report.nodeid] = round(dict(report.user_properties)["cpu"], 2)
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--write-durations") and not hasattr(session.config, "workerinput"):
+        before = json.loads(DURATIONS.read_text()) if DURATIONS.is_file() else {}
+        kept = {name: value for name, value in before.items() if (ROOT / name.split("::")[0]).is_file()}
+        DURATIONS.write_text(json.dumps(dict(sorted((kept | _measured).items())), indent=0) + "\n")
+
+
+_measured: dict[str, float] = {}
 
 
 def module_of(path: Path):
