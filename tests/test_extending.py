@@ -15,15 +15,19 @@ RECIPES = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.S | re.M))
 
 
 def apply_diff(path: Path, diff: str) -> None:
-    """Lines that begin with a space must be in the file; those that begin with + are added behind them."""
-    text, after = path.read_text(), ""
+    """Lines that begin with a space or - must be in the file; those that begin with + are put behind them, - is taken out."""
+    text, after, taken = path.read_text(), "", []
     for line in diff.splitlines():
-        if line.startswith(" "):
-            assert f"{line[1:]}\n" in text, f"{path.name} no longer holds {line[1:]!r}"
+        mark, rest = line[:1], line[1:]
+        if mark == "+":
+            assert after, "a line is added behind another"
+            text = text.replace(f"{after}\n", f"{after}\n{rest}\n", 1)
         else:
-            assert line.startswith("+") and after
-            text = text.replace(f"{after}\n", f"{after}\n{line[1:]}\n", 1)
-        after = line[1:]
+            assert mark in " -" and f"{rest}\n" in text, f"{path.name} no longer holds {rest!r}"
+            taken += [rest] * (mark == "-")
+        after = rest
+    for line in taken:
+        text = text.replace(f"{line}\n", "", 1)
     path.write_text(text)
 
 
