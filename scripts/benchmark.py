@@ -1,9 +1,9 @@
-"""Ours against the plain way, in turn in one run; prints times and ratios. Nothing else should be running.
+"""Ours against the plain way, in turn in one run, by CPU time; prints medians, spread and ratios.
 
-    python scripts/benchmark.py [patches] [coding_rate] [step] [attention] [phantoms] [load]        all of them by default
+    python scripts/benchmark.py [patches] [coding_rate] [step] [attention] [phantoms] [load] [--out FOLDER]    all by default
 
-patches      20 patches of 96 px per image from the packed store, against decoding the file once and augmenting 20 crops
-             with torchvision on PIL, as EMP-SSL's code does; and the cost of a patch as their number grows
+patches      5, 20 and 50 patches of 96 px per image from the packed store, and 2 of 224 px from images of 512 px, against
+             decoding the file once and augmenting with torchvision v1 on PIL, as EMP-SSL's code does, and with v2 on tensors
 coding_rate  total_coding_rate forward and backward at n = 20, b = 100, d = 1024, against a d x d logdet per patch
 step         the share of a training step that is spent in the network
 attention    a ViT-Ti/8 in bf16 on a CPU, forward and backward on 32 crops of 64 px: attention as `choose_attention` leaves it,
@@ -15,6 +15,7 @@ phantoms     2,000 synthetic images of 256 x 256, each with its mask and low-qua
 
 import argparse
 import copy
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from vfm4us.augment import PatchConfig, PatchSampler
@@ -39,55 +41,118 @@ from vfm4us.runtime.rng import generator
 TURN = 8  # batches a turn: one takes ours 20 ms, too short to time
 
 
-def seconds_in_turn(ours, plain, rounds: int) -> tuple[float, float]:
-    """Median seconds of each, called alternately after one unmeasured call."""
-    times: tuple[list, list] = ([], [])
+def in_turn(functions: list, rounds: int) -> np.ndarray:
+    """Seconds of the process's CPU (functions, rounds), called in turn after one unmeasured call of each."""
+    times: list[list[float]] = [[] for _ in functions]
     for i in range(rounds + 1):
-        for side, function in zip(times, (ours, plain), strict=True):
-            began = time.perf_counter()
+        for side, function in zip(times, functions, strict=True):
+            began = time.process_time()
             function()
             if i:
-                side.append(time.perf_counter() - began)
-    return float(np.median(times[0])), float(np.median(times[1]))
+                side.append(time.process_time() - began)
+    return np.array(times)
+
+
+def seconds_in_turn(ours, plain, rounds: int) -> tuple[float, float]:
+    """Median seconds of each."""
+    first, second = np.median(in_turn([ours, plain], rounds), axis=1)
+    return float(first), float(second)
+
+
+FOUND: list[dict] = []  # what --out writes
+
+
+def note(what: str, name: str, values: np.ndarray, unit: str) -> None:
+    """Print and keep the median and the spread of one side of a comparison; the first side of a `what` is ours."""
+    middle = float(np.median(values))
+    entry = {
+        "what": what,
+        "name": name,
+        "median": middle,
+        "low": float(values.min()),
+        "high": float(values.max()),
+        "unit": unit,
+    }
+    first = next((e for e in FOUND if e["what"] == what), entry)
+    entry["ratio"] = middle / first["median"]
+    FOUND.append(entry)
+    print(
+        f"{what}: {name} {middle:.2f} {unit} ({entry['low']:.2f} to {entry['high']:.2f})"
+        + (f", {entry['ratio']:.2f} times ours" if entry is not first else "")
+    )
+
+
+def draw_chart(path: Path, title: str) -> None:
+    """Each side as a multiple of ours, a group for each comparison."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    whats = list(dict.fromkeys(entry["what"] for entry in FOUND))
+    names = list(dict.fromkeys(entry["name"] for entry in FOUND))
+    figure = Figure(figsize=(8, 1.2 + 0.55 * len(whats)), layout="constrained")
+    axis = figure.subplots()
+    for k, name in enumerate(names):
+        rows = [(whats.index(e["what"]) + 0.25 * (k - 1), e["ratio"]) for e in FOUND if e["name"] == name]
+        axis.barh([y for y, _ in rows], [x for _, x in rows], height=0.23, label=name)
+    axis.set_yticks(range(len(whats)), whats)
+    axis.invert_yaxis()
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xlabel("CPU time, as a multiple of ours")
+    axis.set_title(title, fontsize=9)
+    axis.legend(fontsize=8)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def torchvision_patches(size: int, scale: tuple[float, float], version: int):
+    """EMP-SSL's transform with a one-channel colour jitter: torchvision's v1 on PIL images, or v2 on uint8 tensors."""
+    if version == 1:
+        t, last = transforms, [transforms.ToTensor()]
+    else:
+        from torchvision.transforms import v2 as t
+
+        last = [t.ToDtype(torch.float32, scale=True)]
+    return t.Compose(
+        [
+            t.RandomResizedCrop(size, scale=scale, antialias=True),
+            t.RandomHorizontalFlip(),
+            t.RandomApply([t.ColorJitter(0.4, 0.4)], p=0.8),
+            t.RandomApply([t.GaussianBlur(5, (0.1, 2.0))], p=0.3),
+            *last,
+        ]
+    )
 
 
 def benchmark_patches(rounds: int) -> None:
-    plain_transform = transforms.Compose(
-        [  # EMP-SSL's, with a one-channel colour jitter
-            transforms.RandomResizedCrop(96, scale=(0.25, 0.25)),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4)], p=0.8),
-            transforms.RandomApply([transforms.GaussianBlur(5, (0.1, 2.0))], p=0.3),
-            transforms.ToTensor(),
-        ]
-    )
     batch = 16
-    images = [make_phantom(i, size=256).image for i in range(batch)]
-    packed, valid = torch.from_numpy(np.stack(images)), torch.tensor([[0, 0, 256, 256]]).expand(batch, 4)
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{i}.png" for i in range(batch)]
-        for file, image in zip(files, images, strict=True):
-            Image.fromarray(image).save(file)
-        per_patch = {}
-        for n in (5, 20, 50):
-            sampler = PatchSampler(PatchConfig(count=n, size=96))
+    for side, size, scale, counts in ((256, 96, (0.25, 0.25), (5, 20, 50)), (512, 224, (0.2, 1.0), (2,))):
+        images = [make_phantom(i, size=side).image for i in range(batch)]
+        packed, valid = torch.from_numpy(np.stack(images)), torch.tensor([[0, 0, side, side]]).expand(batch, 4)
+        tensors = [torch.from_numpy(image)[None] for image in images]
+        v1, v2 = (torchvision_patches(size, scale, version) for version in (1, 2))
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / f"{i}.png" for i in range(batch)]
+            for file, image in zip(files, images, strict=True):
+                Image.fromarray(image).save(file)
+            for n in counts:
+                sampler = PatchSampler(PatchConfig(count=n, size=size, scale_low=scale[0], scale_high=scale[1]))
 
-            def cut(sampler=sampler):
-                for _ in range(TURN):
-                    sampler(packed, valid, generator(0))
+                def ours(sampler=sampler, packed=packed, valid=valid):
+                    for _ in range(TURN):
+                        sampler(packed, valid, generator(0))
 
-            def plain(n=n):
-                for file in files * TURN:
-                    picture = Image.open(file).convert("L")
-                    torch.stack([plain_transform(picture) for _ in range(n)])
+                def on_pil(n=n, files=files, v1=v1):
+                    for file in files:
+                        picture = Image.open(file).convert("L")
+                        torch.stack([v1(picture) for _ in range(n)])
 
-            ours, theirs = (seconds / TURN for seconds in seconds_in_turn(cut, plain, rounds))
-            per_patch[n] = ours / (batch * n)
-            print(
-                f"patches, n = {n:2d}: ours {batch * n / ours:7.0f} patches/s, decode once + torchvision on PIL "
-                f"{batch * n / theirs:7.0f} patches/s, ratio {theirs / ours:.1f}"
-            )
-    print("patches, cost of one patch: " + ", ".join(f"n = {n}: {1e6 * s:.0f} us" for n, s in per_patch.items()))
+                def on_tensors(n=n, tensors=tensors, v2=v2):
+                    for image in tensors:
+                        torch.stack([v2(image) for _ in range(n)])
+
+                seconds = in_turn([ours, on_pil, on_tensors], rounds)
+                names = ("ours", "decode once, torchvision v1 on PIL", "torchvision v2 on tensors")
+                for name, times in zip(names, [seconds[0] / TURN, *seconds[1:]], strict=True):
+                    note(f"{n} patches of {size} px from {side} px", name, 1e3 * times / batch, "ms per image")
 
 
 def benchmark_coding_rate(rounds: int) -> None:
@@ -128,6 +193,14 @@ def benchmark_step(rounds: int) -> None:
         optimizer.step()
 
     whole, inside = seconds_in_turn(step, network_alone, rounds)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    peak = 2 * 1024**3 / np.median(in_turn([lambda: a @ b], rounds))
+    share = counter.get_total_flops() / whole / peak
+    print(
+        f"training step: {counter.get_total_flops() / whole / 1e9:.0f} GFLOP/s, {100 * share:.0f} % of a product of matrices"
+    )
     print(
         f"training step, 32 images, 8 patches of 64 px: {1e3 * whole:.0f} ms, network and optimizer {1e3 * inside:.0f} ms, "
         f"share in the network {100 * inside / whole:.0f} %"
@@ -190,6 +263,7 @@ def main() -> None:
         "phantoms": benchmark_phantoms,
     }
     parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(parts)}")
+    parser.add_argument("--out", type=Path, help="folder for benchmark.json and benchmark.png (of patches and peak)")
     parser.add_argument("--rounds", type=int, default=5, help="measured calls of each side (default 5)")
     arguments = parser.parse_args()
     if unknown := [p for p in arguments.parts if p not in parts]:
@@ -197,6 +271,12 @@ def main() -> None:
     print(f"{device_name()}, torch {torch.__version__}")
     for name in arguments.parts or parts:
         parts[name](arguments.rounds)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        about = {"device": device_name(), "torch": torch.__version__, "rounds": arguments.rounds, "found": FOUND}
+        (arguments.out / "benchmark.json").write_text(json.dumps(about, indent=1))
+        if FOUND:
+            draw_chart(arguments.out / "benchmark.png", f"{device_name()}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":
