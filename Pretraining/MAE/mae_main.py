@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vfm4us import config
 from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.pretraining.trainer import pretrain, print_result
 from vfm4us.runtime.signals import exit_code
 
 METHOD = "mae"
@@ -27,6 +26,8 @@ SAID = (
 
 def main() -> None:
     settings, _ = config.from_command_line(PretrainingConfig, __doc__, BUILT_IN, SAID)
+    from vfm4us.pretraining.trainer import pretrain, print_result  # seconds that --help can do without
+
     print_result(pretrain(settings, METHOD), settings)
 
 

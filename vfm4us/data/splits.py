@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 
 FRACTION_NAMES = ("train", "val", "test")
 HASH_DISTANCE = 10  # bits of 64
@@ -171,6 +170,8 @@ def assign(groups, fractions=(0.8, 0.1, 0.1), labels=None, seed: int = 0) -> np.
 def folds(groups, labels, count: int, seed: int = 0) -> np.ndarray:
     """The fold (N,) of each image, 0 to count - 1: no group in two, the labels' shares roughly equal."""
     place = np.empty(len(groups), dtype=np.int64)
+    from sklearn.model_selection import StratifiedGroupKFold  # a second to import, for this call alone
+
     folding = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     for fold, (_, held_back) in enumerate(folding.split(np.zeros(len(groups)), labels, groups)):
         place[held_back] = fold

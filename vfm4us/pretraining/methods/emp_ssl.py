@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.optim import Lars
 from torch import Tensor, nn
 
 from vfm4us.augment import PatchConfig, PatchSampler, moved
@@ -82,13 +81,15 @@ def build_projector(width: int, config: ProjectorConfig) -> nn.Sequential:
     )
 
 
-def lars(network: nn.Module, config: OptimizerConfig) -> Lars:
+def lars(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """LARS on matrices and kernels; plain momentum without decay on biases and batch norm, at a lower rate.
 
     LARS bounds a kernel's relative step by trust * rate. Vectors have no such bound: at the rates that suit kernels, 1 and more,
     batch-norm scales of 1 soon lay between -6 and 11. Barlow Twins (arXiv 2103.03230, section 2.2) has them 40 times
     slower for that reason.
     """
+    from timm.optim import Lars  # it brings torchvision, which --help has no need of
+
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
@@ -206,7 +207,7 @@ class EmpSSL(Method):
     def image_side(cls, config: EmpSSLConfig) -> int:
         return 0  # patches and whole images are both looked at
 
-    def new_optimizer(self) -> Lars:
+    def new_optimizer(self) -> torch.optim.Optimizer:
         return lars(self.network, self.config.optimizer)
 
     def renew(self) -> None:
