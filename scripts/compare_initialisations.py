@@ -38,6 +38,7 @@ from vfm4us.pretraining.settings import PretrainingConfig, check_comparable, sin
 from vfm4us.pretraining.trainer import pretrain
 from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.signals import exit_code
+from vfm4us.tables import markdown
 
 ARMS = ("random", "coarse", "fine", "coarse-to-fine")
 VARIANTS = {  # of coarse-to-fine, off by default
@@ -199,13 +200,15 @@ def report(
                         np.mean([of[t, kind, a] - of[t, kind, b] for t in chosen], axis=0)
                         for of in (per_seed, resamples)
                     )
-                    limits = statistics.interval(apart, moved)
-                    metrics[f"{scope}/{group}/{kind}/{a} - {b}"] = dict(zip(NAMES, limits, strict=True)) | {
-                        "per_seed": apart.tolist()
+                    metrics[f"{scope}/{group}/{kind}/{a} - {b}"] = {
+                        **dict(zip(NAMES, statistics.interval(apart, moved), strict=True)),
+                        "p": statistics.p_value(apart, moved),
+                        "equivalence": statistics.equivalence(apart, moved),
+                        "per_seed": apart.tolist(),
                     }
     shape = {t: representation.shape_baseline(d) for t, d in tasks.items()}
     metrics |= {f"test/{t}/size and shape alone": {"mean": v} for t, v in shape.items()}
-    text = "\n\n".join(markdown(metrics, scope, kinds, arms, {t: sizes[scope, t] for t in tasks}) for scope in scopes)
+    text = "\n\n".join(tables_of(metrics, scope, kinds, arms, {t: sizes[scope, t] for t in tasks}) for scope in scopes)
     text += (
         "\n\nSize and shape of the image file alone, test: " + ", ".join(f"{t} {v:.3f}" for t, v in shape.items()) + "."
     )
@@ -245,28 +248,44 @@ def report(
     print(f"\nbalanced accuracy, {len(arguments.seeds)} seeds, {device_name()}\n\n{text}\n\nwritten to {out}")
 
 
-def markdown(metrics: dict, scope: str, kinds: list[str], arms: list[str], sizes: dict[str, int]) -> str:
-    """Two tables of one scope: each arm on each task, and the paired differences."""
-
-    def cell(name: str, sign: str = "") -> str:
-        m = metrics[f"{scope}/{name}"]
-        return f"{m['mean']:{sign}.3f} ({m['low']:{sign}.2f} to {m['high']:{sign}.2f})"
-
-    lines = [
-        f"| {scope}: task (images) | embedding, probe | " + " | ".join(arms) + " |",
-        "| --- " * (2 + len(arms)) + "|",
+def tables_of(metrics: dict, scope: str, kinds: list[str], arms: list[str], sizes: dict[str, int]) -> str:
+    """Two tables of one scope: each arm on each task, and the paired differences with what they could have seen."""
+    heads = [f"{scope}: task (images)", "embedding, probe", *arms]
+    rows = [
+        [f"{task} ({sizes[task]})", kind.replace("/", ", ")]
+        + [markdown.cell(metrics[f"{scope}/{task}/{kind}/{arm}"]) for arm in arms]
+        for task in sizes
+        for kind in kinds
     ]
-    for task in sizes:
-        for kind in kinds:
-            cells = [cell(f"{task}/{kind}/{arm}") for arm in arms]
-            lines.append(f"| {task} ({sizes[task]}) | {kind.replace('/', ', ')} | " + " | ".join(cells) + " |")
-    lines += ["", f"| {scope}: difference | tasks | " + " | ".join(k.replace("/", ", ") for k in kinds) + " |"]
-    lines.append("| --- " * (2 + len(kinds)) + "|")
-    for a, b in differences(arms):
-        for group in ("mean of all", *sizes):
-            cells = [cell(f"{group}/{k}/{a} - {b}", "+") for k in kinds]
-            lines.append(f"| {a} - {b} | {group} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    names = [(a, b, group) for a, b in differences(arms) for group in ("mean of all", *sizes)]
+    apart = [[metrics[f"{scope}/{group}/{kind}/{a} - {b}"] for kind in kinds] for a, b, group in names]
+    further = [
+        [f"{a} - {b}", group, *map(markdown.difference, figures)]
+        for (a, b, group), figures in zip(names, apart, strict=True)
+    ]
+    parts = [markdown.table(heads, rows)]
+    if further:
+        parts.append(
+            markdown.table([f"{scope}: difference", "tasks", *(kind.replace("/", ", ") for kind in kinds)], further)
+        )
+        parts.append(statistics.power_line(f for of in apart for f in of))
+        parts.append(contrasts(metrics, scope, arms))
+    return "\n\n".join(parts)
+
+
+def contrasts(metrics: dict, scope: str, arms: list[str]) -> str:
+    """The linear probe of whole images, mean of all tasks: each difference with a corrected p, and whether it is none."""
+    pairs = differences(arms)
+    found = [metrics[f"{scope}/mean of all/whole/linear/{a} - {b}"] for a, b in pairs]
+    heads = [f"{scope}: whole, linear", "mean of all", "p, Holm", "90 % interval", "within +- 0.015"]
+    corrected = statistics.holm([f["p"] for f in found])
+    rows = [
+        [f"{a} - {b}", markdown.difference(f), f"{p:.3f}"]
+        + [f"{f['equivalence']['low']:+.3f} to {f['equivalence']['high']:+.3f}"]
+        + ["yes" if f["equivalence"]["equivalent"] else "not shown"]
+        for (a, b), f, p in zip(pairs, found, corrected, strict=True)
+    ]
+    return markdown.table(heads, rows)
 
 
 if __name__ == "__main__":

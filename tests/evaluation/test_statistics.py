@@ -46,3 +46,36 @@ def test_the_interval_of_a_difference_is_welchs_where_images_do_not_vary():
     mean, low, high = statistics.interval(a, np.full(100, a.mean() - b.mean()), b)
     expected = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
     assert mean == pytest.approx(a.mean() - b.mean()) and (low, high) == pytest.approx((expected.low, expected.high))
+
+
+def test_holm_is_that_of_the_textbook():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.7]).tolist() == [1.0, 1.0] and statistics.holm([0.04]).tolist() == [0.04]
+    assert len(statistics.holm([])) == 0
+    with pytest.raises(ValueError, match="0 to 1"):
+        statistics.holm([0.1, 1.2])
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    from scipy.stats import ttest_1samp
+
+    seeds, still = np.array([0.004, -0.002, 0.003, 0.001, 0.006, -0.001]), np.full(50, 0.1)
+    found = statistics.equivalence(seeds, still, bound=0.015)
+    expected = max(
+        ttest_1samp(seeds, -0.015, alternative="greater").pvalue, ttest_1samp(seeds, 0.015, alternative="less").pvalue
+    )
+    assert found["p"] == pytest.approx(expected) and found["equivalent"]
+    limits = ttest_1samp(seeds, 0).confidence_interval(0.90)
+    assert (found["low"], found["high"]) == pytest.approx((limits.low, limits.high))
+    for bound in (0.003, 0.0045, 0.006, 0.015):  # the 90 % interval within the bounds says the same
+        found = statistics.equivalence(seeds, still, bound=bound)
+        assert found["equivalent"] == (-bound < found["low"] and found["high"] < bound)
+    assert not statistics.equivalence(seeds + 0.02, still)["equivalent"]
+    with pytest.raises(ValueError, match="above 0"):
+        statistics.equivalence(seeds, still, bound=0)
+
+
+def test_the_power_line_names_half_widths():
+    rows = [{"low": -0.01, "high": 0.03}, {"low": 0.0, "high": 0.1}, {"low": 0.01, "high": 0.07}, {"mean": 1}]
+    assert "+- 0.030 wide at the median (+- 0.020 to 0.050)" in statistics.power_line(rows)
+    assert "+- 0.020 wide" in statistics.power_line(rows[:1]) and statistics.power_line([]) == ""

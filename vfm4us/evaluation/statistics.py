@@ -51,6 +51,43 @@ def p_value(per_seed: np.ndarray, resamples: np.ndarray, against=()) -> float:
     return float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
+def equivalence(per_seed: np.ndarray, resamples: np.ndarray, against=(), bound: float = 0.015) -> dict:
+    """Whether a difference lies within +- bound, by two one-sided tests at 5 % (Schuirmann 1987); arguments as of `interval`.
+
+    {low, high}: the 90 % interval, which lies within the bounds exactly where `p`, the larger of the two, is below 0.05.
+    """
+    if not bound > 0:
+        raise ValueError(f"bound {bound}: an equivalence bound is above 0")
+    mean, error, freedom = _standard_error(per_seed, resamples, against)
+    _, low, high = interval(per_seed, resamples, against, level=0.90)
+    nearest = bound - abs(mean)
+    p = float(stats.t.sf(nearest / error, freedom)) if error else float(nearest <= 0)
+    return {"low": low, "high": high, "p": p, "bound": bound, "equivalent": p < 0.05}
+
+
+def holm(p_values) -> np.ndarray:
+    """p-values (n,) corrected for their number, in the same order (Holm 1979): each may be compared with 0.05 as it is."""
+    p = np.asarray(p_values, dtype=float)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values lie from 0 to 1, in one row: {p_values}")
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected
+
+
+def power_line(differences) -> str:
+    """Which difference a table could have seen: the half-widths of its 95 % intervals; figures with `low` and `high`."""
+    halves = sorted((d["high"] - d["low"]) / 2 for d in differences if "low" in d)
+    if not halves:
+        return ""
+    said = "The 95 % interval of a difference here is"
+    if len(halves) == 1:
+        return f"{said} +- {halves[0]:.3f} wide: a smaller one is not shown by these runs."
+    middle, whole = halves[len(halves) // 2], f"+- {halves[0]:.3f} to {halves[-1]:.3f}"
+    return f"{said} +- {middle:.3f} wide at the median ({whole}): smaller ones are not shown by these runs."
+
+
 def _standard_error(per_seed: np.ndarray, resamples: np.ndarray, against) -> tuple[float, float, float]:
     """Mean, its standard error and degrees of freedom, see `interval`."""
     arms = [np.asarray(x, dtype=float) for x in (per_seed, against) if len(x)]

@@ -108,7 +108,10 @@ class TaskResults:
         heads += ["published elsewhere"] if beside else []
         last = {cell.method: cell.stage for cell in self.cells}
         absent = {(cell.setting, cell.method, cell.stage) for cell in self.cells if cell.absent}
-        lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+        apart_of = {row: self.differences.get((*row, last[row[1]]), {}).get(score) for row in self.rows()}
+        compared = [row for row, apart in apart_of.items() if apart]
+        corrected = dict(zip(compared, statistics.holm([apart_of[row]["p"] for row in compared]), strict=True))
+        rows, seen = [], []
         for setting, method in self.rows():
             shown = [
                 "absent"
@@ -116,13 +119,15 @@ class TaskResults:
                 else markdown.cell(self.figure(score, setting, method, stage))
                 for stage in self.stages
             ]
-            apart = self.differences.get((setting, method, last[method]), {}).get(score)
-            shown += [markdown.cell(apart, "+"), f"{apart['p']:.3f}"] if apart else ["-", "-"]
+            apart = apart_of[setting, method]
+            shown += [markdown.difference(apart), f"{corrected[setting, method]:.3f}"] if apart else ["-", "-"]
+            seen += [apart] if apart else []
             if beside:
                 shown.append(
                     f"{float(beside[setting, method]['value']) / 100:.3f}" if (setting, method) in beside else "-"
                 )
-            lines.append("| " + " | ".join([setting, method, *shown]) + " |")
+            rows.append([setting, method, *shown])
+        lines = [markdown.table(heads, rows), "", statistics.power_line(seen)]
         lines += ["", *(f"Published elsewhere: {text}." for text in sorted({p["source"] for p in beside.values()}))]
         return "\n".join(lines).rstrip()
 
@@ -196,7 +201,7 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
 
 
 def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) -> str:
-    """How the numbers below were come by."""
+    """How the figures were measured."""
     seeds = sorted({seed for cell in plan.cells for seed in cell.config.seeds})
     pretrained = ", ".join(map(str, settings.pretraining_seeds))
     if len(settings.pretraining_seeds) == 1:
@@ -206,7 +211,7 @@ def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) ->
     text = (
         f"{start}; fine-tuning seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}. Mean and interval: {statistics.INTERVAL}. "
         f"`minus {', '.join(settings.against)}`: the row's last stage, paired in the test images; p: a two-sided test by the same "
-        "variances, not corrected for the number of rows. "
+        "variances, corrected by Holm over the rows of a table. "
     )
     sizes = sorted({m["protocol"]["input_size"] for r in found.values() for m in r.metrics.values()})
     devices = sorted({m["protocol"]["device"] for r in found.values() for m in r.metrics.values()})
@@ -228,7 +233,7 @@ def code_of(folders: list[Path]) -> list[str]:
 def budgets(pretrainings: list[Pretraining]) -> str:
     """A table of what each pretraining saw and cost, and whether all saw equally many images."""
     heads = ["encoder", "architecture", "parameters", "images", "views", "GFLOPs", "seconds"]
-    lines, images = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"], set()
+    rows, images = [], set()
     for pretraining in pretrainings:
         spent = budget(pretraining)
         images.add(spent["images"])
@@ -236,13 +241,13 @@ def budgets(pretrainings: list[Pretraining]) -> str:
         row += [f"{spent[k]:,}" if k in spent else "-" for k in ("parameters", "images", "views")]
         row += [f"{spent['flops'] / 1e9:,.0f}" if "flops" in spent else "-"]
         row += [f"{spent['seconds']:,.0f}" if "seconds" in spent else "-"]
-        lines.append("| " + " | ".join(row) + " |")
+        rows.append(row)
     equal = (
         f"Every encoder sees {images.pop():,} images."
         if len(images) == 1
         else "The encoders do NOT see equally many images."
     )
-    return equal + "\n\n" + "\n".join(lines)
+    return equal + "\n\n" + markdown.table(heads, rows)
 
 
 def budget(pretraining: Pretraining) -> dict:
@@ -342,17 +347,18 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
     parts = []
     for score in settings.scores:
         heads = [*names, "training images", *columns, *(f"{a} - {b}" for a, b in settings.differences)]
-        lines = [f"{score.replace('_', ' ')}:", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+        lines, seen = [], [m[score] for of in apart.values() for m in of.values() if score in m]
         for row in [*rows, *dict.fromkeys(row for of in apart.values() for row in of if row not in rows)]:
             here = [found.get((*row, column)) for column in columns]
             trained = next((str(m["protocol"]["training_images"]) for m in here if m), "")
             cells_of_row = [markdown.cell(m["metrics"].get(score)) if m else "" for m in here]
             cells_of_row += [
-                markdown.cell(apart[a, b][row].get(score), "+") if row in apart[a, b] else ""
+                markdown.difference(apart[a, b][row].get(score)) if row in apart[a, b] else ""
                 for a, b in settings.differences
             ]
-            lines.append("| " + " | ".join([*row, trained, *cells_of_row]) + " |")
-        parts.append("\n".join(lines))
+            lines.append([*row, trained, *cells_of_row])
+        parts.append(f"{score.replace('_', ' ')}:\n\n{markdown.table(heads, lines)}")
+        parts += filter(None, [statistics.power_line(seen)])
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.")
     text = "\n\n".join(parts) + "\n"
