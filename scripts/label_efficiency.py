@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vfm4us import config, plots
 from vfm4us.data.csv_files import write_rows
 from vfm4us.evaluation import label_efficiency, probe_table
-from vfm4us.evaluation.anchors import HANDMADE, layer_of, open_embedder
+from vfm4us.evaluation.anchors import HANDMADE, open_embedder
 from vfm4us.evaluation.label_efficiency import LABELS, Point, Points
 from vfm4us.evaluation.probe_table import FeatureCache, Row, Setting, Task
 from vfm4us.runtime.files import write_text
@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", type=int, default=[*LABELS, 0], help=f"default {LABELS} and 0: all")
     parser.add_argument("--seeds", type=int, default=12, help="draws (default 12)")
     parser.add_argument("--split", default="val", choices=["val", "test"], help="default val")
-    parser.add_argument("--size", type=int, default=128, help="side to which images are packed, px (default 128)")
+    parser.add_argument("--size", default="128", help="side to which images are packed, px; 128+224: both, joined")
+    parser.add_argument(
+        "--layer", default="last", help="of linear probes: last, stage1 to stage4, or several joined by +"
+    )
     parser.add_argument("--steps", type=int, default=120, help="of fine-tuning (default 120)")
     parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value", help="of fine-tuning")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the networks")
@@ -50,12 +53,15 @@ def main() -> None:
     arguments = parser.parse_args()
     arms = [probe_table.row_of(text) for text in arguments.encoders]
     out = arguments.out or Path("logs") / f"labels-{arguments.task.partition(':')[0]}-{arguments.split}"
-    task = probe_table.open_task(arguments.task, arguments.data, arguments.cache, arguments.size)
+    setting = Setting(probe_table.sizes_of(arguments.size), layer=arguments.layer, precision=arguments.precision)
+    tasks = [probe_table.open_task(arguments.task, arguments.data, arguments.cache, size) for size in setting.sizes]
     points = Points(out)
     for mode in arguments.mode:
         for arm in arms:
-            measure = linear if mode == "linear" else finetune
-            measure(arguments, task, arm, out, points)
+            if mode == "linear":
+                linear(arguments, tasks, arm, setting, points)
+            else:
+                finetune(arguments, tasks[0], arm, out, points)
         draw_curve(arguments, [arm.name for arm in arms], out, points, mode)
     print(f"written to {out}")
 
@@ -69,20 +75,20 @@ def draws(arguments, task: Task, arm: Row) -> list[tuple[int, int]]:
     ]
 
 
-def linear(arguments, task: Task, arm: Row, _out: Path, points: Points) -> None:
-    setting, cache = Setting(arguments.size, precision=arguments.precision), FeatureCache(arguments.cache / "features")
+def linear(arguments, tasks: list[Task], arm: Row, setting: Setting, points: Points) -> None:
+    task, cache = tasks[0], FeatureCache(arguments.cache / "features")
     fitted, tested = label_efficiency.rows_of(task, arguments.split)
     vectors: dict[str, tuple] = {}
     for n, seed in tqdm(draws(arguments, task, arm), desc=f"{arm.name}, linear", unit="draw"):
         source = arm.sources[seed % len(arm.sources)]
-        embedder = open_embedder(source, precision=arguments.precision)
-        key = _digest(label_efficiency.setting_key(task, arguments.split, setting, embedder.key))
+        embedder = open_embedder(source, precision=setting.precision)
+        key = _digest(label_efficiency.point_key(tasks, arguments.split, setting, embedder.key))
         if points.find("linear", arm.name, n, seed, key):
             continue
         if source not in vectors:
             vectors[source] = tuple(
-                layer_of(probe_table.vectors(embedder, d, rows, setting, cache, arm.name), setting.layer)
-                for d, rows in ((task.fitted_on, fitted), (task.tested_on, tested))
+                probe_table.joined(embedder, datasets, rows, setting, cache, arm.name)
+                for datasets, rows in (([t.fitted_on for t in tasks], fitted), ([t.tested_on for t in tasks], tested))
             )
         images, auroc = label_efficiency.linear_point(task, arguments.split, *vectors[source], n, seed)
         points.add(Point("linear", arm.name, n, seed, key, images, auroc))
@@ -109,18 +115,18 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> None
                 f"name={arm.name}-{n or 'all'}", f"logs={out / 'runs'}", f"seeds=[{seed}]",
                 "pictures=false", "keep_model=false",
                 f"data.path={probe_table.folder_of(name, arguments.data)}", f"data.cache={arguments.cache}",
-                f"data.size={arguments.size}", f"data.label_share={n / there if n else 1.0}",
+                f"data.size={task.fitted_on.size}", f"data.label_share={n / there if n else 1.0}",
                 f"encoder.weights={'none' if source.startswith('random:') else source}",
                 "finetune.epochs=1", f"finetune.min_steps={arguments.steps}", f"finetune.max_steps={arguments.steps}",
                 "finetune.patience=0", f"precision={arguments.precision}", *arguments.set,
             ],
         )  # fmt: skip
-        key = _digest(f"{open_embedder(source).key} {arguments.steps} {sorted(arguments.set)} {arguments.size}")
+        key = _digest(f"{open_embedder(source).key} {arguments.steps} {sorted(arguments.set)} {task.fitted_on.size}")
         if points.find("finetune", arm.name, n, seed, key):
             continue
         one = Path(settings.logs) / settings.name / f"seed-{seed}"
         settings.seed = seed
-        classification.run_seed(settings, one, say=tqdm.write)
+        classification.TASK.run_seed(settings, one, say=tqdm.write)
         outcome, about = base.read_outcome(one), base.read_metrics(one)
         auroc = probe_table.macro_auroc(outcome["labels"], outcome["probabilities"])
         points.add(Point("finetune", arm.name, n, seed, key, about["protocol"]["training_images"], auroc))

@@ -12,7 +12,8 @@ patterns, grey histogram); content_box; brightness; file_shape.
 
 A task is the name of a folder in DIR, FOLDER:LABEL,LABEL for some of its labels, or A-to-B:LABEL,LABEL: probes fitted on A, tested
 on B, which is another hospital. --split cv (for choosing) cross-fits over the groups of train and val and looks at no test image;
---split test is for the last figure, once. Several sizes, patches, layers and scalings give a row each.
+--split test is for the last figure, once. Several sizes, patches, layers and scalings give a row each;
+--size 128+224 joins the vectors of both sizes, --layers stage2+stage3+last those of several maps.
 Vectors and answers are kept in --cache by the bytes they depend on, so the same call again takes seconds. Writes table.md,
 results.csv and metrics.json into --out.
 """
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("--split", default="cv", choices=["cv", "val", "test"], help="default cv")
     parser.add_argument("--held-out", dest="split", choices=["val", "test"], help=argparse.SUPPRESS)  # its earlier name
     parser.add_argument("--reference", help="row that the others are compared with (default: the first)")
-    parser.add_argument("--size", nargs="+", type=int, default=[128], help="sides to which images are packed, px")
+    parser.add_argument(
+        "--size", nargs="+", default=["128"], help="sides to which images are packed, px; 128+224: both"
+    )
     parser.add_argument("--patches", nargs="+", type=int, default=[0], help="0: whole image; n: mean of n patches")
     parser.add_argument("--layers", nargs="+", default=["last"], help="last, stage1 to stage4, or several joined by +")
     parser.add_argument("--scaling", nargs="+", default=["raw"], choices=probe_table.SCALINGS, help="before k-NN")
@@ -62,9 +65,9 @@ def main() -> None:
     if len({row.name for row in rows}) < len(rows):
         raise ValueError(f"two rows have one name: {', '.join(row.name for row in rows)}; give NAME=SOURCE")
     settings = [
-        Setting(size, patches, layer, scaling, arguments.square, arguments.precision)
-        for size, patches, layer, scaling in product(
-            arguments.size, arguments.patches, arguments.layers, arguments.scaling
+        Setting(sizes, patches, layer, scaling, arguments.square, arguments.precision)
+        for sizes, patches, layer, scaling in product(
+            map(probe_table.sizes_of, arguments.size), arguments.patches, arguments.layers, arguments.scaling
         )
     ]
     names = [probe_table.line_name(row, setting, settings) for row in rows for setting in settings]
@@ -77,7 +80,7 @@ def main() -> None:
             probe_table.open_task(text, arguments.data, arguments.cache, size, arguments.square, opened)
             for text in arguments.tasks
         ]
-        for size in arguments.size
+        for size in dict.fromkeys(size for setting in settings for size in setting.sizes)
     }
     cache = probe_table.FeatureCache(arguments.cache / "features")
     table = probe_table.measure(

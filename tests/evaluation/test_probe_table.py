@@ -128,12 +128,27 @@ def test_vectors_and_answers_are_computed_once(textures, tmp_path, monkeypatch):
     monkeypatch.setattr(probe_table, "STRENGTHS", (1e-4, 1e-2))
     task = probe_table.open_task("one", [textures], tmp_path, 48)
     rows, cache = [Row("random", ["random:0", "random:1"])], FeatureCache(tmp_path / "features")
-    first = probe_table.measure(rows, {48: [task]}, [Setting(48)], cache)
+    first = probe_table.measure(rows, {48: [task]}, [Setting((48,))], cache)
     monkeypatch.setattr(anchors.NetworkEmbedder, "embed", lambda *_: pytest.fail("embedded again"))
     monkeypatch.setattr(probe_table, "predict", lambda *_: pytest.fail("probed again"))
-    again = probe_table.measure(rows, {48: [task]}, [Setting(48)], cache)
+    again = probe_table.measure(rows, {48: [task]}, [Setting((48,))], cache)
     both = [t.figures["random"]["one"]["linear"]["auroc"].per_seed.tolist() for t in (first, again)]
     assert both[0] == both[1] and len(both[0]) == 2 and both[0][0] != both[0][1]
+
+
+def test_vectors_of_two_sizes_stand_side_by_side(textures, tmp_path):
+    tasks = {size: [probe_table.open_task("one", [textures], tmp_path, size)] for size in (32, 48)}
+    cache, setting = FeatureCache(tmp_path / "features"), Setting(probe_table.sizes_of("32+48"))
+    datasets = [tasks[size][0].fitted_on for size in setting.sizes]
+    both = probe_table.joined(anchors.open_embedder("brightness"), datasets, np.arange(5), setting, cache)
+    own = [
+        anchors.open_embedder("brightness").embed(d.images[:5], d.valid[:5], d.records[:5])["last"] for d in datasets
+    ]
+    assert both.shape == (5, 22) and np.allclose(both[:, 11:] / both[0, 11], own[1] / own[1][0, 0], atol=1e-5)
+    table = probe_table.measure([Row("b", ["brightness"])], tasks, [setting, Setting((48,))], cache)
+    assert list(table.figures) == ["b (32 + 48 px)", "b (48 px)"]
+    with pytest.raises(ValueError, match="128\\+224"):
+        probe_table.sizes_of("128,224")
 
 
 def test_layers_of_a_resnet_and_of_nothing_else():
@@ -203,11 +218,11 @@ def test_an_anchor_that_is_missing_leaves_a_row_that_says_so(textures, tmp_path,
     task = probe_table.open_task("one", [textures], tmp_path, 48)
     cache = FeatureCache(tmp_path / "features")
     rows = [Row("shape", ["file_shape"]), Row("ImageNet", ["imagenet"], optional=True)]
-    table = probe_table.measure(rows, {48: [task]}, [Setting(48)], cache)
+    table = probe_table.measure(rows, {48: [task]}, [Setting((48,))], cache)
     text = probe_table.markdown(table, "shape")
     assert "| ImageNet | not measured |" in text and "no such file here" in text
     with pytest.raises(ValueError, match="no such file here"):
-        probe_table.measure([Row("i", ["imagenet"])], {48: [task]}, [Setting(48)], cache)
+        probe_table.measure([Row("i", ["imagenet"])], {48: [task]}, [Setting((48,))], cache)
 
 
 def test_the_command_writes_a_table_of_rows_and_differences(textures, tmp_path):

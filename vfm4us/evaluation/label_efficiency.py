@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from vfm4us.data.csv_files import read_rows, rows_text
-from vfm4us.evaluation.probe_table import Setting, Task, choose_strength, linear_path, macro_auroc
+from vfm4us.evaluation.probe_table import Setting, Task, choose_strength, images_key, linear_path, macro_auroc
 from vfm4us.runtime.files import write_text
 
 LABELS = (5, 10, 20, 50, 100, 200, 500, 1000)  # and all there are
@@ -145,12 +145,11 @@ def labels_needed(ours: list[tuple], theirs: list[tuple]) -> list[tuple[float, f
     return result
 
 
-def setting_key(task: Task, split: str, setting: Setting, embedder_key: str) -> str:
-    """What a linear point depends on."""
-    from vfm4us.evaluation.probe_table import images_key
-
+def point_key(tasks: list[Task], split: str, setting: Setting, embedder_key: str) -> str:
+    """What a linear point depends on, of one task packed at each of the setting's sizes."""
     parts = [
-        images_key(d, rows, setting)
-        for d, rows in zip((task.fitted_on, task.tested_on), rows_of(task, split), strict=True)
+        images_key(dataset, rows)
+        for task in tasks
+        for dataset, rows in zip((task.fitted_on, task.tested_on), rows_of(task, split), strict=True)
     ]
-    return f"{embedder_key} {' '.join(parts)} {','.join(task.classes)}"
+    return f"{embedder_key} {' '.join(parts)} {setting.layer} {','.join(tasks[0].classes)}"

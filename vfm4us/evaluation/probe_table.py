@@ -1,8 +1,8 @@
 """What frozen encoders are worth, in one table: linear probe and k-NN, by cross-fitting over groups or on a held-out split.
 
-    tasks = [open_task(text, roots, cache, size) for text in TASKS]
+    tasks = {128: [open_task(text, roots, Path("data"), 128) for text in TASKS]}
     rows = [Row("ours", ["logs/A", "logs/B"]), Row("random", [f"random:{s}" for s in range(6)])]
-    table = measure(rows, tasks, Setting(), split="cv", cache=Path("data"))
+    table = measure(rows, tasks, [Setting()], FeatureCache(Path("data/features")), split="cv")
 
 A task is a labelled data set, or two: the probe is then fitted on the first and tested on the second (another hospital). The
 sources of a row are pooled: its figure is their mean, its interval covers both their spread and the choice of groups.
@@ -56,7 +56,7 @@ VECTORS, ANSWERS = "1 features", "2 probes"  # kinds in the cache: count up wher
 class Setting:
     """How images become vectors; the same for every row that it is asked of."""
 
-    size: int = 128  # side to which images are packed, px
+    sizes: tuple[int, ...] = (128,)  # sides to which images are packed, px; the vectors of several are joined
     patches: int = 0  # 0: the whole image; n: the mean of n patches
     layer: str = LAST
     scaling: str = (
@@ -67,7 +67,7 @@ class Setting:
 
     def words(self) -> str:
         """What differs from the default, for the name of a row."""
-        parts = [f"{self.size} px"]
+        parts = [" + ".join(map(str, self.sizes)) + " px"]
         parts += [f"{self.patches} patches"] * bool(self.patches) + [self.layer] * (self.layer != LAST)
         parts += [self.scaling] * (self.scaling != "raw") + ["squares"] * self.square
         return ", ".join(parts)
@@ -134,6 +134,14 @@ def row_of(text: str) -> Row:
     return Row(name if equals else text.rstrip("/"), sources)
 
 
+def sizes_of(text: str) -> tuple[int, ...]:
+    """(128, 224) of "128+224"."""
+    try:
+        return tuple(int(part) for part in str(text).split("+"))
+    except ValueError as error:
+        raise ValueError(f"size {text!r}: write a number of pixels, or several as 128+224") from error
+
+
 def folder_of(name: str, roots: list[Path]) -> Path:
     """The folder `name` below the first of `roots` that has one; FileNotFoundError lists what they hold."""
     folder = next((root / name for root in roots if (root / name).exists()), None)
@@ -195,21 +203,38 @@ class FeatureCache:
         temporary.replace(path)
 
 
-def images_key(dataset, rows: np.ndarray, setting: Setting) -> str:
+def images_key(dataset, rows: np.ndarray, square: bool = False) -> str:
     """What the pixels of these images depend on."""
     digest = hashlib.sha256("".join(dataset.sha256[i] for i in rows).encode())
-    return f"{digest.hexdigest()} size {setting.size} square {setting.square}"
+    return f"{digest.hexdigest()} size {dataset.size} square {square}"
 
 
-def vectors(embedder, dataset, rows: np.ndarray, setting: Setting, cache: FeatureCache, words: str = "") -> dict:
+def vectors(embedder, dataset, rows: np.ndarray, cache: FeatureCache, square: bool = False, words: str = "") -> dict:
     """{layer: (len(rows), d)} of some images, computed once."""
-    path = cache.path(VECTORS, embedder.key, images_key(dataset, rows, setting))
+    path = cache.path(VECTORS, embedder.key, images_key(dataset, rows, square))
     if (found := cache.read(path)) is None:
         with tqdm(total=len(rows), unit="image", desc=words, leave=False) as bar:
             records = [dataset.records[i] for i in rows]
             found = embedder.embed(dataset.images[rows], dataset.valid[rows], records, bar.update)
         cache.write(path, found)
     return found
+
+
+def joined(
+    embedder, datasets: list, rows: np.ndarray, setting: Setting, cache: FeatureCache, words: str = ""
+) -> np.ndarray:
+    """(len(rows), d): the setting's layer of the same images at each size, side by side, brought to the same mean length.
+
+    datasets: one and the same packed at `setting.sizes`. ValueError where they do not hold the same images.
+    """
+    if any([d.ids[i] for i in rows] != [datasets[0].ids[i] for i in rows] for d in datasets[1:]):
+        raise ValueError(
+            f"{datasets[0].folder} and {datasets[-1].folder} do not hold the same images: prepare them again"
+        )
+    parts = [layer_of(vectors(embedder, d, rows, cache, setting.square, words), setting.layer) for d in datasets]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([p / max(1e-12, np.linalg.norm(p, axis=1).mean()) for p in parts], axis=1)
 
 
 def scaled(reference: np.ndarray, others: np.ndarray, scaling: str) -> tuple[np.ndarray, np.ndarray]:
@@ -296,9 +321,20 @@ def predict(
 
 
 def outcome_of(
-    row: Row, task: Task, setting: Setting, split: str, cache: FeatureCache, limit: int = 0, repeats: int = 1, words=""
+    row: Row,
+    tasks: list[Task],
+    setting: Setting,
+    split: str,
+    cache: FeatureCache,
+    limit: int = 0,
+    repeats: int = 1,
+    words="",
 ) -> Outcome:
-    """The probes' answers for every source of a row. `split`: cv, val or test (see `measure`)."""
+    """The probes' answers for every source of a row, on one task packed at each of the setting's sizes.
+
+    `split`: cv, val or test (see `measure`).
+    """
+    task = tasks[0]
     fitted, tested = task.fitted_on, task.tested_on
     development = ["train", "val"]
     reference = task.rows(fitted, ["train"] if split == "val" else development, limit)
@@ -312,7 +348,8 @@ def outcome_of(
     strengths = []
     for source in row.sources:
         embedder = open_embedder(source, setting.patches, setting.precision)
-        keys = images_key(fitted, reference, setting), images_key(tested, queries, setting)
+        sides = (reference, [t.fitted_on for t in tasks]), (queries, [t.tested_on for t in tasks])
+        keys = [images_key(dataset, rows, setting.square) for rows, datasets in sides for dataset in datasets]
         how = json.dumps(
             [setting.layer, setting.scaling, fold, repeats, codes.tolist(), truth.tolist(), groups.tolist()]
         )
@@ -321,11 +358,11 @@ def outcome_of(
             scaling = setting.scaling
             if embedder.units and scaling in ("raw", "centre"):
                 scaling = "standardise"  # a cosine of pixels, shares and counts together means nothing
-            a = layer_of(vectors(embedder, fitted, reference, setting, cache, words), setting.layer)
+            a = joined(embedder, sides[0][1], reference, setting, cache, words)
             if fold:
                 answers = _cross_fitted(a, codes, groups, classes, scaling, repeats)
             else:
-                b = layer_of(vectors(embedder, tested, queries, setting, cache, words), setting.layer)
+                b = joined(embedder, sides[1][1], queries, setting, cache, words)
                 said, strength = predict(a, codes, groups, b, classes, scaling)
                 answers = {m: p[None] for m, p in said.items()} | {"strengths": np.array([strength])}
             cache.write(path, answers)
@@ -447,7 +484,7 @@ def measure(
     limit:  at most so many images of train and val per data set, a fixed choice; 0: all
     say:    is called with a line as each row is done
     """
-    first = tasks[settings[0].size]
+    first = tasks[settings[0].sizes[0]]
     table = Table(split, first, {}, {}, {}, {}, {}, limit, repeats)
     total = len(rows) * len(settings) * len(first)
     with tqdm(total=total, unit="probe", desc="probing") as bar:
@@ -456,10 +493,10 @@ def measure(
                 name = line_name(row, setting, settings)
                 measured: dict[str, dict] = {}
                 try:
-                    for task in tasks[setting.size]:
+                    for task, *others in zip(*(tasks[size] for size in setting.sizes), strict=True):
                         words = f"{row.name}, {task.name}"
                         bar.set_postfix_str(words)
-                        outcome = outcome_of(row, task, setting, split, cache, limit, repeats, words)
+                        outcome = outcome_of(row, [task, *others], setting, split, cache, limit, repeats, words)
                         table.images[task.name] = len(outcome.labels)
                         measured[task.name] = figures_of(outcome)
                         bar.update()
