@@ -33,6 +33,15 @@ NAMED_CLASSES = {  # SOP classes, by how they begin after STORAGE, that have no 
 VIDEO_SYNTAXES = "1.2.840.10008.1.2.4.10"  # MPEG-2, H.264 and H.265 begin with this
 DEFLATED = "1.2.840.10008.1.2.1.99"
 JPEG_SYNTAXES = ("1.2.840.10008.1.2.4.5", "1.2.840.10008.1.2.4.7", "1.2.840.10008.1.2.4.8")  # JPEG, lossless, JPEG-LS
+FASTER = {  # by transfer syntax: libjpeg-turbo, CharLS
+    "1.2.840.10008.1.2.4.50": "pillow",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+}
+LUMA_FIRST = (
+    "YBR_FULL",
+    "YBR_FULL_422",
+)  # their first channel is the luminance (ITU-R 601), so that no colour is made of them
 JPEG_2000 = ("1.2.840.10008.1.2.4.9", "1.2.840.10008.1.2.4.20")  # and high-throughput
 PHYSICAL_CM = 3  # of PhysicalUnitsXDirection
 MAXIMUM_FRAMES = 1_000_000
@@ -328,15 +337,28 @@ def _decoded(path, header, syntax: str, numbers: list[int]):
     count = int(_number(header, "NumberOfFrames", 1))
     numbers = [number for number in numbers if number < count]
     _check_codestreams(path, header, syntax, numbers, count)
+    luma = str(header.get("PhotometricInterpretation", "")).strip().upper() in LUMA_FIRST
     try:
-        frames = iter_pixels(path, indices=numbers, transfer_syntax_uid=syntax)
-        yield from zip(numbers, frames, strict=True)
+        frames = iter_pixels(
+            path, indices=numbers, transfer_syntax_uid=syntax, raw=luma, decoding_plugin=_plugin(syntax)
+        )
+        for number, pixels in zip(numbers, frames, strict=True):
+            yield number, pixels[..., 0] if luma and pixels.ndim == 3 else pixels
     except (MemoryError, MissingPackage):
         raise
     except Exception as error:  # decoders of damaged pixels raise almost anything; their words may quote the file
         raise ValueError(
             f"DICOM: its pixels cannot be decoded ({type(error).__name__}, {_syntax_name(syntax)}): truncated or damaged"
         ) from None
+
+
+def _plugin(syntax: str) -> str:
+    """The faster of pydicom's decoders where there are two; "" leaves it the choice."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    wanted = FASTER.get(syntax, "")
+    return wanted if wanted and wanted in get_decoder(UID(syntax)).available_plugins else ""
 
 
 def _check_codestreams(path, header, syntax: str, numbers: list[int], count: int) -> None:
@@ -415,6 +437,8 @@ def _grey(pixels: np.ndarray, header, value_range: tuple[float, float] | None) -
         if bits > 8:
             pixels = (pixels >> (bits - 8)).astype(np.uint8)
         return np.asarray(Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8))).convert("L"))
+    if kind in LUMA_FIRST:
+        return pixels.astype(np.uint8) if bits == 8 else (pixels >> (bits - 8)).astype(np.uint8)
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise ValueError("DICOM: its photometric interpretation is none that is read here")
     grey = _windowed(pixels, header, bits, value_range)
