@@ -298,7 +298,7 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
     families: dict[str, list[tuple[Item, Item]]] = defaultdict(list)
     for group in by_folder.values():
         stems = {words.same(item.stem): item for item in group}
-        heads = _heads(stems)
+        heads = _heads(stems) if any(item.word for item in group) else {}
         others = [item for item in group if not item.word]
         named_images = [item for item in others if set(words.words_of(item.stem)) <= words.IMAGES]
         alone = (others if len(others) == 1 else named_images if len(named_images) == 1 else [None])[0]
@@ -564,7 +564,12 @@ def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None
             if item.role == "image" and not item.masks and item.word != "target":
                 item.rest = tuple(part for part in item.parts if not words.folder_of(part).split)
     _drop_common_folder(items)
-    if len({item.rest for item in items}) == 1 and all(item.role == "image" for item in items):
+    around = [
+        item.role == "image" and item.role_folder in item.parts and item.rest[:1] == tuple(item.parts[:1])
+        for item in items
+        if item.parts and item.parts[0] != item.role_folder
+    ]
+    if len({item.rest for item in items}) == 1 and len(around) == len(items) and all(around):
         for item in items:
             item.rest = ()  # one folder around images/ and masks/
     tops = {item.rest[0] for item in items if item.rest}

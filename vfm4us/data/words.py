@@ -120,6 +120,7 @@ def folder_of(name: str) -> Folder:
 ROLE_WORDS = "|".join(
     sorted(MASKS | OVERLAYS | {"ground[-_ ]?truth", "tumou?r", "bw", "binary"}, key=len, reverse=True)
 )
+ROLE_SOMEWHERE = re.compile(rf"(?i){ROLE_WORDS}")
 ENDING = re.compile(rf"(?i)^(.*?)[-_ .(]+({ROLE_WORDS})(?:[-_ .]*({ROLE_WORDS}))*[-_ ]*(\d*)\)?$")
 CAMEL_ENDING = re.compile(r"^(.*[a-z0-9)])((?:Mask|Seg|GT|Label|Annotation|Segmentation|Contour|Overlay)s?)(\d*)$")
 BEGINNING = re.compile(rf"(?i)^({ROLE_WORDS})[-_ .]+(.+)$")
@@ -128,6 +129,8 @@ BEGINNING = re.compile(rf"(?i)^({ROLE_WORDS})[-_ .]+(.+)$")
 @lru_cache(maxsize=200_000)
 def without_role(stem: str) -> tuple[str, str]:
     """A file's name without the word that says what it is, and that word: `x_mask_1` -> x, mask; `gt-7` -> 7, gt."""
+    if not ROLE_SOMEWHERE.search(stem):
+        return stem, ""
     if found := ENDING.match(stem) or CAMEL_ENDING.match(stem):
         if found[1]:
             return found[1], found[2].lower()
