@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from scipy.sparse.csgraph import connected_components
 
 from vfm4us.data import prepare as preparing
 from vfm4us.data.splits import (
@@ -84,6 +85,48 @@ def test_clusters_join_copies_and_chains_and_nothing_else():
     assert duplicate_clusters([], np.zeros(0, np.uint64)).tolist() == []
     far = [0, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_0000_0000_0000]
     assert duplicate_clusters(["a", "b", "a", "c"], far).tolist() == [0, 1, 0, 2]  # equal files, whatever the hash
+
+
+@pytest.mark.parametrize("confirm", [False, True])
+def test_clusters_and_leaks_equal_those_of_the_plain_double_loop(confirm):
+    rng = np.random.default_rng(1)
+    seeds = rng.integers(0, 2**63, 40, dtype=np.uint64)
+    of = rng.integers(0, 40, 600)
+    flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 62, (600, 6)).astype(np.uint64), axis=1)
+    phash = seeds[of] ^ np.where(rng.random(600) < 0.2, np.uint64(0), flips)
+    faces = rng.standard_normal((40, 2, 1024)).astype(np.float32)
+    pictures = faces[of, rng.integers(0, 2, 600)]  # images of one hash show one of two pictures
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
+    names = [f"{i // 2}" if i < 40 else f"f{i}" for i in range(600)]  # equal files
+    phash[1:40:2], pictures[1:40:2] = phash[0:40:2], pictures[0:40:2]
+    thumbnail_of = (lambda i: pictures[i]) if confirm else None
+
+    near = np.bitwise_count(phash[:, None] ^ phash[None]) <= 10
+    near &= (pictures @ pictures.T > 0.9) | (not confirm)
+    near |= np.array(names)[:, None] == np.array(names)[None]
+    plain = connected_components(near)[1]
+    found = duplicate_clusters(names, phash, thumbnail_of=thumbnail_of)
+    assert (found[:, None] == found[None]).tolist() == (plain[:, None] == plain[None]).tolist()
+
+    pool, protected = side([]), side([])
+    for part, rows in ((pool, slice(0, 500)), (protected, slice(500, 600))):
+        part.sha256, part.phash = [f"{rows}{name}" for name in names[rows]], phash[rows]
+        if confirm:
+            part.thumbnail_of = lambda i, own=pictures[rows]: own[i]
+    if not confirm:
+        pool.thumbnail_of = protected.thumbnail_of = None
+    bits = np.bitwise_count(phash[:500, None] ^ phash[None, 500:]).astype(int)
+    bits[(bits > 10) | (confirm & (pictures[:500] @ pictures[500:].T < 0.9))] = 99
+    wanted = [(i, int(row.argmin()), int(row.min())) for i, row in enumerate(bits) if row.min() <= 10]
+    leaks = leakage(pool, protected) if confirm else leakage(Plain(pool), Plain(protected))
+    assert [(leak.pool_index, leak.protected_index, leak.distance) for leak in leaks] == wanted
+
+
+class Plain:
+    """sha256 and phash alone."""
+
+    def __init__(self, of):
+        self.sha256, self.phash = of.sha256, of.phash
 
 
 def test_pictures_that_only_hash_alike_are_told_apart_by_their_thumbnails():

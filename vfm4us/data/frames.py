@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -122,7 +121,7 @@ def near_identical(before: np.ndarray | None, after: np.ndarray) -> bool:
 
 def extension_of(path) -> str:
     """The ending in small letters, `.nii.gz` whole; "" where there is none, or where it is a number, as in a UID."""
-    name = os.path.basename(path).lower()  # a hundred thousand times per set: no Path is made
+    name = os.fspath(path).rpartition(os.sep)[2].lower()  # a hundred thousand times per set: no Path is made
     if name.endswith(".nii.gz"):
         return ".nii.gz"
     dot = name.rfind(".")

@@ -1,6 +1,10 @@
 """Training pools: which images of which prepared datasets a stage sees, in which order, and which it must never see."""
 
+import contextlib
+import dataclasses
 import hashlib
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +17,9 @@ from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
-from vfm4us.data.splits import leakage
+from vfm4us.data.splits import HASH_DISTANCE, SAME_PICTURE, Leak, leakage
+
+MOST_KEPT = 16  # comparisons of a dataset with others that are kept
 
 
 @dataclass
@@ -137,6 +143,30 @@ def build_held_out(sources: list[SourceConfig], datasets: list[PreparedDataset])
     return Pool([d for _, d in kept], parts, labels) if sum(map(len, parts)) else None
 
 
+def _kept_leakage(pool: PreparedDataset, part, protected: PreparedDataset, held_out) -> list[Leak]:
+    """`leakage` of these images, kept in leakage.json of the pool's folder: a run that goes on need not compare them again."""
+    digest = hashlib.sha256(f"{HASH_DISTANCE} {SAME_PICTURE}".encode())
+    for dataset, indices in ((pool, part), (protected, held_out)):
+        digest.update("\n".join([dataset.sha256[i] for i in indices]).encode() + b"\0")
+        digest.update(dataset.phash[indices].tobytes())
+    key, file = digest.hexdigest(), pool.folder / "leakage.json"
+    kept: dict = {}
+    with contextlib.suppress(OSError, ValueError):  # absent, or cut off: it is compared again
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(kept, dict) and isinstance(found := kept.get(key), list):
+        return [Leak(*leak) for leak in found]
+    leaks = leakage(pool.fingerprints(part), protected.fingerprints(held_out))
+    kept = {**dict(list(kept.items())[-MOST_KEPT:]), key: [dataclasses.astuple(leak) for leak in leaks]}
+    temporary = file.with_name(f".leakage.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(kept), encoding="utf-8")
+        os.replace(temporary, file)
+    except OSError:  # a folder that may only be read, or a full disk: nothing is lost but time
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return leaks
+
+
 def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, list[list], int]:
     """`pool` without the images that equal or nearly equal one of a val or test split of `protected`.
 
@@ -149,7 +179,7 @@ def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, li
         checked += len(held_out)
         offset = 0
         for other, part in zip(pool.datasets, pool.parts, strict=True):
-            for leak in leakage(other.fingerprints(part), dataset.fingerprints(held_out)):
+            for leak in _kept_leakage(other, part, dataset, held_out):
                 inside = other.records[part[leak.pool_index]]
                 outside = dataset.records[held_out[leak.protected_index]]
                 drop.add(offset + leak.pool_index)

@@ -2,9 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -15,6 +14,9 @@ FRACTION_NAMES = ("train", "val", "test")
 HASH_DISTANCE = 10  # bits of 64
 SAME_PICTURE = 0.96  # correlation of two 32 x 32 thumbnails
 THUMBNAIL = 32  # pixels
+ROWS, COLUMNS = 32, 4096  # hashes that are compared at a time, so that they stay in a core's cache
+STRETCH, BATCH = 1024, 4096  # pool images, and pairs whose thumbnails are compared, at a time
+ROUNDS = 8  # nearest candidates of an image that are looked at one after the other
 
 _k = np.arange(THUMBNAIL)
 # rows 1..8 of the 32-point DCT-II: frequency 0 is brightness, which gain changes
@@ -61,18 +63,78 @@ def thumbnail(grey: np.ndarray) -> np.ndarray:
 def near_duplicates(a: np.ndarray, b: np.ndarray, distance: int = HASH_DISTANCE) -> np.ndarray:
     """All pairs (i, j), shape (K, 2) int64, with at most `distance` differing bits between a[i] and b[j] (uint64).
 
-    Beyond the answer itself the memory stays below about 100 MB; 10^5 x 10^4 takes seconds.
+    Beyond the answer itself the memory stays below about 10 MB; 10^5 x 10^4 takes a second.
+    """
+    found = [np.stack(pairs, axis=1) for pairs in _near_pairs(a, b, distance)]
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *found])
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def _near_pairs(a: np.ndarray, b: np.ndarray, distance: int, upper: int | None = None) -> Iterator[tuple]:
+    """(rows, columns) of near pairs, in blocks that stay in a core's cache: 30 times faster than whole rows.
+
+    upper: a is b[upper:], and only pairs of which the second comes later in b are wanted
     """
     a, b = np.asarray(a, dtype=np.uint64), np.asarray(b, dtype=np.uint64)
-    pairs = [np.zeros((0, 2), np.int64)]
-    rows = max(1, 4_000_000 // max(1, len(b)))  # 32 MB of exclusive-ors at a time
-    for start in range(0, len(a), rows):
-        bits = np.bitwise_count(a[start : start + rows, None] ^ b[None, :])
-        found = np.argwhere(bits <= distance)
-        if len(found):
-            found[:, 0] += start
-            pairs.append(found)
-    return np.concatenate(pairs)
+    bits, counts = np.empty((ROWS, COLUMNS), np.uint64), np.empty((ROWS, COLUMNS), np.uint8)
+    for top in range(0, len(a), ROWS):
+        rows = a[top : top + ROWS, None]
+        for left in range(0 if upper is None else (upper + top) // COLUMNS * COLUMNS, len(b), COLUMNS):
+            columns = b[left : left + COLUMNS]
+            x, c = bits[: len(rows), : len(columns)], counts[: len(rows), : len(columns)]
+            np.bitwise_xor(rows, columns, out=x)
+            np.bitwise_count(x, out=c)
+            if c.min() <= distance:
+                i, j = np.nonzero(c <= distance)
+                i, j = i + top, j + left
+                if upper is not None:
+                    later = j > i + upper
+                    i, j = i[later], j[later]
+                if len(i):
+                    yield i, j
+
+
+def _gathered(blocks: Iterator[tuple], at_least: int = 500_000) -> Iterator[tuple]:
+    """The pairs of many small blocks in large ones."""
+    held: list[tuple] = []
+    count = 0
+    for pairs in blocks:
+        held.append(pairs)
+        count += len(pairs[0])
+        if count >= at_least:
+            yield tuple(np.concatenate(side) for side in zip(*held, strict=True))
+            held, count = [], 0
+    if held:
+        yield tuple(np.concatenate(side) for side in zip(*held, strict=True))
+
+
+class _Thumbnails:
+    """The thumbnails of some images, each made once when it is first needed, and compared in batches.
+
+    Half precision: 2 KB an image, 1 GB for half a million. The correlation is off by less than 0.001.
+    """
+
+    def __init__(self, count: int, thumbnail_of: Callable[[int], np.ndarray]):
+        self.thumbnail_of = thumbnail_of
+        self.made = np.zeros(count, bool)
+        self.pixels = np.zeros((count, THUMBNAIL * THUMBNAIL), np.float16)  # pages that are not written take no memory
+
+    def of(self, indices: np.ndarray) -> np.ndarray:
+        for index in np.unique(indices[~self.made[indices]]).tolist():
+            self.pixels[index] = self.thumbnail_of(index)
+            self.made[index] = True
+        return self.pixels[indices].astype(np.float32)
+
+
+def _confirmed(a: "_Thumbnails | None", i: np.ndarray, b: "_Thumbnails | None", j: np.ndarray) -> np.ndarray:
+    """Whether a[i] and b[j] (K,) are the same pictures; all of them where there are no thumbnails."""
+    same = np.ones(len(i), bool)
+    if a is None or b is None:
+        return same
+    for start in range(0, len(i), BATCH):
+        part = slice(start, start + BATCH)
+        same[part] = np.einsum("kp,kp->k", a.of(i[part]), b.of(j[part])) >= SAME_PICTURE
+    return same
 
 
 def duplicate_clusters(
@@ -97,33 +159,37 @@ def duplicate_clusters(
     count = len(phash)
     if not count:
         return np.zeros(0, np.int64)
-    picture = lru_cache(maxsize=20_000)(thumbnail_of) if thumbnail_of else None  # 80 MB
-
-    def same(i: int, j: int) -> bool:
-        return picture is None or float(picture(i) @ picture(j)) >= SAME_PICTURE
-
+    thumbnails = _Thumbnails(count, thumbnail_of) if thumbnail_of else None
     # Compare one representative of each file and of each hash: a thousand black frames must not become a million pairs.
     _, first, inverse = np.unique(np.asarray(sha256, dtype=str), return_index=True, return_inverse=True)
-    edges = list(zip(range(count), first[inverse].tolist(), strict=True))
-    of_hash, nodes = {}, []
-    for i in sorted(first.tolist()):
-        j = of_hash.setdefault(int(phash[i]), i)
-        if i != j and same(i, j):
-            edges.append((i, j))
-        else:
-            nodes.append(i)
-    nodes = np.array(nodes)
-    for start in range(0, len(nodes), 1000):
-        pairs = near_duplicates(phash[nodes[start : start + 1000]], phash[nodes[start:]], distance)
-        pairs = nodes[start + pairs[pairs[:, 0] < pairs[:, 1]]]
-        edges.extend((i, j) for i, j in pairs.tolist() if same(i, j))
-    edges = np.array(edges)
-    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
+    edges = [np.stack([np.arange(count), first[inverse]], axis=1)]
+    files = np.sort(first)
+    _, of_hash, inverse = np.unique(phash[files], return_index=True, return_inverse=True)
+    head = files[of_hash[inverse]]  # the first file of the same hash
+    joined = np.zeros(len(files), bool)
+    later = np.flatnonzero(head != files)
+    joined[later] = _confirmed(thumbnails, files[later], thumbnails, head[later])
+    edges.append(np.stack([files[joined], head[joined]], axis=1))
+    nodes = files[~joined]
+    component = _components(edges, count)
+    for rows, columns in _gathered(_near_pairs(phash[nodes], phash[nodes], distance, upper=0)):
+        i, j = nodes[rows], nodes[columns]
+        open_ = component[i] != component[j]  # what is joined already needs no picture
+        i, j = i[open_], j[open_]
+        same = _confirmed(thumbnails, i, thumbnails, j)
+        if same.any():
+            edges.append(np.stack([i[same], j[same]], axis=1))
+            component = _components(edges, count)
     _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[inverse]
+
+
+def _components(edges: list[np.ndarray], count: int) -> np.ndarray:
+    pairs = np.concatenate(edges)
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
 
 
 def assign(groups, fractions=(0.8, 0.1, 0.1), labels=None, seed: int = 0) -> np.ndarray:
@@ -203,20 +269,25 @@ def leakage(pool, protected, distance: int = HASH_DISTANCE) -> list[Leak]:
             compare.append(i)
     compare = np.array(compare, dtype=np.int64)
     confirm = hasattr(pool, "thumbnail_of") and hasattr(protected, "thumbnail_of")
-    picture = lru_cache(maxsize=20_000)(protected.thumbnail_of) if confirm else None
+    pictures = _Thumbnails(len(protected.sha256), protected.thumbnail_of) if confirm else None
+    own = _Thumbnails(len(pool.sha256), pool.thumbnail_of) if confirm else None
     pool_hash, protected_hash = (np.asarray(side.phash, dtype=np.uint64) for side in (pool, protected))
-    for start in range(0, len(compare), 1000):
-        block = compare[start : start + 1000]
+    for start in range(0, len(compare), STRETCH):
+        block = compare[start : start + STRETCH]
         pairs = near_duplicates(pool_hash[block], protected_hash, distance)
-        bits = np.bitwise_count(pool_hash[block[pairs[:, 0]]] ^ protected_hash[pairs[:, 1]])
-        done = -1
-        for k in np.lexsort((pairs[:, 1], bits, pairs[:, 0])):
-            i, j = int(block[pairs[k, 0]]), int(pairs[k, 1])
-            if i == done:
-                continue
-            if not confirm or float(pool.thumbnail_of(i) @ picture(j)) >= SAME_PICTURE:
-                leaks.append(Leak(i, j, "near", int(bits[k])))
-                done = i
+        i, j = block[pairs[:, 0]], pairs[:, 1]
+        bits = np.bitwise_count(pool_hash[i] ^ protected_hash[j])
+        order = np.lexsort((j, bits, i))  # the nearest of each image first
+        i, j, bits = i[order], j[order], bits[order]
+        turn = np.arange(len(i)) - np.searchsorted(i, i)  # the how-manieth of its image
+        done = np.zeros(len(pool_hash), bool)
+        for now in range(ROUNDS + 1):
+            asked = np.flatnonzero(((turn == now) if now < ROUNDS else (turn >= now)) & ~done[i])
+            same = asked[_confirmed(own, i[asked], pictures, j[asked])]
+            for k in same.tolist():
+                if not done[i[k]]:
+                    leaks.append(Leak(int(i[k]), int(j[k]), "near", int(bits[k])))
+                    done[i[k]] = True
     return sorted(leaks, key=lambda leak: leak.pool_index)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from vfm4us.phantoms.make import IMAGES_PER_BLOCK, VERSION, make_phantom
 from vfm4us.phantoms.organs import ORGANS
+from vfm4us.runtime.progress import progress as progress_bar
 
 
 def _save(array: np.ndarray, path: Path):
@@ -106,7 +106,7 @@ def write_phantoms(
 
     workers = workers or os.cpu_count() or 1
     chunks = [jobs[i : i + 16] for i in range(0, len(jobs), 16)]
-    with tqdm(total=count, desc="phantoms", unit="image", disable=not progress) as bar:
+    with progress_bar(count, "image", "phantoms", show=progress) as bar:
         if workers == 1:
             for chunk in chunks:
                 bar.update(_write_images(out, chunk, size, seed))
