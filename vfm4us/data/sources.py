@@ -243,7 +243,8 @@ def _look_into_files(root: Path, reading: Reading, found: Understanding) -> None
             found.groups = "one per file that holds several images" if clips else "one per volume"
     hashed = [record for record in found.records if record.group.startswith(PREFIX)]
     if hashed:
-        found.groups = "of DICOM files the patient, as a keyed hash"
+        others = any(record.group and not record.group.startswith(PREFIX) for record in found.records)
+        found.groups = "of DICOM files the patient, as a keyed hash" + "; of other clips the file" * others
         if len({record.group for record in hashed}) == 1 < len({record.path for record in hashed}):
             found.warnings.append(
                 f"all {len({record.path for record in hashed})} DICOM files name one patient: if the same ID was written into all, "
