@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfm4us.data.records import Record, read_manifest, write_manifest
+from vfm4us.data.dataset import PreparedDataset
+from vfm4us.data.prepare import prepare
+from vfm4us.data.records import Record, joined_paths, read_manifest, write_manifest
 from vfm4us.data.sources import find_source, understand
 
 
@@ -168,3 +170,23 @@ def test_prepared_manifest_comes_back_unchanged(tmp_path):
 def test_a_source_manifest_is_not_taken_for_a_prepared_one(tmp_path):
     with pytest.raises(ValueError, match="lacks"):
         read_manifest(write_csv(tmp_path, "path,label\na.png,x\n"))
+
+
+def test_names_that_break_csv_files_are_packed_and_opened_again_and_no_cell_is_a_formula(tmp_path):
+    odd = ["line\rbreak", "=1+1", "-rf", "@sum", "+x", "'=y", "a;b", "back\\slash", "umlaut_\udcff", 'comma,quote"end']
+    for name in odd:
+        touch(tmp_path / "set", f"images/{name}.png")
+        mask = np.zeros((20, 20), np.uint8)
+        mask[5:12, 5:12] = 255
+        (tmp_path / "set" / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "set" / "masks" / f"{name}.png")
+    first = prepare(tmp_path / "set", tmp_path / "out", size=32, progress=False)
+    opened = PreparedDataset(first.folder)
+    assert {record.path for record in opened.records} == {f"images/{name}.png" for name in odd}
+    assert all(record.mask_paths == [record.path.replace("images", "masks")] for record in opened.records)
+    assert opened.masks.any(axis=(1, 2)).all()
+    records = [Record("=1", "=1.png", label="+a", mask=joined_paths(["-b;c.png", "@d\\e.png"]))]
+    write_manifest(tmp_path / "m.csv", records)
+    assert read_manifest(tmp_path / "m.csv") == records
+    cells = (tmp_path / "m.csv").read_text().split("\n")[1].split(",")
+    assert not any(cell.strip('"').startswith(tuple("=+-@")) for cell in cells)
