@@ -40,7 +40,7 @@ from vfm4us import checkpoints, config
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.trainer import build_encoder
-from vfm4us.tasks.finetune import EncoderConfig, FinetuneConfig, make_encoder, parameter_groups
+from vfm4us.tasks.finetune import FinetuneConfig, InitialEncoderConfig, make_encoder, parameter_groups
 from vfm4us.tasks.segmentation import Segmenter
 
 encoder = build_encoder(config.from_dict(PretrainingConfig, {"encoder": {"name": "small_8"}})).eval()
@@ -53,7 +53,7 @@ loaded = vfm4us.load_encoder("small.pt", in_channels=1)
 print(loaded.report)
 torch.testing.assert_close(loaded(x), encoder(x))
 torch.testing.assert_close(loaded.embed(x), encoder(x).detach())
-made, _ = make_encoder(EncoderConfig(weights="small.pt"), 0)
+made, _ = make_encoder(InitialEncoderConfig(weights="small.pt"), 0)
 assert [m.shape[1:] for m in made.pyramid(x)] == [(8, 2, 2)] and made.tokens is None
 model = torch.nn.ModuleDict({"encoder": made, "head": torch.nn.Linear(8, 2)})
 assert {g["scale"] for g in parameter_groups(model, FinetuneConfig(layer_decay=0.5))} == {0.5, 1.0}
