@@ -56,6 +56,10 @@ def main() -> None:
         "--out", type=Path, default=Path("logs/probe"), help="folder for the table (default logs/probe)"
     )
     arguments = parser.parse_args()
+    if arguments.split != "cv" and arguments.repeats != 1:
+        parser.error(
+            "--repeats averages over divisions into folds: leave it out with --split val and test, which have none"
+        )
     rows = [probe_table.row_of(text) for text in [*arguments.positional, *arguments.encoders]]
     names = [row.name for row in rows]
     if arguments.anchors:

@@ -146,21 +146,6 @@ def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, tex
     assert lacking.returncode == 2 and "every fold needs a seed" in lacking.stderr
 
 
-def test_probe_compares_encoders_by_folds_or_on_a_split(textures, tmp_path):
-    asked = ["random:0", "random:1", "random:0", "--data", textures, "--tasks", "one", "--size", 48]
-    folds = script(ROOT / "scripts/probe.py", *asked, "--repeats", 2, cwd=tmp_path)
-    lines = folds.stdout.splitlines()
-    assert folds.returncode == 0 and lines[1] == lines[3] and len(lines) == 4, folds.stderr
-    held_out = script(ROOT / "scripts/probe.py", *asked, "--held-out", "val", "test", cwd=tmp_path)
-    lines = held_out.stdout.splitlines()
-    assert held_out.returncode == 0 and len(lines) == 7, held_out.stderr
-    assert re.fullmatch(r"random:0 +0  one +knn +(\d\.\d{3}) \(0\.\d\d to \d\.\d\d\)", lines[1])
-    assert re.fullmatch(r"random:1 .* [+-]0\.\d{3} \([+-]0\.\d\d to [+-]0\.\d\d\)", lines[3])
-    assert all(line.endswith("+0.000 (+0.00 to +0.00)") for line in lines[5:]), "with itself"
-    both = script(ROOT / "scripts/probe.py", *asked, "--held-out", "val", "--limit", 5, cwd=tmp_path)
-    assert both.returncode == 2 and "leave them out with --held-out" in both.stderr
-
-
 @pytest.mark.parametrize(
     "path",
     [*sorted((ROOT / "configs/tables").glob("*.yaml")), ROOT / "configs/smoke/tables.yaml"],

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, module_of
 from vfm4us import checkpoints
 from vfm4us.data.records import Record
 from vfm4us.encoders import Encoder, EncoderSpec
@@ -259,10 +259,31 @@ def test_the_command_writes_a_table_of_rows_and_differences(textures, tmp_path):
     with open(tmp_path / "logs" / "probe" / "results.csv") as stream:
         lines = list(csv.DictReader(stream))
     assert {line["task"] for line in lines} == {"one", "one-to-two"} and len(lines) == 3 * 2 * 2 * 2
-    wrong = subprocess.run(
-        command + ["--reference", "x"], capture_output=True, text=True, cwd=tmp_path, env=_environment()
-    )
-    assert wrong.returncode == 2 and "rows are ours" in wrong.stderr
+
+
+def test_what_a_split_would_ignore_is_refused(monkeypatch, textures, tmp_path):
+    script = module_of(ROOT / "scripts" / "probe.py")
+    common = [
+        "probe.py",
+        "brightness",
+        "--data",
+        str(textures),
+        "--tasks",
+        "one",
+        "--size",
+        "48",
+        "--cache",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr(sys, "argv", [*common, "--split", "val", "--repeats", "3"])
+    with pytest.raises(SystemExit):
+        script.main()
+    monkeypatch.setattr(sys, "argv", [*common, "--reference", "x"])
+    with pytest.raises(ValueError, match="rows are brightness"):
+        script.main()
+    monkeypatch.setattr(sys, "argv", [*common, "--held-out", "val", "--out", str(tmp_path / "out")])
+    script.main()
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["split"] == "val"
 
 
 def _environment() -> dict:
