@@ -26,6 +26,13 @@ def test_nothing_is_lost_by_kills(name, source, tmp_path):
     assert not [f"{', '.join(map(str, t.moments))}: {t.lost}" for t in found if t.lost]
 
 
+def test_a_dataset_that_was_killed_once_it_stood_is_tidied_up(source, tmp_path):
+    subject = kills.SUBJECTS["packing"]
+    expected, _, calls = kills.left_alone(subject, source, tmp_path)
+    trial = kills.try_once(subject, source, tmp_path, [kills.Moment(calls - 3)], expected)
+    assert trial.killed and not trial.lost and not trial.litter
+
+
 def test_a_loss_is_seen(source, tmp_path):
     """A file that is written in place, and killed half-way, is reported."""
     subject = kills.FLAWED["in place"]

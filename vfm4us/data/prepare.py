@@ -128,6 +128,7 @@ def prepare(
     out.parent.mkdir(parents=True, exist_ok=True)
     with _locked(beside(out, ".lock"), progress):
         if _is_of_plan(out, plan):
+            _remove_notes(out)
             return PreparedDataset(out)
         if understood is None:
             understood = understand(source, reading)
@@ -447,12 +448,12 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
     os.rename(partial, out)
     _sync_folder(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    for name in (
-        "plan.json",
-        "journal.jsonl",
-        "coding.json",
-        overlays.REPORT,
-    ):  # they let a call killed before the rename go on; now they are done
+    _remove_notes(out)
+
+
+def _remove_notes(out: Path) -> None:
+    """What let a call that was killed before the rename go on; in a whole dataset it is done."""
+    for name in ("plan.json", "journal.jsonl", "coding.json", overlays.REPORT):
         (out / name).unlink(missing_ok=True)
 
 
