@@ -44,7 +44,7 @@ def test_a_command_is_its_script(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     assert cli.main(["pretrain", "pathces.count=3"]) == 2
     assert (
-        "command line 'pathces.count=3': unknown config key 'pathces': did you mean 'patches'"
+        "command line 'pathces.count=3': unknown config key 'pathces': did you mean 'patches', which is now 'emp_ssl.patches'"
         in capsys.readouterr().err
     )
     assert cli.main(["inspect", "--help"]) == 0

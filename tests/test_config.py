@@ -222,6 +222,8 @@ def test_moved_keys_work_by_their_old_names(tmp_path, capsys):
     assert config.changed_keys(old | {"many": 6}, expected) == ["count: 6 -> 7"]
     with pytest.raises(ValueError, match="many is now count, and both are given, as 7 and 8: leave the old one out"):
         config.from_dict(Moved, {"many": 7, "count": 8})
+    with pytest.raises(ValueError, match="unknown config key 'raets': did you mean 'rates', which is now 'inner'"):
+        config.load(Moved, overrides=["raets.kind=bee"])
     capsys.readouterr()
     config.load(Moved, tmp_path / "old.yaml")
     assert capsys.readouterr().out == "", "said once"

@@ -264,8 +264,10 @@ def _built(cls: type, values: typing.Any, where: str = "", defaults: typing.Any 
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            moved = getattr(cls, "MOVED", {})
+            near = difflib.get_close_matches(str(key), [*fields, *moved], n=1)
+            now = f", which is now {moved[near[0]]!r}" if near and near[0] in moved else ""
+            hint = f"did you mean {near[0]!r}{now}?" if near else f"known keys: {', '.join(fields)}"
             raise ConfigError(name, f"unknown config key {_shown(name)}: {hint}")
         own = _own_default(fields[key]) if dataclasses.is_dataclass(hints[key]) else None
         arguments[key] = _convert(value, hints[key], name, own)
