@@ -27,6 +27,7 @@ from scipy.ndimage import (
     find_objects,
     gaussian_filter,
     label,
+    maximum_filter,
     uniform_filter,
     white_tophat,
 )
@@ -46,7 +47,7 @@ DRAWN, EXACT = 160.0, 3.0  # grey levels: over tissue only what is this bright a
 STILL = 0.4  # share of all strokes that may stay: where more do, the scene does not move, and nothing can be told
 FIXED_SHARE, CHANGING_SHARE, EDGE_SHARE = 0.9, 0.5, 0.25  # of the images; the last where a place ends
 FIXED_IMAGES, CHANGING_GROUPS = 5, 8  # at the least, to judge by
-SAMPLE, GROUP_SAMPLE = 96, 12  # images that are looked at, of one geometry and of one group
+SAMPLE, GROUP_SAMPLE = 48, 8  # images that are looked at, of one geometry and of one group
 SMALLEST = 6  # pixels of a place; less is noise
 LARGEST = 0.25  # share of an image: what covers more is no text
 ERRING = 0.3  # of the pixels of one place: strokes that an image must have there to carry it
@@ -273,7 +274,7 @@ def _fixed(looked_at) -> np.ndarray:
 
 def _around(pixels: np.ndarray, strokes: np.ndarray, side: int = 15) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of the pixels in a square around each, those of strokes and next to them left out."""
-    ground = ~binary_dilation(strokes, np.ones((3, 3), bool))
+    ground = maximum_filter(strokes.view(np.uint8), 3) == 0
     weight = np.maximum(uniform_filter(ground.astype(np.float32), side), 1e-3)
     mean = uniform_filter(np.where(ground, pixels, 0).astype(np.float32), side) / weight
     square = uniform_filter(np.where(ground, pixels * pixels, 0).astype(np.float32), side) / weight
@@ -289,7 +290,7 @@ def _of_set(images, valid, firsts: list[int]) -> np.ndarray | None:
     for pixels, strokes in looked_at:
         mean, spread = _around(pixels, strokes)
         on_black = strokes & (mean < BLACK) & (spread < BESIDE)
-        lines += binary_dilation(on_black, np.ones((3, 7), bool))  # letters become a line
+        lines += maximum_filter(on_black.view(np.uint8), (3, 7))  # letters become a line
     lines /= len(looked_at)
     changing = binary_propagation(lines >= CHANGING_SHARE, mask=lines >= EDGE_SHARE)
     return _tidy(_fixed(looked_at) | changing)
