@@ -40,7 +40,7 @@ from vfm4us.data.masks import IGNORE, MaskCoding, mask_coding, read_masks, shrun
 from vfm4us.data.reading import Reading, reading_of
 from vfm4us.data.records import COLUMNS, Record, natural_key, write_manifest
 from vfm4us.data.sheet import write_sheet
-from vfm4us.data.sources import list_source, source_root, understand
+from vfm4us.data.sources import is_table, list_source, source_root, understand
 from vfm4us.data.understanding import Understanding
 from vfm4us.runtime.progress import progress as progress_bar
 
@@ -72,7 +72,7 @@ def open_or_prepare(
     reading = reading_of(path, reading)
     records = list_source(path, reading)
     told = reading.plan()
-    shares = _shares(records, splits, seed)
+    shares = _shares(path, records, splits, seed)
     key = f"{path.resolve()} {_source_fingerprint(source_root(path), records)} {VERSION} {shares}" + f" {told}" * bool(
         told
     )
@@ -120,7 +120,7 @@ def prepare(
     plan = {
         "version": VERSION,
         "size": size,
-        **_shares(records, splits, seed),
+        **_shares(source, records, splits, seed),
         "source": str(source.resolve()),
         "fingerprint": _source_fingerprint(root, records),
         **reading.plan(),
@@ -248,10 +248,10 @@ def _pack_grey(root: Path, record: Record, grey: np.ndarray, digest: str, size: 
     return done, in_frame(grey, height, width, size, RESAMPLING), mask, target
 
 
-def _shares(records: list[Record], splits, seed: int) -> dict:
+def _shares(source: Path, records: list[Record], splits, seed: int) -> dict:
     """The part of a plan that makes splits: nothing where the source says them all."""
     given = {record.split for record in records}
-    if "" not in given and (not {"train", "test"} <= given or "val" in given):
+    if "" not in given and (not {"train", "test"} <= given or "val" in given or is_table(source)):
         return {"fractions": None, "seed": None}
     return {"fractions": list(splits), "seed": seed}
 
@@ -493,7 +493,7 @@ def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan:
 
 
 def _val_from_train(records: list[Record], plan: dict) -> None:
-    """Where a source has train and test and no val, the share of val is taken from train, by groups."""
+    """Where folders are train and test and no val, and no table says it, the share of val is taken from train, by groups."""
     training = [record for record in records if record.split == "train"]
     train, val, _ = plan["fractions"] or (1.0, 0.0, 0.0)
     if not val or any(not record.split for record in records):

@@ -93,6 +93,11 @@ def understand(path, reading: Reading | dict | None = None, whole: bool = True) 
     return found
 
 
+def is_table(source: Path) -> bool:
+    """Whether a table says what the source holds: a CSV, or a folder with a manifest.csv."""
+    return (source / "manifest.csv").is_file() or (source.is_file() and _is_table(source))
+
+
 def _is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES or (path.suffix == "" and not is_read(path) and not zipfile.is_zipfile(path))
 
@@ -278,10 +283,10 @@ def _say_counts(found: Understanding) -> None:
             own = [record for record in records if record.split == split]
             if own and named and not any(record.label for record in own):
                 found.warnings.append(f"the {split} images have no labels: nothing can be measured on them")
-        if not splits["val"] and splits["train"] and splits["test"]:
+        if not splits["val"] and splits["train"] and splits["test"] and found.layout != "a CSV manifest":
             found.notes.append("there is no val split: the share that splits gives val is taken from train, by groups")
         lacking = [split for split in ("val", "test") if not splits[split]]
-        if lacking and splits["train"] and not splits["test"] and not open_:
+        if lacking and splits["train"] and not open_ and (not splits["test"] or found.layout == "a CSV manifest"):
             found.notes.append(f"there is no {' and no '.join(lacking)} split: nothing can be chosen or measured on it")
     else:
         found.splits = "none: made by groups"
