@@ -35,7 +35,7 @@ def write_table(textures, tmp_path, monkeypatch):
         for n, p in (("coarse", "one"), ("fine", "two"))
     ]
     data = {"size": 48, "root": str(textures), "splits": [0.6, 0.2, 0.2], "cache": str(textures / "cache")}
-    plain = {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}
+    plain = {"emp_ssl": TINY["emp_ssl"] | {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(TINY | plain | {"data": data, "stages": stages}))
     own = {k: data[k] for k in ("size", "splits", "cache")}
 
@@ -213,7 +213,7 @@ def test_several_pretraining_seeds_go_with_the_seeds_of_the_cells(write_table, t
         ("encoders.VFM4US.confg=x", "unknown config key 'encoders.VFM4US.confg': did you mean 'config'"),
         (
             "encoders.VFM4US.keys.pathces.size=8",
-            "encoders.VFM4US: unknown config key 'pathces': did you mean 'patches'",
+            "encoders.VFM4US: unknown config key 'pathces'",
         ),
         ("encoders.VFM4US.config=configs/pretraining/folder.yaml", "encoders.VFM4US: .*a comparison needs two stages"),
         ("tasks.clasification={}", "tasks.clasification: known tasks are classification"),
@@ -225,6 +225,13 @@ def test_several_pretraining_seeds_go_with_the_seeds_of_the_cells(write_table, t
 def test_mistakes_name_the_encoder_or_cell_and_the_key(write_table, textures, override, message):
     with pytest.raises(ValueError, match=message):
         make_plan(load(write_table(), f"data={textures}", override))
+
+
+def test_keys_of_a_method_by_their_old_names_are_laid_over_a_config_of_the_new_ones(write_table, textures):
+    file = write_table(pretraining={"masking": {"strategy": "random"}})
+    plan = make_plan(load(file, f"data={textures}", "encoders.VFM4US.keys={adversary: {weight: 0.2}}"))
+    assert {p.config.emp_ssl.adversary.weight for p in plan.pretrainings} == {0.2}
+    assert {p.config.emp_ssl.masking.strategy for p in plan.pretrainings} == {"random"}
 
 
 def test_published_numbers_stand_beside_the_published_dataset_alone(write_table, textures, monkeypatch):

@@ -264,9 +264,9 @@ def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
             continue
         if wrong := [s for s in about.stages if s not in STAGES]:
             raise ValueError(f"encoders.{method}.stages: {wrong[0]!r} is not one of {', '.join(STAGES)}")
-        keys = config.read(about.config)
-        merge(keys, filled(settings.pretraining, _words(settings)))
-        merge(keys, filled(about.keys, _words(settings)))
+        keys = config.read(about.config, PretrainingConfig)
+        for further in (settings.pretraining, about.keys):
+            merge(keys, config.renamed(PretrainingConfig, filled(further, _words(settings))))
         try:
             base = config.from_dict(PretrainingConfig, keys)
             pretraining_settings.check(base)
