@@ -3,7 +3,7 @@
 import os
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from vfm4us.data.csv_files import shown
 from vfm4us.data.records import Record
@@ -27,7 +27,7 @@ def write_sheet(path, records: list[Record], images, masks=None, targets=None, s
     for place, index in enumerate(chosen):
         left, top = place % COLUMNS * TILE, place // COLUMNS * (TILE + CAPTION)
         picture = _picture(records[index], images[index], None if masks is None else masks[index], targets, index)
-        picture.thumbnail((TILE - 6, TILE - 6))
+        picture = ImageOps.contain(picture, (TILE - 6, TILE - 6))
         sheet.paste(picture, (left + 3, top + 3))
         for line, text in enumerate(_caption(records[index])):
             draw.text((left + 5, top + TILE + 14 * line), text, fill=(235, 235, 235))
