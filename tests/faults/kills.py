@@ -180,7 +180,7 @@ def _do(name: str, source: Path, out: Path, call: int, after: bool, answer: Path
 
 
 def run(
-    subject: Subject, source: Path, out: Path, moment: Moment | None = None, limit: float = 120
+    subject: Subject, source: Path, out: Path, moment: Moment | None = None, limit: float = 600
 ) -> tuple[bool, float, int]:
     """(whether it ended by itself and well, seconds, calls) of a trial in `out`. TimeoutError where it hangs."""
     answer = out.parent / f"{out.name}.calls"

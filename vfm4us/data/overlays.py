@@ -32,6 +32,8 @@ from scipy.ndimage import (
     white_tophat,
 )
 
+from vfm4us.runtime.files import write_text
+
 STROKE, LINE = (
     5,
     9,
@@ -101,13 +103,11 @@ def look(folder: Path, records, fill: bool) -> dict:
             images = changed
         picture(folder / "overlays.png", images, found, fill)
     del images
-    with open(report, "w", encoding="utf-8") as file:
-        file.write(json.dumps(told) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     if filled.is_file():
         with open(filled, "rb") as file:
             os.fsync(file.fileno())
+    write_text(report, json.dumps(told) + "\n")  # whole or not at all: the next call takes it at its word
+    if filled.is_file():
         os.replace(filled, folder / "images.npy")
     return told
 
