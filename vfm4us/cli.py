@@ -27,6 +27,9 @@ COMMANDS = {
     "cross-validate": "scripts/cross_validate.py",
     "benchmark": "scripts/benchmark.py",
     "gpu-check": "scripts/gpu_check.py",
+    "label-efficiency": "scripts/label_efficiency.py",
+    "model-card": "scripts/model_card.py",
+    "soak": "scripts/soak.py",
 }
 
 
