@@ -149,6 +149,30 @@ def test_a_mask_in_the_transparency_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "mask",
+    [TWO * 85, np.where(TWO == 1, 2, TWO * 20).astype(np.uint8), coloured(TWO, RED, (0, 0, 90))],
+    ids=["greys", "dark", "colours"],
+)
+def test_binary_values_take_every_value_above_0(tmp_path, mask):
+    _, found = read(masked(tmp_path, [mask, mask]), {"values": "binary"})
+    np.testing.assert_array_equal(found[0], TWO > 0)
+
+
+@pytest.mark.parametrize(
+    "mask, expected",
+    [
+        (255 - ONE * 255, ONE),
+        (np.choose(TWO, [255, 0, 1]).astype(np.uint8), TWO),
+        (np.array([(255, 255, 255), RED], np.uint8)[ONE], ONE),
+    ],
+    ids=["black", "numbers", "red"],
+)
+def test_masks_on_white_are_read_where_white_is_said_to_be_the_background(tmp_path, mask, expected):
+    _, found = read(masked(tmp_path, [mask, mask]), {"background": 255})
+    np.testing.assert_array_equal(found[0], expected)
+
+
+@pytest.mark.parametrize(
     "masks, ending, words",
     [
         (

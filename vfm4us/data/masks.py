@@ -530,12 +530,15 @@ def _number_coding(seen, reading, said, shared) -> MaskCoding:
         or len(classes) == 1
         or (set(classes) <= FULL_SCALE and _one_each(seen, background, ignore))
     ):
-        if reading.values != "binary" and classes and max(classes) <= CLASS_LIMIT and classes != [1]:
+        if reading.values != "binary" and classes and max(classes) <= CLASS_LIMIT and classes not in ([0], [1]):
             return MaskCoding(kind="numbers", said=tuple(said), **shared)
-        if classes and classes not in ([1], [255]):
+        if classes and classes not in ([0], [1], [255]):
             said.append(f"one class: the values {_listed(classes)}")
-        return MaskCoding(kind="binary", top=float(max(classes, default=255)), said=tuple(said), **shared)
-    if not classes or max(classes) <= CLASS_LIMIT:
+        tops = set(classes)
+        if reading.values == "binary":  # the darkest class counts, too: half of it is the threshold
+            tops = {min(tops - set(_edge_values(seen, classes, background)), default=255)}
+        return MaskCoding(kind="binary", top=float(max(tops, default=255)), said=tuple(said), **shared)
+    if not classes or (max(classes) <= CLASS_LIMIT and min(classes) > 0):  # 0 is a class beside another background
         said.append(f"class numbers {_listed(classes)}") if classes else None
         return MaskCoding(kind="numbers", said=tuple(said), **shared)
     _one_coding(seen, background, ignore)
@@ -684,7 +687,8 @@ def _colour_coding(seen, reading, said, shared) -> MaskCoding:
             f"masks hold {len(colours)} colours, e.g. in {found[colours[0]][0]}: these are pictures, no masks"
         )
     if len(colours) <= 1 or reading.values == "binary":
-        return MaskCoding(kind="binary", top=float(max(map(max, colours), default=255)), said=tuple(said), **shared)
+        # the darkest colour counts, too: half of it is the threshold
+        return MaskCoding(kind="binary", top=float(min(map(max, colours), default=255)), said=tuple(said), **shared)
     lossy = [one for one in seen if one.values is None]
     for middle in colours if lossy else ():
         ends = [c for c in (*colours, background) if c != middle]
@@ -751,7 +755,9 @@ def _one_class(raw: RawMask, coding: MaskCoding) -> np.ndarray:
     pixels = raw.pixels.max(axis=2) if raw.colours else raw.pixels
     ignored = pixels == coding.ignore if coding.ignore is not None else np.zeros(pixels.shape, bool)
     if coding.background:
-        light = np.abs(pixels.astype(np.int64) - coding.background) > (coding.background // 2 if raw.lossy else 0)
+        apart = np.abs(raw.pixels.astype(np.int64) - coding.background)
+        apart = apart.max(axis=2) if raw.colours else apart  # red on white is as light as white
+        light = apart > (coding.background // 2 if raw.lossy else 0)
     else:
         nonzero = np.unique(pixels[(pixels > 0) & ~ignored])
         if (
