@@ -173,9 +173,12 @@ def report(
     metrics, sizes, score = {}, {}, weighted_balanced_accuracy
     for scope, splits in scopes.items():
         per_seed, resamples = {}, {}
+        drawn: dict[tuple, int] = {}  # the images of a task -> the seed of its resamples: other images, other chance
         for task, dataset in tasks.items():
             rows = representation.rows_of(dataset, splits)
-            labels, counts = np.asarray(dataset.labels)[rows], statistics.bootstrap_counts(dataset.groups[rows])
+            chance = drawn.setdefault(tuple(dataset.sha256[i] for i in rows), len(drawn))
+            counts = statistics.bootstrap_counts(dataset.groups[rows], seed=chance)
+            labels = np.asarray(dataset.labels)[rows]
             sizes[scope, task] = len(rows)
             for arm in arms:
                 place = [np.flatnonzero(np.isin(a[f"{task}/rows"], rows)) for a in answers[arm]]

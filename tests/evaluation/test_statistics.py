@@ -79,3 +79,22 @@ def test_the_power_line_names_half_widths():
     rows = [{"low": -0.01, "high": 0.03}, {"low": 0.0, "high": 0.1}, {"low": 0.01, "high": 0.07}, {"mean": 1}]
     assert "+- 0.030 wide at the median (+- 0.020 to 0.050)" in statistics.power_line(rows)
     assert "+- 0.020 wide" in statistics.power_line(rows[:1]) and statistics.power_line([]) == ""
+
+
+@pytest.mark.parametrize("turned", [1, -1])
+def test_datasets_are_resampled_each_for_itself(turned):
+    """The same chance for both would make their mean as uncertain as one alone, or certain."""
+    values = np.linspace(0, 1, 50)
+
+    def outcome(name, of):
+        names = np.array([f"{name}{i:02d}" for i in range(len(of))])
+        return [{"paths": names, "groups": names, "values": of}]
+
+    def width(*pairs):
+        found = statistics.differences(lambda o, c: {"mean": c @ o["values"] / c.sum(1)}, list(pairs))["mean"]
+        return found["high"] - found["low"]
+
+    first = outcome("a", values), outcome("a", 0 * values)
+    second = outcome("b", values[::turned]), outcome("b", 0 * values)
+    assert width(first, second) == pytest.approx(width(first) / 2**0.5, rel=0.1)
+    assert width(first, first) == pytest.approx(width(first))  # the same images twice say no more than once

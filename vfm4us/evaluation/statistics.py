@@ -128,11 +128,14 @@ def figures(
 def differences(score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], repeats: int = 2000) -> dict[str, dict]:
     """Ours minus theirs for each pair of (ours, theirs), each score as {mean, low, high, p}; several pairs: the mean over them.
 
-    Both sides of a pair are resampled alike, so they must have the same test images; several pairs are several datasets.
+    Both sides of a pair are resampled alike, so they must have the same test images; several pairs are several datasets, each
+    resampled for itself, as chance has it that a case of one is drawn with a case of another.
     """
-    found = []
+    found: list[dict] = []
+    drawn: dict[tuple, int] = {}  # the images of a dataset -> the seed of its resamples
     for ours, theirs in pairs:
-        seeds, resamples = _resample(score, [*ours, *theirs], repeats, len(ours))
+        seed = drawn.setdefault(tuple(ours[0]["paths"]), len(drawn))
+        seeds, resamples = _resample(score, [*ours, *theirs], repeats, len(ours), seed)
         found.append({name: (v[: len(ours)], v[len(ours) :], resamples[name]) for name, v in seeds.items()})
     result = {}
     for name in found[0]:
@@ -146,7 +149,7 @@ def differences(score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], 
     return result
 
 
-def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0) -> tuple[dict, dict]:
+def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0, seed: int = 0) -> tuple[dict, dict]:
     """Each score of each seed {name: (seeds,)}; and in each resample its mean over them, or over `ours` minus over the rest."""
     paths, groups = outcomes[0]["paths"], outcomes[0]["groups"]
     if any(not np.array_equal(o["paths"], paths) or not np.array_equal(o["groups"], groups) for o in outcomes):
@@ -154,7 +157,7 @@ def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0
             "the seeds or runs were tested on different images, so they cannot be compared: did the data change? "
             "resume=false repeats a run"
         )
-    once, counts = np.ones((1, len(paths))), bootstrap_counts(groups, repeats)
+    once, counts = np.ones((1, len(paths))), bootstrap_counts(groups, repeats, seed)
     single = [score(o, once) for o in outcomes]
     several = [score(o, counts) for o in outcomes]
     seeds = {name: np.array([float(s[name][0]) for s in single]) for name in single[0]}
