@@ -161,6 +161,14 @@ def test_masks_of_volumes_and_outlines_lie_on_their_frames(tmp_path):
     assert (dataset.masks[4, :64, :80] == square).all()
 
 
+def test_a_volume_of_masks_that_is_not_there_costs_its_image_alone(tmp_path):
+    for k in range(2):
+        Image.fromarray(speckle(k)).save(tmp_path / f"{k}.png")
+    (tmp_path / "manifest.csv").write_text("path,mask\n0.png,\n1.png,gone.nii.gz\n")
+    dataset = prepare.prepare(tmp_path, tmp_path.with_name("out"), size=64, progress=False)
+    assert len(dataset) == 1 and "1.png,its mask gone.nii.gz" in (dataset.folder / "rejected.csv").read_text()
+
+
 def test_large_images_do_not_multiply_their_memory(tmp_path):
     """Eight threads with 16-megapixel files in 16 bits: 400 MB within the budget, 670 MB without it."""
     import subprocess

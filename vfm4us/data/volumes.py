@@ -77,6 +77,7 @@ def read_label(path, number: int) -> np.ndarray:
 
     The mask of a volume is asked for slice by slice: each thread keeps the last one that it read.
     """
+    limits.refuse_special(path)  # a mask that is not there costs its image, not the set
     status = os.stat(path)
     asked = (str(path), status.st_size, status.st_mtime_ns)
     if getattr(_LAST, "asked", None) != asked:
