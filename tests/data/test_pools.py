@@ -1,5 +1,7 @@
 """Pools on real ultrasound: nothing held out, nor a near-duplicate of it, is trained on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -41,3 +43,15 @@ def test_a_fold_that_is_held_back_is_in_no_pool_and_every_image_is_held_back_onc
     assert sorted(np.concatenate(held)) == np.flatnonzero(np.isin(whole.splits, ["train", "val"])).tolist()
     with pytest.raises(ValueError, match="fold 3 of 3 cannot be held back"):
         pools.open_sources([pools.SourceConfig("one", folds=3, fold=3)], "data", where)
+
+
+def test_what_one_stage_holds_back_is_in_no_pool_of_another_that_holds_back_another_fold(textures, tmp_path):
+    where = pools.Locations(cache=tmp_path, size=32, splits=(0.8, 0.1, 0.1), root=str(textures))
+    stages = [SimpleNamespace(data=[pools.SourceConfig("one", folds=3, fold=fold)]) for fold in (0, 1)]
+    first, second = pools.stage_pools(stages, [], where, seed=0)
+    for training, held_out in ((first, second), (second, first)):
+        seen, held = (
+            {d.sha256[i] for d, part in zip(pool.datasets, pool.parts, strict=True) for i in part}
+            for pool in (training.training, held_out.held_out)
+        )
+        assert seen and held and not seen & held

@@ -212,10 +212,12 @@ def stage_pools(stages, protect: list[str], where: Locations, seed: int) -> list
     """
     datasets = [open_sources(s.data, f"stages.{i}.data", where) for i, s in enumerate(stages)]
     sources = [source for stage in stages for source in stage.data]
-    protected = {d.folder: d for s, d in zip(sources, sum(datasets, []), strict=True) if s.split == "train"}
+    held = [d for s, d in zip(sources, sum(datasets, []), strict=True) if s.split == "train"]
     for k, path in enumerate(protect):
         [extra] = open_sources([SourceConfig(path)], f"data.protect.{k}", where)
-        protected[extra.folder] = extra
+        held.append(extra)
+    # the folds of one dataset hold out other images each
+    protected = list({(d.folder, d.splits.tobytes()): d for d in held}.values())
     result = []
     for i, (stage, opened) in enumerate(zip(stages, datasets, strict=True)):
         pool = build_pool(stage.data, opened, seed=seed)
@@ -224,7 +226,7 @@ def stage_pools(stages, protect: list[str], where: Locations, seed: int) -> list
                 f"stages.{i}.data: no image has the split asked for; see the split column of the manifests"
             )
         before = len(pool)
-        pool, leaks, checked = remove_leaks(pool, list(protected.values()))
+        pool, leaks, checked = remove_leaks(pool, protected)
         result.append(StagePool(pool, build_held_out(stage.data, opened), leaks, before - len(pool), checked))
     return result
 
