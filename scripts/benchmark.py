@@ -123,6 +123,7 @@ def torchvision_patches(size: int, scale: tuple[float, float], version: int):
 
 
 def benchmark_patches(rounds: int) -> None:
+    """Print milliseconds per image of our batched patch sampler and of torchvision's transforms, on PIL files and on tensors."""
     batch = 16
     for side, size, scale, counts in ((256, 96, (0.25, 0.25), (5, 20, 50)), (512, 224, (0.2, 1.0), (2,))):
         images = [make_phantom(i, size=side).image for i in range(batch)]
@@ -156,6 +157,7 @@ def benchmark_patches(rounds: int) -> None:
 
 
 def benchmark_coding_rate(rounds: int) -> None:
+    """Print the time of our coding rate with its gradient, and of one logdet of a d x d matrix per patch, in milliseconds."""
     z = F.normalize(torch.randn(20, 100, 1024), dim=-1).requires_grad_()
 
     def ours():
@@ -176,6 +178,7 @@ def benchmark_coding_rate(rounds: int) -> None:
 
 
 def benchmark_step(rounds: int) -> None:
+    """Print a training step's FLOP/s, its share of what a product of matrices reaches, and the share of its time in the network."""
     config = from_dict(EmpSSLConfig, {"patches": {"count": 8, "size": 64}})
     network = Network(Encoder(EncoderSpec(in_channels=1)), config.projector).to(memory_format=torch.channels_last)
     images = torch.randint(0, 256, (32, 128, 128), dtype=torch.uint8)
@@ -208,6 +211,7 @@ def benchmark_step(rounds: int) -> None:
 
 
 def benchmark_attention(rounds: int) -> None:
+    """Print the time of a small ViT in bfloat16 on a CPU, forward and backward, with attention written out and fused."""
     device, encoder = torch.device("cpu"), Encoder(EncoderSpec("vit_tiny", in_channels=1, patch=8))
     fused, crops = copy.deepcopy(encoder), torch.rand(32, 1, 64, 64)
     choose_attention(encoder, device, "bfloat16")
@@ -225,6 +229,7 @@ def benchmark_attention(rounds: int) -> None:
 
 
 def benchmark_phantoms(rounds: int) -> None:
+    """Print the seconds it takes to write 2,000 synthetic images of 256 px; run once, whatever `rounds` says."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         write_phantoms(Path(folder) / "phantoms", 2000, 256)
@@ -232,6 +237,7 @@ def benchmark_phantoms(rounds: int) -> None:
 
 
 def benchmark_load(rounds: int) -> None:
+    """Print the time of `load_encoder` on a ResNet18 file beside torch.load into an existing and into a new model."""
     from torchvision.models import resnet18
 
     with tempfile.TemporaryDirectory() as folder:
@@ -253,6 +259,7 @@ def benchmark_load(rounds: int) -> None:
 
 
 def main() -> None:
+    """Measure the parts named on the command line, all of them by default; with --out, write benchmark.json and benchmark.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {
         "patches": benchmark_patches,

@@ -96,6 +96,7 @@ def fingerprint(settings: PretrainingConfig, tasks: dict[str, PreparedDataset]) 
 
 
 def main() -> None:
+    """Read the command line and compare the arms; raises ValueError for arms, tasks or folds that cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *VARIANTS])
@@ -126,6 +127,11 @@ def check(arguments, base: PretrainingConfig) -> None:
 
 
 def compare(arguments, base: PretrainingConfig) -> None:
+    """Pretrain every arm for every seed, probe it on the tasks, and write and print the comparison.
+
+    Answers of an arm are kept in --out and used again. Raises ValueError for a task without test images and for kept answers
+    of another config or other data.
+    """
     check(arguments, base)
     out, root, splits = arguments.out, Path(base.data.root), tuple(base.data.splits)
     published = {t: open_or_prepare(root / t, Path(base.data.cache), base.data.size, splits) for t in arguments.tasks}

@@ -32,6 +32,8 @@ from vfm4us.tasks.finetune import make_encoder
 
 @dataclass
 class CrossValidationConfig(classification.ClassificationConfig):
+    """The classification config, and how its train and val images are divided into folds."""
+
     folds: int = option(2, "parts of the train and val images", low=2)
     few: bool = option(False, "train on one part, test on the others, for three parts")
     unit: str = option("group", "what no fold divides", choices=["group", "image"])
@@ -39,6 +41,10 @@ class CrossValidationConfig(classification.ClassificationConfig):
 
 
 def main() -> None:
+    """Cross-validate one setting, print its mean scores, and with --against the differences to another setting with intervals.
+
+    Outcomes go to cross_validation.npz in the run folder, but not with few=true, for which --against raises ValueError.
+    """
     parser = config.parser(__doc__, CrossValidationConfig)
     parser.add_argument("--against", type=Path, help="cross_validation.npz of another setting on the same images")
     arguments = parser.parse_args()
@@ -91,6 +97,7 @@ def cross_validate(settings: CrossValidationConfig) -> list[statistics.Outcome]:
 
 
 def outcome_of(data: classification.LabelledData, rows: np.ndarray, groups: np.ndarray, logits) -> statistics.Outcome:
+    """The outcome of the images `rows`, in that order: paths, groups, true classes (N,) and probabilities (N, classes)."""
     paths = np.array([data.dataset.records[i].path for i in rows])
     return {"paths": paths, "groups": groups, "labels": data.codes[rows], "probabilities": logits.softmax(1).numpy()}
 

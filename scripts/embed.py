@@ -37,6 +37,10 @@ NEIGHBOURS = 10
 
 
 def main() -> None:
+    """Embed the archive named on the command line and write what is found in it to --out.
+
+    Raises ValueError for an override that is not understood and for an --out within the archive.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="DIR", help="folder of images or CSV manifest")
     parser.add_argument("overrides", nargs="*", metavar="encoder.weights=FILE", help="the same as --encoder FILE")
@@ -108,10 +112,12 @@ def describe(archive: Archive, out: Path, seed: int, projector: int, parquet: bo
 
 
 def write_rejected(archive: Archive, path: Path) -> None:
+    """Write a CSV file of the images that could not be read, with the reason of each."""
     write_rows(path, ["path", "reason"], archive.rejected)
 
 
 def write_features(archive: Archive, path: Path) -> None:
+    """Write an .npz file of all vectors, float32 (N, D), with the paths, labels, groups and splits in the same order."""
     columns = {
         name + "s": np.array([getattr(r, name) for r in archive.records])
         for name in ("path", "label", "group", "split")
@@ -131,6 +137,7 @@ def _pyarrow():
 
 
 def write_parquet(archive: Archive, path: Path) -> None:
+    """Write a Parquet file of path, label, group, split and vector of each image; raises ValueError where pyarrow is missing."""
     arrow = _pyarrow()
     names, width = ("path", "label", "group", "split"), archive.features.shape[1]
     fields = [(name, arrow.string()) for name in names] + [("vector", arrow.list_(arrow.float32(), width))]
@@ -144,6 +151,7 @@ def write_parquet(archive: Archive, path: Path) -> None:
 
 
 def write_index(archive: Archive, path: Path, places, cosines, strangeness, clusters) -> None:
+    """Write a CSV file of one row per image: its names, nearest neighbour, cosine to it, strangeness and cluster."""
     about = ["id", "path", "label", "group", "split"]
     rows = []
     for i, r in enumerate(archive.records):
@@ -169,6 +177,7 @@ def _caption(archive: Archive, index: int, figure: str = "") -> str:
 
 
 def draw_neighbours(archive: Archive, path: Path, chosen, places, cosines) -> None:
+    """Draw a row for each chosen image: itself, then up to seven nearest neighbours with their cosines."""
     rows = []
     for i in chosen:
         row = [(_picture(archive, i), _caption(archive, i, "asked for"))]
@@ -179,6 +188,7 @@ def draw_neighbours(archive: Archive, path: Path, chosen, places, cosines) -> No
 
 
 def draw_strangest(archive: Archive, path: Path, strangeness: np.ndarray, columns: int = 8) -> None:
+    """Draw the strangest images in three rows, each with its strangeness (1.0 is the median image's)."""
     order = np.argsort(-strangeness)[: 3 * columns]
     cells = [(_picture(archive, i), _caption(archive, i, f"{strangeness[i]:.2f} times the usual")) for i in order]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
@@ -188,6 +198,7 @@ def draw_strangest(archive: Archive, path: Path, strangeness: np.ndarray, column
 
 
 def draw_duplicates(archive: Archive, path: Path, clusters: np.ndarray, several: dict[int, int]) -> None:
+    """Draw up to eight images of each of the eight largest clusters of near-duplicates; `several` has the clusters' sizes."""
     rows = []
     for cluster in sorted(several, key=several.get, reverse=True)[:8]:
         members = np.flatnonzero(clusters == cluster)

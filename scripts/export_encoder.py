@@ -35,6 +35,10 @@ ENDINGS = {
 
 
 def main() -> int:
+    """Export one encoder, compare its features with ours, and print how to load the file.
+
+    Returns 0; 1 where the features differ, with the file removed; 2 where a package is missing.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="checkpoint, run folder or open")
     parser.add_argument("--to", choices=list(ENDINGS), required=True)
@@ -96,6 +100,7 @@ def main() -> int:
 
 
 def to_torchvision(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    """Save for torchvision and read back with it: features (N, D) of the images, and the code that loads the file."""
     from torchvision.models import get_model
 
     name = _torchvision_name(encoder, "torchvision")
@@ -134,6 +139,10 @@ def to_timm(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
 
 
 def to_smp(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    """Save for segmentation_models_pytorch and read back with it: features (N, D) of the images, and the code that loads the file.
+
+    Raises AssertionError where one of its feature maps differs from ours.
+    """
     import segmentation_models_pytorch as smp
 
     name = _torchvision_name(encoder, "smp")
@@ -151,6 +160,7 @@ def to_smp(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
 
 
 def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -171,6 +181,10 @@ def round_kernels(encoder: Encoder, images: Tensor) -> str:
 
 
 def to_safetensors(encoder: Encoder, images: Tensor, out: Path, half: bool = False) -> tuple[Tensor, str]:
+    """Save as safetensors and read back: features (N, D) of the images, and the code that loads the file.
+
+    With `half`, kernels are stored in float16. Raises AssertionError where `load_encoder` reads the file otherwise.
+    """
     from safetensors.torch import load_file, save_file
 
     partial = out.with_name(f".{out.name}.tmp")
@@ -187,6 +201,7 @@ def to_safetensors(encoder: Encoder, images: Tensor, out: Path, half: bool = Fal
 
 
 def to_onnx(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    """Save as an ONNX program and run it in onnxruntime: features (N, D) of the images, and the code that loads the file."""
     import onnxruntime
     import onnxscript  # noqa: F401  torch's exporter needs it
 
@@ -212,6 +227,7 @@ def to_onnx(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
 
 
 def to_torchscript(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor, str]:
+    """Save as a TorchScript program and run it: features (N, D) of the images, and the code that loads the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that TorchScript is deprecated
         torch.jit.trace(encoder.program(), images[:2], check_trace=False).save(str(out))

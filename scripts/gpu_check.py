@@ -47,6 +47,7 @@ class Failed(Exception):
 
 
 def require(condition: bool, text: str) -> str:
+    """The text, where the condition holds; else raises Failed with it."""
     if not condition:
         raise Failed(text)
     return text
@@ -120,6 +121,7 @@ class Bench:
 
 
 def patches_are_those_of_the_cpu(bench: Bench) -> str:
+    """Patches cut on the device differ from those cut on the CPU by less than 0.02 of the grey range, and 1e-5 in the mean."""
     images = torch.randint(0, 256, (8, bench.side, bench.side), dtype=torch.uint8, generator=generator(0))
     valid = torch.tensor([[0, 0, bench.side, bench.side], [3, 5, bench.side // 2, bench.side // 3]] * 4)
     sampler = PatchSampler(PatchConfig(count=bench.count, size=bench.patch, shadow=0.3, speckle=0.5))
@@ -129,6 +131,7 @@ def patches_are_those_of_the_cpu(bench: Bench) -> str:
 
 
 def coding_rate_is_that_of_float64(bench: Bench) -> str:
+    """The coding rate and its gradient on the device are within 1e-3 of those in float64, relatively."""
     worst = []
     for b, d in ((100, 1024), (24, 16)) if not bench.tiny else ((12, 32), (24, 16)):
         z = F.normalize(torch.randn(4, b, d, generator=generator(2)), dim=-1)
@@ -142,6 +145,7 @@ def coding_rate_is_that_of_float64(bench: Bench) -> str:
 
 
 def tf32_stays_out_of_the_objective(bench: Bench) -> str:
+    """The coding rate has the same bits whether TF32 is allowed or not, and leaves that switch as it was."""
     z = F.normalize(torch.randn(2, 96, 512, generator=generator(3)), dim=-1).to(bench.device)
     found, before = [], torch.backends.cuda.matmul.allow_tf32
     try:
@@ -155,6 +159,7 @@ def tf32_stays_out_of_the_objective(bench: Bench) -> str:
 
 
 def bfloat16_loss_is_near_float32(bench: Bench) -> str:
+    """The loss of a first step in bfloat16 is within 5 % of that in float32."""
     losses = []
     for precision in ("float32", "bfloat16"):
         trainer = bench.trainer(f"precision-{precision}", precision=precision)
@@ -166,6 +171,7 @@ def bfloat16_loss_is_near_float32(bench: Bench) -> str:
 
 
 def the_attack_stays_within_epsilon(bench: Bench) -> str:
+    """The adversary changes no pixel by more than epsilon, leaves none outside [0, 1], and does move the vectors."""
     torch.manual_seed(0)
     encoder = Encoder(EncoderSpec(in_channels=1)).to(bench.device)
     patches = torch.rand(32, 1, bench.patch, bench.patch, generator=generator(4)).to(bench.device)
@@ -196,6 +202,7 @@ def a_run_in_two_parts_is_the_run_in_one(bench: Bench) -> str:
 
 
 def sigterm_is_answered_and_gone_on_from(bench: Bench) -> str:
+    """A run that gets SIGTERM saves and ends with code 143, and the same command goes on from there."""
     config = bench.config("asked")
     keys = [f"name={config.name}", f"logs={config.logs}", f"device={bench.device}", "save_minutes=1000", "log_every=1"]
     keys += [
@@ -219,6 +226,7 @@ def sigterm_is_answered_and_gone_on_from(bench: Bench) -> str:
 
 
 def compiled_is_as_it_is_not(bench: Bench) -> str:
+    """The loss of a compiled step is within 2 % of that of the same step uncompiled; both times are told."""
     losses, times = [], []
     for compiled in (False, True):
         trainer = bench.trainer(f"compile-{compiled}", precision="float32" if bench.tiny else "bfloat16")
@@ -245,6 +253,7 @@ VARIANTS = {
 
 
 def peak(bench: Bench) -> dict:
+    """The TFLOP/s of a large product of matrices in bfloat16, kept as `bench.peak` for the shares of later measurements."""
     side = 256 if bench.tiny else 8192
     a = torch.randn(side, side, device=bench.device, dtype=torch.bfloat16)
     bench.peak = 2 * side**3 / bench.seconds(lambda: a @ a, 10)
@@ -252,6 +261,7 @@ def peak(bench: Bench) -> dict:
 
 
 def step_speed(bench: Bench, batch_size: int, variant: str) -> dict:
+    """One row: a pretraining step's milliseconds, patches per second, share of the peak, idle share, waits and peak memory."""
     extra = {"patches": {"count": bench.count, "size": bench.patch}} | VARIANTS[variant]
     extra |= {"projector": {"hidden": 32, "out": 16}} if bench.tiny else {}
     trainer = bench.trainer(
@@ -328,6 +338,7 @@ def loader_speed(bench: Bench) -> dict:
 
 
 def mae_speed(bench: Bench) -> dict:
+    """One row: a MAE step's milliseconds and images per second; says that it is left out where lightly is missing."""
     if importlib.util.find_spec("lightly") is None:
         return {"what": "step of MAE", "left out": "lightly is not installed"}
     side = 32 if bench.tiny else 224
@@ -361,6 +372,7 @@ def mae_speed(bench: Bench) -> dict:
 
 
 def cyclegan_speed(bench: Bench) -> dict:
+    """One row: a CycleGAN step's milliseconds, images per second and waits; says that it is left out where a package is missing."""
     missing = [name for name in ("monai", "skimage", "scipy") if importlib.util.find_spec(name) is None]
     if missing:
         return {"what": "step of CycleGAN", "left out": f"{', '.join(missing)} is not installed"}
@@ -474,6 +486,7 @@ def markdown(result: dict) -> str:
 
 
 def main() -> int:
+    """Run the checks and measurements, write gpu_check.json and gpu_check.md to --out, and return 1 where any of them failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1, cpu")
     parser.add_argument("--tiny", action="store_true", help="sizes at which nothing is measured that counts, for a CPU")

@@ -33,6 +33,7 @@ from vfm4us.runtime.signals import exit_code
 
 
 def main() -> None:
+    """Measure every point asked for that is not there yet, draw a curve for each mode, and write both to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoders", nargs="+", required=True, metavar="NAME=SOURCE[,SOURCE ...]")
     parser.add_argument("--task", required=True, help="FOLDER, FOLDER:LABEL,LABEL or A-to-B:LABEL,LABEL")
@@ -76,6 +77,7 @@ def draws(arguments, task: Task, arm: Row) -> list[tuple[int, int]]:
 
 
 def linear(arguments, tasks: list[Task], arm: Row, setting: Setting, points: Points) -> None:
+    """Add the missing points of an arm's linear probe: AUROC with n labels for each draw; vectors are made once per encoder."""
     task, cache = tasks[0], FeatureCache(arguments.cache / "features")
     fitted, tested = label_efficiency.rows_of(task, arguments.split)
     vectors: dict[str, tuple] = {}
@@ -95,6 +97,10 @@ def linear(arguments, tasks: list[Task], arm: Row, setting: Setting, points: Poi
 
 
 def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> None:
+    """Add the missing points of an arm's fine-tuning: AUROC with n labels, a training run for each draw.
+
+    An encoder that is not of this project is named and left out. Raises ValueError for a task or a split it cannot be measured on.
+    """
     from vfm4us.tasks import base, classification
 
     name, _, labels = arguments.task.partition(":")

@@ -45,6 +45,7 @@ DIGITS = 16  # of a sha256: enough to find a file among thousands, and a quarter
 
 
 def main() -> None:
+    """Write the card README.md and the list of training images pool.csv.gz of a run to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("overrides", nargs="*", metavar="data.root=DIR", help="where the data are now")
@@ -123,6 +124,7 @@ def write_pool(path: Path, images: list[dict[str, str]]) -> None:
 
 
 def data_part(images: list[dict], pools: list[StagePool], settings: PretrainingConfig, origins: dict) -> str:
+    """The card's part on training data: images of each set and stage, with origin and licence."""
     counts = Counter(image["set"] for image in images)
     stages = {name: Counter(i["set"] for i in images if name in i["stages"].split()) for name in _stage_names(settings)}
     lines = ["## What it has seen", ""]
@@ -153,6 +155,7 @@ def _stage_names(settings: PretrainingConfig) -> list[str]:
 
 
 def head(settings: PretrainingConfig, state: dict, weights: Path | None) -> str:
+    """The card's beginning: what the encoder is, how it is loaded, its input, and the size and sha256 of `weights` if given."""
     about = state["encoder"]
     lines = [
         "# A ResNet18 for ultrasound" if about["name"] == "resnet18" else f"# A {about['name']} for ultrasound",
@@ -179,6 +182,7 @@ def head(settings: PretrainingConfig, state: dict, weights: Path | None) -> str:
 
 
 def budget_part(folder: Path, settings: PretrainingConfig, state: dict) -> str:
+    """The card's part on how the run was made: stages, budget, code and device; says so where the run is not finished."""
     starts = json.loads((folder / "run.json").read_text())
     done = folder / "budget.json"
     lines = ["## How it was made", ""]
@@ -216,6 +220,10 @@ def budget_part(folder: Path, settings: PretrainingConfig, state: dict) -> str:
 
 
 def probe_part(path: Path) -> str:
+    """The card's part on what the encoder is worth: tables from results.csv of scripts/probe.py, and the gate on test splits.
+
+    Raises ValueError for a file without rows, and for test figures from which no line of the gate can be decided.
+    """
     with open(path, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     if not rows:

@@ -32,6 +32,7 @@ KEYS = [field.name for field in fields(Reading)]
 
 
 def main(arguments=None) -> int:
+    """Run one of the commands and return its exit code: 0, 2 for an error a user can mend, 130 where it is interrupted."""
     options = parser().parse_args(arguments)
     try:
         options.run(options)
@@ -46,6 +47,7 @@ def main(arguments=None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of the three commands; `run` of what it parses is the function that carries the command out."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(required=True, metavar="folder | phantoms | leakage")
 
@@ -80,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def pack_folder(options) -> None:
+    """Print what the source is understood to be, and pack it, but with --dry-run.
+
+    Raises ValueError for --splits that are not three shares, and without --out and --dry-run.
+    """
     try:
         shares = tuple(float(share) for share in options.splits.split(","))
     except ValueError:
@@ -111,6 +117,7 @@ def pack_folder(options) -> None:
 
 
 def make_phantoms(options) -> None:
+    """Write synthetic images to --out and print how many there are."""
     folder = write_phantoms(options.out, count=options.count, size=options.size, seed=options.seed)
     if is_prepared(folder):
         print(summary(PreparedDataset(folder)))
@@ -154,6 +161,10 @@ def summary(dataset: PreparedDataset) -> str:
 
 
 def report_leakage(options) -> None:
+    """Print how many train images of the pools equal or nearly equal val and test images of the protected datasets.
+
+    With --csv, all pairs are written.
+    """
     rows, compared = [], 0
     for pool in map(PreparedDataset, options.pool):
         train = pool.fingerprints(pool.indices("train"))

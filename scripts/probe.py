@@ -32,6 +32,10 @@ from vfm4us.runtime.signals import exit_code
 
 
 def main() -> None:
+    """Measure all rows on all tasks, print the table and write it to --out.
+
+    Raises ValueError for rows of one name, a --reference that is no row, and where no row can be measured.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("positional", nargs="*", metavar="ENCODER", help="the same as --encoders")
     parser.add_argument("--encoders", nargs="+", default=[], metavar="ENCODER", help="rows: [NAME=]SOURCE[,SOURCE ...]")

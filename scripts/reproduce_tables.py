@@ -34,6 +34,7 @@ BUILT_IN = Path("configs/smoke/tables.yaml")
 
 
 def main() -> int:
+    """Run what is missing of a table, write and print it; returns 1 where a run failed or was not reached, else 0."""
     said = (
         f"No --config: a table of built-in synthetic ultrasound ({BUILT_IN}), which shows the form and proves nothing."
     )

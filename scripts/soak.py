@@ -37,6 +37,7 @@ class Row:
 
 
 def from_trials(trials: Iterator[kills.Trial], count: int, rows: dict[str, Row], sort: str) -> None:
+    """Take the next `count` trials and add each to the row of its subject."""
     for trial in itertools.islice(trials, count):
         row = rows.setdefault(f"{sort}: {trial.subject}", Row())
         row.tried += max(1, len(trial.moments))
@@ -47,6 +48,7 @@ def from_trials(trials: Iterator[kills.Trial], count: int, rows: dict[str, Row],
 
 
 def from_files(kind: str, files: list[Path], row: Row) -> None:
+    """Read the damaged files in a process of its own and add to the row how many were refused and what went wrong."""
     read, found = hostile.read_in_a_process(kind, files)
     row.tried += len(files)
     row.hit += len(files) - read
@@ -81,6 +83,7 @@ def soak(minutes: float, seed: int, only: list[str]) -> dict[str, Row]:
 
 
 def one_round(sort: str, seed: int, scratch: Path, rows: dict[str, Row], killing, filling) -> None:
+    """One round of one sort of fault, added to `rows`; `killing` and `filling` are the endless trials of kills and full disks."""
     if sort == "kills":
         from_trials(killing, len(MIXTURE), rows, sort)
     elif sort == "disks":
@@ -100,6 +103,7 @@ def one_round(sort: str, seed: int, scratch: Path, rows: dict[str, Row], killing
 
 
 def tell(rows: dict[str, Row], names: list[str]) -> None:
+    """Print how the named rows stand, with the last three losses of each."""
     for name in names:
         row = rows[name]
         print(
@@ -121,6 +125,7 @@ def table(rows: dict[str, Row]) -> str:
 
 
 def main() -> int:
+    """Break things for --minutes, print the table and every loss, and return 1 where anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")

@@ -17,6 +17,7 @@ from vfm4us.tasks import base
 
 
 def main() -> None:
+    """Print a Markdown table of the runs, and of the differences asked for; raises ValueError for an --against without two runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--against", nargs="*", default=[], metavar="RUN=OTHER")
@@ -32,6 +33,10 @@ def main() -> None:
 
 
 def row_of(folder: Path, wanted: list[str]) -> list[str]:
+    """The cells of one finished run: name, mode, labels, initialisation, seeds and the wanted scores.
+
+    Raises FileNotFoundError for a run that is not finished and ValueError for a score it does not have.
+    """
     found = base.read_metrics(folder)
     about, metrics = found["protocol"], found["metrics"]
     if unknown := [name for name in wanted if name not in metrics]:

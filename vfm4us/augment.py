@@ -40,6 +40,8 @@ class ViewConfig:
 
 @dataclass
 class PatchConfig(ViewConfig):
+    """How many patches are cut from an image, how large they are, and how each of them is varied."""
+
     count: int = option(20, "patches per image (n)", low=2, high=1024)
     size: int = option(96, "side of a patch, px (P)", low=16, high=4096)
 

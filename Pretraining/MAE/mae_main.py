@@ -25,6 +25,10 @@ SAID = (
 
 
 def main() -> None:
+    """Read the command line and the config, pretrain MAE or go on where this run stopped, and print what it came to.
+
+    Raises ValueError for a config that cannot be run and Stopped where a signal ends the run.
+    """
     settings, _ = config.from_command_line(PretrainingConfig, __doc__, BUILT_IN, SAID)
     from vfm4us.pretraining.trainer import pretrain, print_result  # seconds that --help can do without
 

@@ -341,6 +341,7 @@ def _module_of(key: str, root: str) -> str:
 
 
 def prefixes_of(keys: list[str]) -> str:
+    """A sentence for error messages with the first prefixes of the keys, two levels deep and at most six."""
     prefixes = sorted({".".join(k.split(".")[:-1][:2]) or k for k in keys})
     return f"Prefixes found: {', '.join(prefixes[:6])}{', ...' if len(prefixes) > 6 else ''}."
 

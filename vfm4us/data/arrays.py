@@ -18,6 +18,7 @@ MAXIMUM_ITEMS = 64_000_000  # of one array
 
 
 def is_array_file(data: bytes) -> bool:
+    """Whether the bytes begin as an .npy file or a pickle does; nothing of them is read further."""
     return data.startswith((NPY_MAGIC, PICKLE_MAGIC))
 
 

@@ -23,6 +23,7 @@ def packed_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def in_frame(pixels: np.ndarray, height: int, width: int, size: int, resampling) -> np.ndarray:
+    """The pixels, uint8 (H, W), resized to height x width, at the top left of a black frame (size, size)."""
     frame = np.zeros((size, size), np.uint8)
     if pixels.shape != (height, width):
         pixels = np.asarray(Image.fromarray(pixels).resize((width, height), resampling))
@@ -167,6 +168,7 @@ def is_prepared(folder) -> bool:
 
 
 def valid_part(images: np.ndarray, record: Record, index: int) -> np.ndarray:
+    """The pixels of one image without the margin of its frame, uint8 (valid_height, valid_width); a copy."""
     bottom, right = record.top + record.valid_height, record.left + record.valid_width
     return np.ascontiguousarray(images[index, record.top : bottom, record.left : right])
 
@@ -179,5 +181,6 @@ def _mapped(path: Path, shape: tuple) -> np.ndarray:
 
 
 def beside(folder: Path, ending: str) -> Path:
+    """The absolute path of what lies beside a folder under its name with an ending: data/busi, .lock -> data/busi.lock."""
     folder = Path(os.path.abspath(folder))
     return folder.with_name(folder.name + ending)

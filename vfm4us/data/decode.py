@@ -87,6 +87,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def one_line(error: Exception) -> str:
+    """An error's message on one line, or the name of its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

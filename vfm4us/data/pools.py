@@ -24,6 +24,8 @@ MOST_KEPT = 16  # comparisons of a dataset with others that are kept
 
 @dataclass
 class SourceConfig:
+    """One source of images of a stage, and which part of it is trained on."""
+
     path: str = option("", "folder of images, CSV manifest, or prepared dataset")
     split: str = option(
         "train", "its train split, or all of it: then nothing of it is held out", choices=["train", "all"]

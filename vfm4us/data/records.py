@@ -93,6 +93,7 @@ def natural_key(text: str) -> tuple:
 
 
 def without_extension(path: str) -> str:
+    """A path without the extension of a format that is read here; any other ending stays, since it may be part of the name."""
     return frames.stem_of(path) if frames.extension_of(path) in READ_EXTENSIONS else path
 
 
@@ -123,6 +124,7 @@ def is_read(path) -> bool:
 
 
 def with_unique_ids(records: list[Record]) -> list[Record]:
+    """The same records with an id each of their own: where several share one, their path, with #2, #3 where that is taken."""
     counts = Counter(record.id for record in records)
     taken = {record.id for record in records if counts[record.id] == 1}
     for record in records:

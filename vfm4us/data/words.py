@@ -151,6 +151,7 @@ def is_fold(name: str) -> bool:
 
 
 def is_overlay_word(word: str) -> bool:
+    """Whether a word of a name, in lower case, says that the picture is drawn over: an overlay and no mask."""
     return word in OVERLAYS
 
 
@@ -183,6 +184,7 @@ def group_of_name(stem: str) -> str:
 
 
 def is_patient_folder(name: str) -> bool:
+    """Whether a folder is named like one patient's."""
     return bool(PATIENT_NAME.fullmatch(name))
 
 

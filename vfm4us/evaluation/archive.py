@@ -221,6 +221,7 @@ def _read_journal(path: Path) -> list[dict]:
 
 
 def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
+    """Slices of at most `size` rows that cover `count` rows in order, so that large arrays are gone through piece by piece."""
     return (slice(start, min(count, start + size)) for start in range(0, count, size))
 
 

@@ -17,6 +17,8 @@ IMAGES_PER_BLOCK = 3 * len(ORGANS)  # one virtual patient per organ, each seen i
 
 @dataclass(frozen=True)
 class Phantom:
+    """One synthetic image in two qualities, with its mask and what is shown in it."""
+
     image: np.ndarray  # uint8 (S, S), high quality
     low_quality: np.ndarray  # uint8 (S, S), same anatomy and scatterers
     mask: np.ndarray  # uint8 (S, S): 0 none, 1 benign, 2 malignant

@@ -20,6 +20,7 @@ DEPTH_MM = dict(zip(ORGANS, (40, 140, 40, 115, 115, 45, 100), strict=True))  # i
 
 
 def breast(s: Scene, plane: str, probe: Probe):
+    """Paint a breast in one of its planes: fat, gland, chest wall, ducts or a lymph node, perhaps a lesion."""
     fat, muscle = s.pick(0.12, 0.3), s.pick(0.36, 0.5) if plane == "axillary" else s.pick(0.66, 0.88)
     s.echo += s.septa(-13, 17, 0.22, 0.05, s.pick(-0.25, 0.25))  # fat with septa
     gland = s.streaks(-7, 13, 0.5, 0.12, 0.014, s.pick(-0.25, 0.25)) + 4 * s.noise(0.2, 0.08)
@@ -51,6 +52,7 @@ def breast(s: Scene, plane: str, probe: Probe):
 
 
 def liver_tissue(s: Scene):
+    """Paint the texture of a liver and its small vessels over the whole scene."""
     s.echo += 2 * s.noise(0.25, 0.2) + 2.5 * s.noise(0.03, 0.015)
     for _ in range(8):  # small vessels
         cx, cz = s.view.uniform((-0.5, 0.2), (0.5, 0.8))
@@ -66,6 +68,7 @@ def diaphragm(s: Scene, side: int, depth: float):
 
 
 def liver(s: Scene, plane: str, probe: Probe):
+    """Paint a liver in one of its planes: tissue, diaphragm, hepatic veins, portal vein or right kidney, perhaps a lesion."""
     side = int(s.view.choice((-1, 1)))
     liver_tissue(s)
     diaphragm(s, side, s.pick(0.86, 1.05))
@@ -94,6 +97,7 @@ def liver(s: Scene, plane: str, probe: Probe):
 
 
 def thyroid(s: Scene, plane: str, probe: Probe):
+    """Paint a thyroid in one of its planes: lobes between the muscles of the neck, trachea and vessels, perhaps a lesion."""
     s.echo += s.septa(-14, 18, 0.3, 0.045, s.pick(-0.15, 0.15))  # muscles of the neck
     gland, side = 1 + 2 * s.noise(0.06, 0.05) + 2 * s.noise(0.02, 0.015), int(s.view.choice((-1, 1)))
     top = s.body_wall(0.14, 0.24)
@@ -127,6 +131,7 @@ def thyroid(s: Scene, plane: str, probe: Probe):
 
 
 def kidney(s: Scene, plane: str, probe: Probe):
+    """Paint a kidney in one of its planes: cortex, sinus, perirenal fat and in one plane pyramids, perhaps a lesion."""
     side, tilt = int(s.view.choice((-1, 1))), s.pick(-0.3, 0.3)
     s.echo += s.septa(-9, 12, 0.25, 0.07, s.pick(-0.5, 0.5)) + 4 * s.noise(0.2, 0.12)  # psoas, bowel
     cx, cz = s.pick(-0.08, 0.08), s.pick(0.44, 0.58)
@@ -155,6 +160,7 @@ def kidney(s: Scene, plane: str, probe: Probe):
 
 
 def fetal_head(s: Scene, plane: str, probe: Probe):
+    """Paint a fetal head in one of its planes: skull, brain, midline and the structures that define the plane."""
     tilt, side = s.pick(-0.35, 0.35), int(s.view.choice((-1, 1)))
     cx, cz, rx, rz = s.pick(-0.08, 0.08), s.pick(0.5, 0.58), s.pick(0.38, 0.48), s.pick(0.27, 0.34)
     s.echo += s.septa(-5, 9, 0.25, 0.06) + 3 * s.noise(0.25, 0.15)  # uterus, placenta
@@ -193,6 +199,7 @@ def fetal_head(s: Scene, plane: str, probe: Probe):
 
 
 def muscle(s: Scene, plane: str, probe: Probe):
+    """Paint a muscle in one of its planes: fibres and aponeuroses, with femur, or forearm bones, tendons and median nerve."""
     top, slope = s.body_wall(0.08, 0.24), s.pick(-0.06, 0.06)
     if plane == "gastrocnemius_longitudinal":  # pennate fibres between two aponeuroses
         angle, deep = s.view.choice((-1, 1)) * s.pick(0.22, 0.5), s.pick(0.55, 0.7)
@@ -221,6 +228,7 @@ def muscle(s: Scene, plane: str, probe: Probe):
 
 
 def gallbladder(s: Scene, plane: str, probe: Probe):
+    """Paint a gallbladder in one of its planes: liver, bowel with gas, wall and bile, perhaps stones that cast shadows."""
     side, tilt = int(s.view.choice((-1, 1))), s.pick(0.15, 0.6)
     liver_tissue(s)
     cx, cz = s.pick(-0.08, 0.08), s.pick(0.42, 0.55)

@@ -68,6 +68,7 @@ def envelope(reflectors: np.ndarray, probe: Probe, pitch: np.ndarray | float) ->
 
 
 def complex_noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Complex Gaussian noise of the shape, complex64, with mean squared magnitude 1."""
     parts = rng.standard_normal((2, *shape), dtype=np.float32) * np.float32(np.sqrt(0.5))
     return parts[0] + 1j * parts[1]
 

@@ -11,6 +11,8 @@ from vfm4us.config import option
 
 @dataclass
 class MaskingConfig:
+    """Which cells of a patch are masked, how many of them and how large they are."""
+
     strategy: str = option(
         "none",
         "which cells: at random, or where the adversary's gradient is largest",

@@ -99,6 +99,8 @@ class Method:
 
 @dataclass
 class AdamWConfig:
+    """The optimizer of all methods but emp_ssl: its averages, weight decay and clipping; the rate is the stage's."""
+
     beta1: float = option(0.9, "decay of the mean gradient", low=0.0, high=0.9999)
     beta2: float = option(0.95, "decay of the mean squared gradient", low=0.0, high=0.9999)
     weight_decay: float = option(0.05, "on matrices and kernels only", low=0.0)
@@ -108,6 +110,8 @@ class AdamWConfig:
 
 @dataclass
 class CropConfig(ViewConfig):
+    """How many crops are cut from an image, how large they are, and how each of them is varied."""
+
     count: int = option(1, "crops per image", low=0, high=1024)
     size: int = option(224, "side of a crop, px", low=16, high=4096)
 

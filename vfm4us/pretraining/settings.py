@@ -18,6 +18,8 @@ from vfm4us.pretraining.methods import METHODS
 
 @dataclass
 class EncoderConfig:
+    """The network that is pretrained and what it starts from."""
+
     name: str = option("resnet18", "network", choices=names(from_scratch=True))
     in_channels: int = option(1, "channels the network runs on; checkpoints always hold 3", choices=[1, 3])
     weights: str = option("", "checkpoint, run folder or open to start the first stage from; empty: random")
@@ -34,6 +36,8 @@ class EncoderConfig:
 
 @dataclass
 class DataConfig:
+    """Where images lie, how they are packed, and which of them must never be trained on."""
+
     size: int = option(224, "longer side to which plain folders are packed, px", low=32, high=4096)
     root: str = option("", "folder that relative source paths start from; empty: the working directory")
     cache: str = option("data", "folder for what is packed from plain folders", free=True)
@@ -60,6 +64,8 @@ class DataConfig:
 
 @dataclass
 class StageConfig:
+    """One stage of pretraining: its images, how long and how fast it learns, and what it takes from the stage before."""
+
     name: str = option("coarse", "also the name of its checkpoint")
     data: list[SourceConfig] = option([], "sources of images")
     epochs: int = option(30, "passes over the stage's images", low=1, high=100_000)
@@ -77,6 +83,8 @@ class StageConfig:
 
 @dataclass
 class MonitorConfig:
+    """How many images the held-out measurements after each epoch are taken on."""
+
     reference: int = option(1000, "training images k-NN votes with, at most; 0: all", low=0)
     held_out: int = option(500, "held-out images measured, at most; 0: all", low=0)
     patches: int = option(
@@ -92,6 +100,8 @@ _METHOD_SECTIONS: Any = dataclasses.make_dataclass(
 
 @dataclass
 class PretrainingConfig(_METHOD_SECTIONS):
+    """All keys of a pretraining run: method, data, stages, where it computes, and what it writes."""
+
     # What was ours stood at the top before every method had a section.
     MOVED: ClassVar = {
         key: f"emp_ssl.{key}" for key in ("projector", "objective", "patches", "adversary", "masking", "optimizer")

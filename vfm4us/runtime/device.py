@@ -51,6 +51,7 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 
 
 def in_bfloat16(device: torch.device, precision: str) -> bool:
+    """Whether a network computes in bfloat16: always where the precision says so, with auto on a GPU only."""
     return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 

@@ -46,6 +46,8 @@ ORIGINS = {  # what to get where a cell's data are absent; by the folder's name 
 
 @dataclass
 class MethodConfig:
+    """One method of a table of methods: how its encoders are pretrained, or what its cells start from without pretraining."""
+
     config: str = option("", "pretraining config of two stages, coarse and fine; empty: nothing is pretrained")
     stages: list[str] = option(list(STAGES), "what is pretrained: coarse, fine, coarse-to-fine")
     keys: dict = option({}, "keys laid over that config")
@@ -56,6 +58,8 @@ class MethodConfig:
 
 @dataclass
 class TaskTableConfig:
+    """One task of a table of methods: which cells it has and which of their figures are shown."""
+
     scores: list[str] = option([], "its figures, one part each, the first drawn")
     stages: list[str] = option(list(STAGES), "which of the methods' stages are tested")
     base: dict = option({}, "keys of every cell")
@@ -64,6 +68,8 @@ class TaskTableConfig:
 
 @dataclass
 class TableConfig:
+    """What a results table is made of: its cells, the encoders behind them, and who runs which of them."""
+
     name: str = option("tables", "the cells lie in logs/<name>/<cell>")
     logs: str = option("logs", "folder for runs")
     data: str = option("", "folder of the datasets, {data} in the cells")
@@ -210,6 +216,8 @@ class Cell(Job):
 
 @dataclass
 class Plan:
+    """All runs behind a table, and which of them are wanted now."""
+
     pretrainings: list[Pretraining]
     cells: list[Cell]  # all of the table
     wanted: list[Cell]  # those of settings.only and settings.shard

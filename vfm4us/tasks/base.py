@@ -49,6 +49,8 @@ HEAD = "module.head."  # of a saved model's tensors: all but the encoder's
 
 @dataclass
 class TaskDataConfig:
+    """Where a task's images lie, how they are packed and split, and how many of the labelled ones are used."""
+
     MOVED: ClassVar = {"labels": "label_share"}
 
     path: str = option("", "folder of images as the task wants them, CSV manifest, published or prepared dataset")
@@ -69,6 +71,8 @@ class TaskDataConfig:
 
 @dataclass
 class TaskConfig:
+    """The keys that all tasks share: names and places of runs, seeds, device, data and encoder."""
+
     name: str = option("task", "the runs lie in logs/<name>/seed-<n>")
     logs: str = option("logs", "folder for runs", free=True)
     seeds: list[int] = option(
@@ -452,6 +456,7 @@ def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], Non
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Write what a seed's model did on the test images to test.npz in its run folder, where `read_outcome` finds it."""
     np.savez(folder / "test.npz", **outcome)
 
 
@@ -499,6 +504,7 @@ def write_summary(folders: list[Path], seeds: list[int], result: dict) -> None:
 
 
 def read_metrics(folder: Path) -> dict:
+    """The content of metrics.json of a finished run; raises FileNotFoundError where there is none."""
     path = folder / "metrics.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: is {folder} the folder of a finished run?")

@@ -40,16 +40,22 @@ NEIGHBOURS = (1, 5, 10, 20, 50)
 
 @dataclass
 class LabelledDataConfig(TaskDataConfig):
+    """The labelled images of a classification, and which labels count as one."""
+
     merge: list[str] = option([], "labels to join, each as 'old > new'")
 
 
 @dataclass
 class AugmentConfig(ViewConfig):
+    """How training images are varied, and how strongly two of them are mixed."""
+
     mixup: float = option(0.0, "alpha of mixup; 0: none", low=0.0)
 
 
 @dataclass
 class ClassificationConfig(TaskConfig):
+    """All keys of a classification run: how the encoder is used, against what it is trained, data, head and loop."""
+
     name: str = option("classification", "the runs lie in logs/<name>/seed-<n>")
     mode: str = option("finetune", "how the encoder is used", choices=["finetune", "linear", "knn"])
     balance: str = option("sampling", "against unequal classes", choices=["none", "sampling", "weights"])
@@ -133,6 +139,7 @@ class LabelledData:
 
 
 def pair(item: str) -> tuple[str, str]:
+    """An item 'old > new' of data.merge as (old, new); raises ValueError for any other form."""
     old, sign, new = item.partition(">")
     if not sign or not old.strip() or not new.strip():
         raise ValueError(f"data.merge: {item!r} is not of the form 'old > new'")
@@ -218,6 +225,10 @@ def predict(model: Classifier, data: LabelledData, rows: np.ndarray, batch_size:
 
 
 def write_predictions(path: Path, paths: list[str], probabilities: np.ndarray, classes: list[str], truth=None) -> None:
+    """Write a CSV file of one row per image: path, true label where `truth` has it, predicted class, and each class's probability.
+
+    `probabilities`: (N, classes).
+    """
     write_rows(
         path,
         ["path", *(["label"] if truth else []), "predicted", *(f"p({c})" for c in classes)],
@@ -291,6 +302,8 @@ def classify(model: Classifier, images, size: int, batch_size: int = 64) -> np.n
 
 @dataclass
 class ClassifyConfig(EvaluationConfig):
+    """How a trained classifier is used on other images, and which of their labels count as one."""
+
     merge: list[str] = option([], "labels to join, each as 'old > new'")
 
 
@@ -298,6 +311,8 @@ class ClassifyConfig(EvaluationConfig):
 
 
 class Classification(Task):
+    """The classification task: trains, tests and applies a classifier on an encoder."""
+
     name, config, evaluation_config = "classification", ClassificationConfig, ClassifyConfig
     figures, file, model, doing = figures, "classifier.pt", "classifier", "classifying the organs"
     truth = "label"

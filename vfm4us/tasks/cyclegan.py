@@ -36,6 +36,8 @@ MEMORY = 0.98  # decay of the average by which a discriminator is said to have w
 
 @dataclass
 class GeneratorConfig:
+    """The sizes of generators and discriminators."""
+
     width: int = option(64, "channels at full resolution; twice and four times as many below", low=4, high=1024)
     blocks: int = option(
         9, "residual blocks at a quarter of the resolution; usually 9, or 6 for small images", low=1, high=64
@@ -49,6 +51,8 @@ class GeneratorConfig:
 
 @dataclass
 class TrainingConfig:
+    """How the CycleGAN is trained: how long, how fast, on which crops, with which losses, and when it stops."""
+
     epochs: int = option(100, "with the full learning rate", low=0, high=100_000)
     decay_epochs: int = option(100, "further ones, in which it falls linearly to 0", low=0, high=100_000)
     steps: int = option(0, "per epoch; 0: one pass over the low-quality images", low=0)
@@ -82,10 +86,13 @@ class TrainingConfig:
 
 
 def normalised(*layers: nn.Module, channels: int) -> nn.Sequential:
+    """The layers, followed by instance norm over `channels` maps and a ReLU."""
     return nn.Sequential(*layers, nn.InstanceNorm2d(channels), nn.ReLU(inplace=True))
 
 
 class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with instance norm, added to their input; (N, width, H, W) keeps its shape."""
+
     def __init__(self, width: int):
         super().__init__()
         self.body = nn.Sequential(
@@ -199,6 +206,7 @@ class Discriminator(nn.Sequential):
 
 
 def initialise(module: nn.Module) -> None:
+    """Set a convolution's weights to N(0, 0.02) and its bias to 0, as published; other layers stay as they are."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0, 0.02)
         nn.init.zeros_(module.bias)

@@ -27,6 +27,8 @@ from vfm4us.runtime.run import RunFolder
 
 @dataclass
 class InitialEncoderConfig:
+    """The encoder a task starts from, and for how long it is frozen."""
+
     name: str = option("resnet18", "network, where weights is none or imagenet", choices=names(from_scratch=True))
     patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4, high=64)
     norm: str = option(
@@ -47,6 +49,8 @@ class InitialEncoderConfig:
 
 @dataclass
 class FinetuneConfig:
+    """The supervised loop: how long it runs, at which rates, and when it stops."""
+
     epochs: int = option(40, "passes over the training images", low=1, high=100_000)
     min_steps: int = option(
         400, "at least so many steps in all: small training sets are gone through more often", low=1

@@ -49,9 +49,11 @@ from vfm4us.tasks.cyclegan import CycleGAN, Generator, GeneratorConfig, Training
 
 @dataclass
 class QualityDataConfig(TaskDataConfig):
+    """The images of low and high quality, and whether the low ones are made from the high ones."""
+
     label_share: float = option(1.0, "share of the training images that is used, at least one", low=0.0, high=1.0)
     degrade: bool = option(
-        False, "the images are of high quality: make the low-quality ones by vfm4us/data/degradation.py"
+        False, "the images are of high quality: make the low-quality ones by vfm4us/phantoms/degradation.py"
     )
     strength: float = option(1.0, "of that degradation; 1 is about what a cheap scanner shows", low=0.0, high=4.0)
     high: str = option(
@@ -62,11 +64,15 @@ class QualityDataConfig(TaskDataConfig):
 
 @dataclass
 class BranchConfig(finetune.InitialEncoderConfig):
+    """The encoder that the enhancer starts from, and whether it learns."""
+
     freeze: bool = option(False, "the encoder's weights stay what they are")
 
 
 @dataclass
 class GenerationConfig(TaskConfig):
+    """All keys of a generation run: pairs or not, tiles of large images, data, networks and loop."""
+
     MOVED: ClassVar = {"generator": "network"}
 
     name: str = option("generation", "the runs lie in logs/<name>/seed-<n>")
@@ -483,6 +489,8 @@ def pictures(out: Path, root: Path, outcome: statistics.Outcome, strength: float
 
 @dataclass
 class EnhanceConfig(EvaluationConfig):
+    """How a trained enhancer is used on other images, and what they are compared with."""
+
     degrade: float | None = option(None, "enhance degraded versions of the images, with this strength")
     tile: int | None = option(None, "side of the tiles of large images, px; as in training by default", low=64)
     reference: str = option("", "folder of high-quality images for KID, at least 50")
@@ -490,6 +498,8 @@ class EnhanceConfig(EvaluationConfig):
 
 
 class Generation(Task):
+    """The generation task: trains, tests and applies an enhancer of low-quality images."""
+
     name, config, evaluation_config = "generation", GenerationConfig, EnhanceConfig
     figures, file, model, doing = figures, "generator.pt", "enhancer", "enhancing the images"
     truth = "target"

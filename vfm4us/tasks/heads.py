@@ -13,6 +13,8 @@ from vfm4us.evaluation.representation import logistic_regression, neighbour_vote
 
 @dataclass
 class HeadConfig:
+    """Width and dropout of the classifier's layers."""
+
     hidden: int = option(256, "width of the two hidden layers", low=1, high=65536)
     dropout: float = option(0.3, "after each of them", low=0.0, high=0.95)
 
@@ -32,6 +34,7 @@ class NeighbourHead(nn.Module):
 
 
 def make_head(width: int, classes: int, config: HeadConfig) -> nn.Sequential:
+    """Two hidden layers, each with batch norm, ReLU and dropout, then a linear one: vectors (N, width) -> logits (N, classes)."""
     layers: list[nn.Module] = []
     for size in (width, config.hidden):
         layers += [

@@ -46,6 +46,8 @@ from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of
 
 @dataclass
 class MaskedDataConfig(TaskDataConfig):
+    """The images with masks, the names of their classes, and whether all classes count as one."""
+
     classes: list[str] = option(
         [], "names of the masks' classes 1, 2, ...; empty: numbered as the training masks have them"
     )
@@ -54,6 +56,8 @@ class MaskedDataConfig(TaskDataConfig):
 
 @dataclass
 class SegmentationConfig(TaskConfig):
+    """All keys of a segmentation run: decoder, losses, data, loop and how training images are varied."""
+
     name: str = option("segmentation", "the runs lie in logs/<name>/seed-<n>")
     decoder: str = option("deeplabv3plus", "what turns features into masks", choices=["deeplabv3plus", "unet"])
     decoder_width: int = option(
@@ -392,6 +396,8 @@ def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join
 
 @dataclass
 class SegmentConfig(EvaluationConfig):
+    """How a trained segmenter is used on other images."""
+
     flips: bool = option(False, "average with the prediction for the mirrored image")
 
 
@@ -399,6 +405,8 @@ class SegmentConfig(EvaluationConfig):
 
 
 class Segmentation(Task):
+    """The segmentation task: trains, tests and applies a segmenter on an encoder."""
+
     name, config, evaluation_config = "segmentation", SegmentationConfig, SegmentConfig
     figures, file, model, doing = figures, "segmenter.pt", "segmenter", "segmenting the lesions"
     truth = "mask"
@@ -482,6 +490,7 @@ TASK = Segmentation()
 
 
 def make_segmenter(encoder: Encoder, classes: list[str], config: SegmentationConfig) -> Segmenter:
+    """An encoder with an untrained decoder for these classes, as the config says."""
     return Segmenter(encoder, classes, config.decoder, config.decoder_width, config.atrous_rates, config.data.join)
 
 

@@ -22,6 +22,8 @@ from vfm4us.pretraining.tokens import (
 
 @dataclass
 class DINOv2Config:
+    """What decides how DINOv2 learns: its head, masks, losses, teacher, crops and optimizer."""
+
     prototypes: int = option(65536, "outputs of the head (K)", low=8, high=1_000_000)
     hidden: int = option(2048, "width of the head's two hidden layers", low=8, high=65536)
     bottleneck: int = option(256, "width in front of the prototypes", low=4, high=16384)

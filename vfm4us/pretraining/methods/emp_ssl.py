@@ -23,12 +23,16 @@ from vfm4us.pretraining.pictures import Picture, Sheet
 
 @dataclass
 class ProjectorConfig:
+    """The widths of the projector, the three layers between encoder and objective."""
+
     hidden: int = option(4096, "width of its two hidden layers", low=8, high=65536)
     out: int = option(1024, "length of the embedding that the objective sees (d)", low=8, high=65536)
 
 
 @dataclass
 class ObjectiveConfig:
+    """What patch similarity and coding rate weigh in the loss, and the distortion of the coding rate."""
+
     similarity_weight: float = option(200.0, "of patch similarity", low=0.0)
     coding_rate_weight: float = option(1.0, "of total coding rate", low=0.0)
     epsilon: float = option(0.2, "distortion in the coding rate (not squared)", low=1e-6)
@@ -36,6 +40,8 @@ class ObjectiveConfig:
 
 @dataclass
 class OptimizerConfig:
+    """The settings of LARS; the rate is the stage's."""
+
     momentum: float = option(0.9, "of LARS", low=0.0, high=0.999)
     weight_decay: float = option(1e-4, "on matrices and kernels only", low=0.0)
     trust: float = option(0.005, "LARS trust coefficient (eta)", low=0.0)
@@ -46,6 +52,8 @@ class OptimizerConfig:
 
 @dataclass
 class EmpSSLConfig:
+    """What decides how this project's method learns: projector, objective, patches, adversary, masks and optimizer."""
+
     projector: ProjectorConfig = section(ProjectorConfig, "three layers on top, dropped after pretraining")
     objective: ObjectiveConfig = section(ObjectiveConfig, "patch similarity and coding rate")
     patches: PatchConfig = section(PatchConfig, "what is cut from an image and how it is varied")
@@ -69,6 +77,7 @@ class Network(nn.Module):
 
 
 def build_projector(width: int, config: ProjectorConfig) -> nn.Sequential:
+    """Three linear layers with batch norm and ReLU between them, (N, width) -> (N, config.out)."""
     hidden = config.hidden
     return nn.Sequential(
         nn.Linear(width, hidden),

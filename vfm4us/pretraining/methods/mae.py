@@ -25,6 +25,8 @@ from vfm4us.pretraining.tokens import (
 
 @dataclass
 class MAEConfig:
+    """What decides how MAE learns: how much is hidden, the decoder, crops and optimizer."""
+
     mask_ratio: float = option(0.75, "share of the tokens that is hidden", low=0.05, high=0.95)
     normalise: bool = option(True, "draw each token with mean 0 and deviation 1, else as it is")
     decoder_width: int = option(

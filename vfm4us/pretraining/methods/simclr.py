@@ -18,6 +18,8 @@ from vfm4us.pretraining.pictures import Picture, Rows
 
 @dataclass
 class SimCLRConfig:
+    """What decides how SimCLR learns: temperature, projector, crops and optimizer."""
+
     temperature: float = option(0.1, "of the softmax over all other crops", low=0.001)
     hidden: int = option(2048, "width of the projector's hidden layer", low=8, high=65536)
     out: int = option(128, "length of the embedding that is compared", low=8, high=65536)

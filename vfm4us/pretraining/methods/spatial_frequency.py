@@ -22,6 +22,8 @@ from vfm4us.pretraining.tokens import (
 
 @dataclass
 class SpatialFrequencyConfig:
+    """What decides how masks in space and frequency teach: their sizes, the loss between them, crops and optimizer."""
+
     mask_ratio: float = option(0.6, "share of the tokens that is hidden", low=0.05, high=0.95)
     band_low: float = option(0.05, "lowest frequency that may be taken away, cycles per px", low=0.001, high=0.7)
     band_high: float = option(0.45, "highest frequency that may be taken away, cycles per px", low=0.002, high=0.71)
