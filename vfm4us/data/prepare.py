@@ -9,9 +9,9 @@ import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
-import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vfm4us import log
 from vfm4us.data import frames, overlays, polygons
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
@@ -133,7 +134,7 @@ def prepare(
         if understood is None:
             understood = understand(source, reading)
             if progress:
-                print("\n".join(understood.lines()), file=sys.stderr, flush=True)
+                log.note("\n".join(understood.lines()))
         records = understood.records
         _check_groups(records)
         partial = beside(out, ".partial")
@@ -274,7 +275,7 @@ def _mask_coding(root, records, reading, understood, partial, workers, progress)
     if coding is not None:
         _write_json(file, coding.to_plain())
         if progress and coding.said:
-            print("\n".join(f"  masks    {words}" for words in coding.said), file=sys.stderr, flush=True)
+            log.note("\n".join(f"  masks    {words}" for words in coding.said))
     return coding
 
 
@@ -404,13 +405,13 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
     hidden = hidden_groups(records, grouped)
     understood.warnings += hidden
     if progress and hidden:
-        print("\n".join(f"  warning  {words}" for words in hidden), file=sys.stderr, flush=True)
+        log.note("\n".join(f"  warning  {words}" for words in hidden), logging.WARNING)
     del images  # the file may be replaced
     understood.burnt_in = overlays.look(partial, records, plan.get("blank", False))
     if burnt_in := overlays.sentence(understood.burnt_in):
         understood.notes.append(burnt_in)
         if progress:
-            print(f"  note     {burnt_in}", file=sys.stderr, flush=True)
+            log.note(f"  note     {burnt_in}")
     images = np.load(partial / "images.npy", mmap_mode="r")
     write_manifest(partial / "manifest.csv", records)
     write_rows(partial / "rejected.csv", ["path", "reason"], rejected)
@@ -636,7 +637,7 @@ def _locked(path: Path, progress: bool):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if progress:
-                print(f"another process is preparing {path.stem}: waiting for it")
+                log.say(f"another process is preparing {path.stem}: waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         # the holder before us deletes the file: what we then hold is a name nobody else will find
         with contextlib.suppress(FileNotFoundError):

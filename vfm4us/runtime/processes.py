@@ -121,6 +121,7 @@ class Watch(threading.Thread):
         if not missing or self.busy or waited < SAY_AFTER:
             return
         names = "; ".join(name for name, _ in missing)
+        # printed, not logged: no lock of a handler may keep this thread from ending the process
         if not self.said:
             self.said = True
             print(f"rank {self.rank} has waited {waited:.0f} s for {names}", file=sys.stderr, flush=True)

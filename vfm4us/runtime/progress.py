@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vfm4us import log
+
 EVERY = 60.0  # seconds between two lines
 
 
@@ -30,11 +32,7 @@ class ProgressLines:
         self.told = now
         rate = (self.done - self.initial) / max(now - self.begun, 1e-9)
         left = f", {(self.total - self.done) / rate / 60:.0f} min left" if rate and self.done < self.total else ""
-        print(
-            f"{self.what}: {self.done} of {self.total} {self.unit}s, {rate:.1f} a second{left}",
-            file=sys.stderr,
-            flush=True,
-        )
+        log.note(f"{self.what}: {self.done} of {self.total} {self.unit}s, {rate:.1f} a second{left}")
 
     def __enter__(self) -> "ProgressLines":
         return self

@@ -34,6 +34,7 @@ class StopSignal:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
+        # not by the logger: a signal may come while its handlers hold their locks
         print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
 
     def asked(self, world_size: int) -> int:

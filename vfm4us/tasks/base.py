@@ -12,7 +12,7 @@ What one seed's model did on the test images (an outcome, see evaluation/statist
 import copy
 import importlib
 import json
-import sys
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -281,7 +281,7 @@ class Task:
         out.mkdir(parents=True, exist_ok=True)
         cases = self.use(model, about, root, records, options)
         for path, reason in cases.unreadable:
-            print(f"cannot be read: {path}: {reason}", file=sys.stderr)
+            log.note(f"cannot be read: {path}: {reason}", logging.WARNING)
         if not cases.records and not cases.without:
             raise ValueError(f"none of the {len(records)} images of {source} can be read")
         self.report(model, about, root, cases, options)
