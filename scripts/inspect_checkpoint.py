@@ -17,7 +17,7 @@ from vfm4us import checkpoints
 
 
 def main() -> int:
-    """Print one block per file and return 0, or 1 where one of the files cannot be read."""
+    """Print one block per file and return 0, or 1 where one of the files does not load as an encoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="checkpoints or run folders")
     parser.add_argument("--keys", action="store_true", help="list every tensor")

@@ -36,7 +36,7 @@ MEMORY = 0.98  # decay of the average by which a discriminator is said to have w
 
 @dataclass
 class GeneratorConfig:
-    """The sizes of generators and discriminators."""
+    """The sizes of generators and discriminators, and whether a generator gives a picture or a change of its input."""
 
     width: int = option(64, "channels at full resolution; twice and four times as many below", low=4, high=1024)
     blocks: int = option(
