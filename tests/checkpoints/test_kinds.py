@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 import vfm4us
 from tests.checkpoints.test_hostile import other_tensors
 from tests.checkpoints.test_loading import images, put, shaken, vit
-from vfm4us.checkpoints import read
+from vfm4us.checkpoints import files_of, read
 from vfm4us.encoders import MEAN, STD, Encoder, EncoderSpec
 
 
@@ -126,6 +126,7 @@ def test_a_folder_of_transformers_loads_in_one_file_and_in_shards(tmp_path):
         encoder = vfm4us.load_encoder(source)
         assert encoder.report.dropped == {"pooler": 1, "classifier": 1} and "Hugging Face" in encoder.report.layout
         torch.testing.assert_close(encoder(images()), vector_of(model, 0.5, 0.25), atol=1e-5, rtol=1e-4)
+        assert [p.name for p in files_of(source)] == sorted(p.name for p in tmp_path.iterdir())
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(ValueError, match="files that are not there: model-1.safetensors"):
         vfm4us.load_encoder(tmp_path)

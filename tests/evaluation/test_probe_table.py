@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import ROOT, module_of
@@ -194,6 +195,20 @@ def test_any_network_of_timm_with_weights_from_a_file(tmp_path):
         anchors.open_embedder(f"timm:resnet10t:{tmp_path / 'bad.pth'}").embed(images, np.zeros((2, 4)), [])
     with pytest.raises(ValueError, match="resnet10t"):
         anchors.open_embedder("timm:resnet10x")
+
+
+def test_a_folder_that_timm_saved_is_told_by_its_weights_and_by_its_words(tmp_path):
+    torch.manual_seed(0)
+    save_file(Encoder(EncoderSpec()).published_state(), tmp_path / "model.safetensors")
+    images, found = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8), []
+    for mean in (0.5, 0.2):
+        words = {"architecture": "resnet18", "pretrained_cfg": {"mean": [mean] * 3, "std": [0.25] * 3}}
+        (tmp_path / "config.json").write_text(json.dumps(words))
+        for source in (tmp_path, tmp_path / "model.safetensors"):
+            embedder = anchors.open_embedder(str(source))
+            found.append((embedder.key, embedder.embed(images, np.tile([0, 0, 64, 64], (2, 1)), [])["stage4"]))
+    assert found[0][0] == found[1][0] != found[2][0] and np.array_equal(found[0][1], found[1][1])
+    assert not np.allclose(found[0][1], found[2][1])
 
 
 def test_the_imagenet_anchor_gives_what_its_package_gives():

@@ -11,6 +11,7 @@ from torch import Tensor
 from vfm4us.checkpoints.files import read
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WORDS = ("config", "preprocessor_config")  # of JSON files
 INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS)
 
 _STEM = {
@@ -73,7 +74,7 @@ def read_folder(path: Path, sha256: str | None = None) -> dict:
 def words_beside(folder: Path) -> dict:
     """What config.json and preprocessor_config.json of a folder say, where they are those of a model."""
     found = {}
-    for name in ("config", "preprocessor_config"):
+    for name in WORDS:
         file = folder / f"{name}.json"
         if file.is_file() and file.stat().st_size < 2**20:
             content = _json(file)

@@ -114,17 +114,33 @@ def open_checkpoint(source: str | Path, sha256: str | None = None) -> tuple[str,
     if not isinstance(source, str | Path):
         raise ValueError(f"a checkpoint is given as a path or as a dict that was read, not as {type(source).__name__}")
     path, expected = released.resolve(source)
-    sha256 = sha256 or expected
-    if path.is_file():
-        if path.name == "config.json" or path.name in huggingface.INDEXES:
-            path = path.parent
-        elif path.name in huggingface.WEIGHTS:
-            return str(path), read(path, sha256) | huggingface.words_beside(path.parent)
+    path, sha256 = _place_of(path), sha256 or expected
     if path.is_dir():
-        if not (path / "checkpoints" / "last.pt").is_file() and huggingface.is_folder(path):
-            return str(path), huggingface.read_folder(path, sha256)
-        path = latest(path)
-    return str(path), read(path, sha256)
+        return str(path), huggingface.read_folder(path, sha256)
+    words = huggingface.words_beside(path.parent) if path.name in huggingface.WEIGHTS else {}
+    return str(path), read(path, sha256) | words
+
+
+def _place_of(path: Path) -> Path:
+    """The file that holds the tensors, or the folder that transformers or timm saved."""
+    if path.is_file():
+        return path.parent if path.name == "config.json" or path.name in huggingface.INDEXES else path
+    saved_by_others = not (path / "checkpoints" / "last.pt").is_file() and huggingface.is_folder(path)
+    return latest(path) if path.is_dir() and not saved_by_others else path
+
+
+def files_of(source: str | Path) -> list[Path]:
+    """The files that decide what `load_encoder(source)` gives: of a folder of transformers or timm its parts and its words.
+
+    Raises FileNotFoundError where there is none.
+    """
+    path = _place_of(released.resolve(source)[0])
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist (looked from {Path.cwd()})")
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+    words = [path.with_name(f"{name}.json") for name in huggingface.WORDS] if path.name in huggingface.WEIGHTS else []
+    return sorted([path, *(file for file in words if file.is_file())])
 
 
 @functools.lru_cache(maxsize=8)

@@ -129,7 +129,7 @@ def _encoder(source: str) -> tuple[str, Callable[[], Encoder]]:
             int(seed), Path(like[0])
         )
     if source == "imagenet":
-        path = _imagenet_file()
+        source = str(_imagenet_file())
     else:
         path, _ = checkpoints.resolve(source)
         if not path.exists():
@@ -137,8 +137,14 @@ def _encoder(source: str) -> tuple[str, Callable[[], Encoder]]:
                 f"{source} does not exist (looked from {Path.cwd()}): give a checkpoint, a run folder, open, or one of "
                 f"random:SEED, timm:NAME[:FILE], imagenet, efficientnet_lite0, {', '.join(HANDMADE)}"
             )
-        path = checkpoints.latest(path) if path.is_dir() else path
-    return f"file {file_sha256(path)}", lambda: checkpoints.load_encoder(path, in_channels=1)
+    return f"file {_digest(checkpoints.files_of(source))}", lambda: checkpoints.load_encoder(source, in_channels=1)
+
+
+def _digest(files: list[Path]) -> str:
+    """sha256 of a file; of several, of their names and their sha256."""
+    if len(files) == 1:
+        return file_sha256(files[0])
+    return hashlib.sha256("".join(f"{p.name} {file_sha256(p)}\n" for p in files).encode()).hexdigest()
 
 
 def _random(seed: int, spec: EncoderSpec) -> Encoder:
