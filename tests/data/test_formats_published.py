@@ -143,9 +143,9 @@ def test_coco_trees(tmp_path, tree):
 
 def test_via_beside_the_images(tmp_path):
     shape = {"name": "polygon", "all_points_x": [20, 49, 49, 20], "all_points_y": [10, 10, 29, 29]}
-    save(tmp_path / "v" / "a.png")
-    entry = {"filename": "a.png", "size": 1, "regions": [{"shape_attributes": shape, "region_attributes": {}}]}
-    (tmp_path / "v" / "via_region_data.json").write_text(json.dumps({"a.png1": entry}))
+    save(tmp_path / "v" / "a;b.png")  # names may hold what separates masks
+    entry = {"filename": "a;b.png", "size": 1, "regions": [{"shape_attributes": shape, "region_attributes": {}}]}
+    (tmp_path / "v" / "via_region_data.json").write_text(json.dumps({"a;b.png1": entry}))
     assert alike(packed(tmp_path / "v", tmp_path / "out").masks[0], square())
 
 

@@ -103,6 +103,15 @@ def test_labels_that_are_numbers_are_one_class_however_they_are_written(tmp_path
         find_source(tmp_path)
 
 
+def test_a_table_names_masks_whose_names_hold_its_separator(tmp_path):
+    for name in ("x.png", "y.png", "a;b.png"):
+        image(tmp_path / name, 1)
+    (tmp_path / "o.csv").write_text("")
+    (tmp_path / "manifest.csv").write_text("path,mask\nx.png,o.csv::p\\;q;a\\;b.png\n")
+    [record] = understand(tmp_path, whole=False).records
+    assert record.mask_paths == ["o.csv::p;q", "a;b.png"]
+
+
 def test_a_missing_image_of_a_table_is_named_with_the_nearest_name(tmp_path):
     for i in range(3):
         image(tmp_path / f"scan_{i}.png", i)

@@ -322,7 +322,7 @@ def _beside_each_other(folder: Path, root: Path, images: str, masks: str) -> lis
     for file in sorted(image_files(root / images), key=natural_key):
         path = f"{before}{images}/{file}"
         mask = mask_of.get(Path(file).stem, file)  # a missing mask is listed when the image is packed
-        records.append(Record(id=without_extension(path), path=path, mask=f"{before}{masks}/{mask}"))
+        records.append(Record(id=without_extension(path), path=path, mask=joined_paths([f"{before}{masks}/{mask}"])))
     return records
 
 

@@ -203,7 +203,8 @@ def _masks(disk: NamesOnDisk, cell: str, found: Understanding) -> list[str]:
         return []
     if whole := disk.find(cell):  # a name may hold the separator
         return _with_further_lesions(disk.root, [whole])
-    parts = [part.strip() for part in re.split(r"[;|]", cell) if part.strip()]
+    # as in our own manifests, a separator behind a backslash is a part of the name
+    parts = [re.sub(r"\\([;|])", r"\1", part).strip() for part in re.split(r"(?<!\\)[;|]", cell) if part.strip()]
     return _with_further_lesions(disk.root, [_found(disk, part, "mask", found) for part in parts])
 
 

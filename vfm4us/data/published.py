@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vfm4us.data import limits, polygons
-from vfm4us.data.records import SPLIT_SYNONYMS, Record, image_files, natural_key, without_extension
+from vfm4us.data.records import SPLIT_SYNONYMS, Record, image_files, joined_paths, natural_key, without_extension
 
 US4 = {  # first letters of a video's folder
     **{f"Rb{k}": f"CLUST {k}" for k in range(1, 6)},
@@ -49,7 +49,7 @@ def camus(folder: Path) -> list[Record] | None:
             label=found[2],
             group=found[1],
             split=split_of.get(found[1], ""),
-            mask=files.get(f"{stem}_gt", ""),
+            mask=joined_paths([files[f"{stem}_gt"]] * (f"{stem}_gt" in files)),
         )
         for stem, found in images.items()
     ]
@@ -78,7 +78,7 @@ def echonet(folder: Path) -> list[Record] | None:
         if stem not in traced:
             records.append(Record(id=f"Videos/{stem}", path=path, group=stem, split=split))
         for number in traced.get(stem, []):
-            mask = polygons.reference(tracings.name, f"{stem}#{number}")
+            mask = joined_paths([polygons.reference(tracings.name, f"{stem}#{number}")])
             records.append(Record(id=f"Videos/{stem}", path=path, group=stem, split=split, frame=number, mask=mask))
     return records
 
@@ -117,7 +117,7 @@ def ddti_original(folder: Path) -> list[Record] | None:
             ValueError
         ):  # two published files are cut short: their images are refused with this reason when they are packed
             outlined = True
-        mask = polygons.reference(table.name, number) if outlined else ""
+        mask = joined_paths([polygons.reference(table.name, number)] * bool(outlined))
         records.append(Record(id=stem, path=files[stem], label=_tirads(table), group=f"case {case}", mask=mask))
     return records
 
@@ -140,7 +140,7 @@ def nerve_runs(folder: Path) -> list[Record] | None:
             id=f"train/{stem}",
             path=f"train/{stem}.tif",
             group=f"subject {stem.split('_')[0]}",
-            mask=polygons.reference(table.name, stem) if stem in known else "",
+            mask=joined_paths([polygons.reference(table.name, stem)] * (stem in known)),
         )
         for stem in stems
     ] or None
@@ -193,7 +193,7 @@ def _annotated(folder: Path, is_one: Callable) -> list[Record] | None:
                 raise ValueError(
                     f"{table}: {key} has outlines in {record.mask.split('::')[0]} too: keep one of the files"
                 )
-            record.mask, record.split = polygons.reference(table_name, key), split
+            record.mask, record.split = joined_paths([polygons.reference(table_name, key)]), split
     return list(records.values())
 
 
@@ -231,7 +231,7 @@ def yolo(folder: Path) -> list[Record] | None:
             return None  # boxes are no masks
         outlined += there
         split = next((found for part in parts[:-1] if (found := _split(part))), "")
-        mask = polygons.reference(label, "") if there else ""
+        mask = joined_paths([polygons.reference(label, "")] * bool(there))
         records.append(Record(id=without_extension(image), path=image, mask=mask, split=split))
     return records if outlined else None
 
