@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from vfm4us.encoders import NAMES, Encoder, EncoderSpec, ViT, names, regular_patches
-from vfm4us.encoders.base import in_unit_range
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith(("large", "huge"))])
@@ -107,14 +106,6 @@ def test_embed_takes_what_people_have_and_leaves_the_mode_alone():
 def test_embed_refuses_floats_whose_range_is_not_that_of_images(images):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         Encoder(EncoderSpec(in_channels=1)).embed(images)
-
-
-@pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.int32, torch.bool])
-def test_whole_numbers_of_an_unknown_range_are_not_taken_for_images(kind):
-    with pytest.raises(ValueError, match=f"{kind} are not understood"):
-        in_unit_range(torch.ones(2, 8, 8).to(kind))
-    assert torch.equal(in_unit_range(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([0.0, 1.0]))
-    assert in_unit_range(torch.full((2,), 1.0005, dtype=torch.float64)).dtype == torch.float32
 
 
 def test_a_bag_of_patches_is_the_mean_of_unit_patch_vectors():

@@ -59,8 +59,7 @@ def full_range(pixels: np.ndarray) -> tuple[float, float]:
 
 
 def to_8_bit(pixels: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-    """Numbers of any kind and shape as uint8, by `full_range` or the range given; a stripe at a time, so that memory "
-    "is bounded."""
+    """Numbers of any kind and shape as uint8, by `full_range` or the range given; a stripe at a time, which bounds memory."""
     if pixels.dtype == np.uint8 and value_range is None:
         return pixels
     low, high = value_range or full_range(pixels)

@@ -34,8 +34,7 @@ def has_few_values(pixels: np.ndarray) -> bool:
 
 
 def _has_soft_edges(levels: np.ndarray) -> bool:
-    """Whether all that is neither black nor white (0 to 255) lies between black and white: a mask that was blurred or "
-    "resized."""
+    """Whether all that is neither black nor white (0 to 255) lies between black and white: a blurred or resized mask."""
     between = (levels > 12) & (levels < 243)
     if between.mean() > 0.5:
         return False

@@ -809,8 +809,7 @@ def _nearest_colour(raw: RawMask, coding: MaskCoding) -> np.ndarray:
 
 
 def shrunk(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A mask (H, W) at another size by the nearest pixel; thin and tiny parts, which that would break or lose, are "
-    "kept whole."""
+    """A mask (H, W) at another size by the nearest pixel; thin and tiny parts, which that would break or lose, stay whole."""
     if mask.shape == (height, width):
         return mask
     small = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

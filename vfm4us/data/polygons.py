@@ -335,8 +335,7 @@ def _table(data: bytes):
 
 
 def _tracings(rows: list[dict], names: dict[str, str]):
-    """EchoNet-Dynamic: the first row of a frame is the long axis, the others are cords across the ventricle, from tip "
-    "to base."""
+    """EchoNet-Dynamic: the first row of a frame is the long axis, the others are cords across the ventricle, from tip to base."""
     cords: dict[str, list] = {}
     for row in rows:
         stem = re.sub(r"\.avi$", "", row[names["filename"]].strip(), flags=re.IGNORECASE)

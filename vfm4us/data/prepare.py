@@ -506,8 +506,7 @@ def _val_from_train(records: list[Record], plan: dict) -> None:
 
 
 def hidden_groups(records: list[Record], grouped: list[bool]) -> list[str]:
-    """Warnings where images without a group that follow each other by name are alike, or share a label, more than "
-    "chance has it."""
+    """Warnings where images without a group that follow each other by name are more alike, or share labels more, than by chance."""
     by_folder: dict[str, list[Record]] = {}
     for record, own in zip(records, grouped, strict=True):
         if not own:

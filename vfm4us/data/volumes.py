@@ -50,8 +50,7 @@ def contents(path) -> Contents:
 
 
 def read_slices(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, grey uint8 (H, W)) of the slices asked for; one range of greys for the whole file, as "
-    "`greys.full_range` says."""
+    """(number, grey uint8 (H, W)) of the slices asked for; one range of greys for the file (`greys.full_range`)."""
     with limits.hold(limits.MAXIMUM_PIXELS):  # volumes one at a time
         yield from _slices(_array(path), numbers)
 

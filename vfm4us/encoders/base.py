@@ -15,7 +15,6 @@ from torch import Tensor, nn
 # One mean and deviation for all channels, so that a grey image means the same to a 1- and a 3-channel network;
 # the averages over RGB of the ImageNet values that most downstream code normalises with.
 MEAN, STD = 0.449, 0.226
-ROUNDING = 1e-3  # by which a float may leave [0, 1]: a resized image does
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ class Encoder(nn.Module):
             step = max(1, batch_size // max(1, patches))
             for start in range(0, len(images), step):
                 x = images[start : start + step].to(device)
-                x = in_unit_range(x)
+                x = x.float().div(255) if x.dtype == torch.uint8 else x.float()  # image_batch has seen to its range
                 if patches:
                     boxes = None if valid is None else torch.as_tensor(np.asarray(valid)[start : start + step])
                     bag = regular_patches(x, patches, boxes, patch_size)  # (n, N, C, P, P)
@@ -273,25 +272,6 @@ class _Program(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body((images - self.mean) / self.std)
-
-
-def in_unit_range(images: Tensor) -> Tensor:
-    """uint8 or float images as float32 in [0, 1]; ValueError for other types, for NaN, and for floats outside of it."""
-    if images.dtype == torch.uint8:
-        return images.float().div(255)
-    if not images.is_floating_point():
-        raise ValueError(
-            f"images of type {images.dtype} are not understood, as their range is not known: give uint8, or float in [0, 1]"
-        )
-    x = images.float()
-    if x.numel():
-        low, high = x.amin().item(), x.amax().item()
-        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN fails too
-            raise ValueError(
-                f"float images must lie in [0, 1], but these go from {low:g} to {high:g}: divide them by their full range "
-                "(255 for 8 bits), and replace NaN"
-            )
-    return x
 
 
 def luminance(x: Tensor) -> Tensor:
