@@ -99,6 +99,8 @@ def describe(archive: Archive, out: Path, seed: int, projector: int, parquet: bo
         chosen = rng.choice(len(archive), min(8, len(archive)), replace=False)
         draw_neighbours(archive, out / "neighbours.png", chosen, places, cosines)
         draw_strangest(archive, out / "strangest.png", strangeness)
+    else:
+        print("fewer than two images: no neighbours, so no index.csv, neighbours.png and strangest.png")
     if several:
         draw_duplicates(archive, out / "duplicates.png", clusters, several)
     if projector:

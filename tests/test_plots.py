@@ -35,6 +35,13 @@ def test_the_curve_marks_where_a_stage_ended(tmp_path):
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
+def test_a_curve_of_one_logged_step_is_not_empty(tmp_path):
+    line = {"kind": "train", "step": 10, "stage": "a", "similarity": 0.5, "coding_rate": 3.0}
+    plots.training_curve(tmp_path / "curve.png", [line], "title", EmpSSL.panels)
+    picture = np.asarray(Image.open(tmp_path / "curve.png").convert("RGB")).astype(int)
+    assert (abs(picture - (31, 119, 180)).max(-1) < 4).sum() > 20, "the step is not to be seen"
+
+
 def test_outlines_lie_inside_a_mask_at_the_size_of_the_image():
     image = np.full((20, 30), 50, np.uint8)
     mask, truth = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)

@@ -1,5 +1,6 @@
 """Every picture the project draws. Figures are built without pyplot, so nothing global is touched and no screen is needed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,11 @@ def contact_sheet(
     return _save(figure, path)
 
 
+def _marker(points: Sequence) -> str:
+    """A dot where a line would have no length: a short run logs one step, and its panel would look empty."""
+    return "o" if len(points) == 1 else ""
+
+
 # Two panels of a pretraining curve: title, label and key of each line, and a bound or None.
 def training_curve(path: Path, lines: list[dict], title: str, panels: tuple) -> None:
     """Loss terms per step (`Method.panels`) and held-out k-NN and effective rank per epoch, from the lines of metrics.jsonl."""
@@ -85,7 +91,7 @@ def training_curve(path: Path, lines: list[dict], title: str, panels: tuple) -> 
         for label, key in keys.items():
             points = [(s["step"], s[key]) for s in steps if key in s]
             if points:
-                axis.plot(*zip(*points, strict=True), linewidth=1, label=label)
+                axis.plot(*zip(*points, strict=True), marker=_marker(points), markersize=3, linewidth=1, label=label)
         if bound is not None:
             axis.axhline(bound[1], color="0.4", linestyle="--", linewidth=1, label=bound[0])
         if len(axis.lines) > 1:
@@ -154,7 +160,14 @@ def finetuning_curve(path: Path, lines: list[dict], measure: str, best: int) -> 
     left, right = figure.subplots(1, 2)
     width = max(1, len(steps) // 100)
     smooth = [np.mean([s["loss"] for s in steps[i : i + width]]) for i in range(0, len(steps), width)]
-    left.plot([s["step"] for s in steps[::width]], smooth, linewidth=1, label="training")
+    left.plot(
+        [s["step"] for s in steps[::width]],
+        smooth,
+        marker=_marker(smooth),
+        markersize=3,
+        linewidth=1,
+        label="training",
+    )
     left.plot(
         [e["step"] for e in epochs], [e["val_loss"] for e in epochs], marker="o", markersize=3, label="validation"
     )
@@ -456,7 +469,8 @@ def cycle_curve(path: Path, lines: list[dict], best: int) -> None:
         for kind in kinds:
             if steps and kind in steps[0]:
                 smooth = [np.mean([s[kind] for s in steps[i : i + width]]) for i in range(0, len(steps), width)]
-                axis.plot(at, smooth, linewidth=1, label=kind.replace("_", " "))
+                label = kind.replace("_", " ")
+                axis.plot(at, smooth, marker=_marker(smooth), markersize=3, linewidth=1, label=label)
         axis.set_title(title, fontsize=9)
         axis.legend(fontsize=7)
     for axis, name in ((axes[2], "ssim"), (axes[3], "psnr")):

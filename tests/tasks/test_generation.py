@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -454,6 +455,18 @@ def test_crops_lie_inside_or_are_reflected_and_pairs_stay_aligned(shape):
         torch.testing.assert_close(task.crop(image, 64, place, True), window.flip(-1))
     if min(shape) >= 64:
         np.testing.assert_array_equal(task.to_uint8(task.crop(image, 64, (0, 0), False)[0]), image[:64, :64])
+
+
+def test_a_crop_of_packed_images_which_are_read_only_is_taken_without_a_warning():
+    image = np.zeros((64, 64), np.uint8)
+    image.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert task.crop(image, 64, (0, 0), False).min() == -1
+    finally:
+        torch.set_warn_always(False)
 
 
 # ---- whole runs -----------------------------------------------------------------------------------------------------

@@ -649,6 +649,20 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
         task.load_segmenter(tmp_path / "e.pt")
 
 
+def test_a_run_folder_of_another_task_is_named_as_such(tmp_path):
+    (tmp_path / "run" / "seed-0").mkdir(parents=True)
+    (tmp_path / "run" / "seed-0" / "classifier.pt").touch()
+    with pytest.raises(FileNotFoundError, match="holds no segmenter.pt.*it holds classifier.pt, of another task"):
+        task.load_segmenter(tmp_path / "run")
+
+
+def test_a_model_that_finds_nothing_is_said_to():
+    row = {"pooled_with_background": {"mean": 0.99}, "dice": {"mean": 0.84}}
+    assert "WARNING: no predicted pixel" in task.TASK.conclusion(row | {"dice_present": {"mean": 0.0}})
+    assert "WARNING" not in task.TASK.conclusion(row | {"dice_present": {"mean": 0.01}})
+    assert "WARNING" not in task.TASK.conclusion(row), "no image has a class: there is nothing to find"
+
+
 CONFIGS = [
     *sorted((ROOT / "configs" / "segmentation").glob("*.yaml")),
     ROOT / "configs" / "smoke" / "segmentation.yaml",

@@ -259,7 +259,14 @@ class Task:
         path = Path(path)
         if path.is_dir():
             inside = [path / self.file, *sorted(path.glob(f"seed-*/{self.file}"))]
-            path = next((p for p in inside if p.is_file()), inside[0])
+            found = next((p for p in inside if p.is_file()), None)
+            if found is None:
+                others = sorted({p.name for pattern in ("*.pt", "seed-*/*.pt") for p in path.glob(pattern)})
+                raise FileNotFoundError(
+                    f"{path} holds no {self.file}, which Downstream/{self.name.capitalize()}/train.py writes there"
+                    + (f"; it holds {', '.join(others)}, of another task" if others else "")
+                )
+            path = found
         state = checkpoints.read(path)
         if state.get("task") != self.name:
             raise ValueError(

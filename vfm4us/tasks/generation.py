@@ -235,7 +235,8 @@ def crop(image: np.ndarray, size: int, place: tuple[float, float], flip: bool) -
     if any(lacking):
         image = np.pad(image, [(n // 2, n - n // 2) for n in lacking], mode="reflect")
     top, left = (int(p * (side - size + 1)) for p, side in zip(place, image.shape, strict=True))
-    window = np.ascontiguousarray(image[top : top + size, left : left + size][:, :: -1 if flip else 1])
+    view = image[top : top + size, left : left + size][:, :: -1 if flip else 1]
+    window = np.array(view, order="C")  # a copy always: packed images are read-only, of which torch warns
     return torch.from_numpy(window)[None].float() / 127.5 - 1
 
 

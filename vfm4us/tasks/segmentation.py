@@ -483,7 +483,13 @@ class Segmentation(Task):
     def conclusion(self, result) -> str:
         if "pooled_with_background" not in result:
             return ""
-        return f"pooled_with_background: {figures.RULES['pooled_with_background']}"
+        said = f"pooled_with_background: {figures.RULES['pooled_with_background']}"
+        if "dice_present" in result and result["dice_present"]["mean"] == 0:
+            said += (
+                "\nWARNING: no predicted pixel lies in a true mask, in any image. dice counts an image without the class as 1 "
+                "where nothing is predicted, so it says nothing here. Train longer, or check that masks and classes fit."
+            )
+        return said
 
 
 TASK = Segmentation()
