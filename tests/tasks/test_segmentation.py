@@ -674,3 +674,27 @@ def test_every_config_is_understood(path):
     settings = config.load(task.SegmentationConfig, path)
     assert path.read_text().startswith("# python Downstream/Segmentation/train.py")
     assert settings.name == path.stem or path.parent.name == "smoke"
+
+
+def test_pictures_show_the_frame_that_was_measured_with_the_mask_of_the_whole_set(tmp_path, monkeypatch):
+    """A frame of a file with pages, and masks whose greys only the set explains."""
+    rng, size = np.random.default_rng(0), (40, 56)
+    for part in ("images", "masks"):
+        (tmp_path / "s" / part).mkdir(parents=True)
+    masks = np.zeros((3, *size), np.uint8)
+    for number, (low, high) in enumerate(((85, 170), (170, 170), (0, 170))):
+        masks[number, 5:15, 10:20], masks[number, 20:32, 30:45] = low, high
+    for part, pages in (("images", rng.integers(0, 255, (3, *size), dtype=np.uint8)), ("masks", masks)):
+        first, *others = map(Image.fromarray, pages)
+        first.save(tmp_path / "s" / part / "0.tif", save_all=True, append_images=others)
+    records = find_source(tmp_path / "s", {"frames": "all"})
+    torch.manual_seed(0)
+    model = task.Segmenter(Encoder(EncoderSpec(in_channels=1)), ["a", "b"], "unet", 16, [1, 2, 3]).eval()
+    cases = task.examine(model, tmp_path / "s", records, 48, tmp_path / "out")
+    shown = {}
+    monkeypatch.setattr(
+        task.plots, "overlays", lambda path, images, made, titles, names, truths: shown.update(t=truths)
+    )
+    task.pictures(tmp_path / "out", tmp_path / "s", cases, 48)
+    found = sorted(tuple(np.unique(truth).tolist()) for truth in shown["t"])
+    assert found == [(0, 1, 2), (0, 2), (0, 2)]

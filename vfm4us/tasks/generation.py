@@ -30,7 +30,7 @@ from vfm4us.config import option, section, to_dict
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import RESAMPLING, PreparedDataset, is_prepared, packed_size
 from vfm4us.data.decode import read_grey, read_record
-from vfm4us.data.images import image_array, image_batch, image_paths, image_records
+from vfm4us.data.images import image_array, image_batch, image_records
 from vfm4us.data.pools import epoch_order
 from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
@@ -463,11 +463,12 @@ def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     write_rows(out / "per_image.csv", ["path", "group", *names, "height", "width", "target", "enhanced"], rows)
 
 
-def pictures(out: Path, root: Path, outcome: statistics.Outcome, strength: float | None = None) -> None:
+def pictures(out: Path, root: Path, cases: Cases, strength: float | None = None) -> None:
     """comparison.png: input, enhanced, target and what is left of the difference; best, median and worst by SSIM.
 
     Where there are no targets: the first three, before and after.
     """
+    outcome = cases.outcome()
     paths = outcome["paths"]
     if "ssim" in outcome:
         order = np.argsort(-outcome["ssim"], kind="stable")
@@ -476,7 +477,7 @@ def pictures(out: Path, root: Path, outcome: statistics.Outcome, strength: float
         chosen = {f"image {i + 1}": i for i in range(min(3, len(paths)))}
     rows = []
     for word, i in chosen.items():
-        low, high = read_pair(root, Record(id="", path=str(paths[i]), target=str(outcome["targets"][i])), strength)
+        low, high = read_pair(root, cases.records[i], strength)
         made = np.asarray(Image.open(out / str(outcome["enhanced"][i])))
         said = [f"{word}: {Path(str(paths[i])).stem}, input", "enhanced"]
         if high is not None:
@@ -538,7 +539,7 @@ class Generation(Task):
             raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
         outcome = cases.outcome() | cases.kid(features, [data.high_image(row) for row in data.high])
         write_cases(where, outcome)
-        pictures(where, data.root, outcome, data.strength)
+        pictures(where, data.root, cases, data.strength)
         return outcome
 
     def protocol(self, config: GenerationConfig, data: QualityData, outcome, result):
@@ -588,7 +589,7 @@ class Generation(Task):
         tile = options.tile or about["tile"]
         overlap = min(about["overlap"], tile // 2) if options.tile else about["overlap"]
         features = Features.choose(options.kid_encoder) if options.reference else None
-        reference = [read_grey(path) for path in image_paths(options.reference)] if options.reference else []
+        reference = [image_array(record) for record in image_records(options.reference)] if options.reference else []
         out = Path(options.out)
         cases = examine(model, root, records, about["size"], tile, overlap, out, options.degrade, features)
         cases.more = cases.kid(features, reference)
@@ -598,7 +599,7 @@ class Generation(Task):
 
     def report(self, model: Generator, about, root: Path, cases: Cases, options: EnhanceConfig) -> None:
         out, count = Path(options.out), len(cases.records) + len(cases.without)
-        pictures(out, root, cases.outcome(), options.degrade)
+        pictures(out, root, cases, options.degrade)
         log.say(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'enhanced'}, {out / 'comparison.png'}")
         log.say(f"KID: {cases.rule}")
         if "ssim" in cases.rows[0]:

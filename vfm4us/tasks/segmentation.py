@@ -365,8 +365,9 @@ def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     write_rows(out / "per_image.csv", ["path", "group", "class", *MEASURES, *about], rows)
 
 
-def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join: bool = False) -> None:
+def pictures(out: Path, root: Path, cases: Cases, size: int, join: bool = False) -> None:
     """overlays.png: the best, middle and worst three; dice.png: Dice as a histogram and against the structure's size."""
+    outcome = cases.outcome()
     there, names, area = outcome["truth_pixels"] > 0, outcome["classes"].tolist(), outcome["sizes"].prod(1)
     plots.dice_by_size(
         out / "dice.png",
@@ -384,7 +385,7 @@ def pictures(out: Path, root: Path, outcome: statistics.Outcome, size: int, join
         chosen = [(word, i) for word, first in places for i in order[first : first + 3]]
     images, truths, predictions, titles = [], [], [], []
     for word, i in chosen:
-        record = Record(id="", path=str(outcome["paths"][i]), mask=str(outcome["truth"][i]))
+        record = cases.records[i]
         images.append(read_record(root, record))
         truth = read_masks(root, record, images[-1], size)
         truths.append(np.where(truth == IGNORED, 0, np.minimum(truth, 1) if join else truth))
@@ -432,7 +433,7 @@ class Segmentation(Task):
         outcome = cases.outcome()
         write_cases(where, outcome)
         if config.pictures:
-            pictures(where, data.root, outcome, size, model.join)
+            pictures(where, data.root, cases, size, model.join)
         return outcome
 
     def protocol(self, config: SegmentationConfig, data: MaskedData, outcome, result):
@@ -475,7 +476,7 @@ class Segmentation(Task):
         log.say(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'predicted'}, {out / 'overlays'}")
         if cases.records:
             write_cases(out, cases.outcome())
-            pictures(out, root, cases.outcome(), size, model.join)
+            pictures(out, root, cases, size, model.join)
 
     def evaluation_protocol(self, model: Segmenter, about, cases: Cases, options: SegmentConfig):
         return figures.RULES | {"classes": model.classes, "flips": options.flips}
