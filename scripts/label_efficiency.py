@@ -58,12 +58,13 @@ def main() -> None:
     tasks = [probe_table.open_task(arguments.task, arguments.data, arguments.cache, size) for size in setting.sizes]
     points = Points(out)
     for mode in arguments.mode:
+        now: dict[str, set[str]] = {}  # arm -> keys of the encoders and data that were asked for
         for arm in arms:
             if mode == "linear":
-                linear(arguments, tasks, arm, setting, points)
+                now[arm.name] = linear(arguments, tasks, arm, setting, points)
             else:
-                finetune(arguments, tasks[0], arm, out, points)
-        draw_curve(arguments, [arm.name for arm in arms], out, points, mode)
+                now[arm.name] = finetune(arguments, tasks[0], arm, out, points)
+        draw_curve(arguments, [arm.name for arm in arms], out, points.of(now), mode)
     print(f"written to {out}")
 
 
@@ -76,15 +77,20 @@ def draws(arguments, task: Task, arm: Row) -> list[tuple[int, int]]:
     ]
 
 
-def linear(arguments, tasks: list[Task], arm: Row, setting: Setting, points: Points) -> None:
-    """Add the missing points of an arm's linear probe: AUROC with n labels for each draw; vectors are made once per encoder."""
+def linear(arguments, tasks: list[Task], arm: Row, setting: Setting, points: Points) -> set[str]:
+    """Add the missing points of an arm's linear probe: AUROC with n labels for each draw; vectors are made once per encoder.
+
+    The keys of the points that were asked for.
+    """
     task, cache = tasks[0], FeatureCache(arguments.cache / "features")
     fitted, tested = label_efficiency.rows_of(task, arguments.split)
     vectors: dict[str, tuple] = {}
+    keys = set()
     for n, seed in tqdm(draws(arguments, task, arm), desc=f"{arm.name}, linear", unit="draw"):
         source = arm.sources[seed % len(arm.sources)]
         embedder = open_embedder(source, precision=setting.precision)
         key = _digest(label_efficiency.point_key(tasks, arguments.split, setting, embedder.key))
+        keys.add(key)
         if points.find("linear", arm.name, n, seed, key):
             continue
         if source not in vectors:
@@ -94,10 +100,11 @@ def linear(arguments, tasks: list[Task], arm: Row, setting: Setting, points: Poi
             )
         images, auroc = label_efficiency.linear_point(task, arguments.split, *vectors[source], n, seed)
         points.add(Point("linear", arm.name, n, seed, key, images, auroc))
+    return keys
 
 
-def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> None:
-    """Add the missing points of an arm's fine-tuning: AUROC with n labels, a training run for each draw.
+def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> set[str]:
+    """Add the missing points of an arm's fine-tuning: AUROC with n labels, a training run for each draw; their keys.
 
     An encoder that is not of this project is named and left out. Raises ValueError for a task or a split it cannot be measured on.
     """
@@ -108,8 +115,8 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> None
         raise ValueError("--mode finetune is for a whole data set and --split test: its val images watch the training")
     if foreign := [s for s in arm.sources if s.startswith("timm:") or s in (*HANDMADE, "efficientnet_lite0")]:
         print(f"{arm.name}: {foreign[0]} is no encoder of this project, so it is not fine-tuned")
-        return
-    there = int((task.fitted_on.splits == "train").sum())
+        return set()
+    there, keys = int((task.fitted_on.splits == "train").sum()), set()
     for n, seed in tqdm(draws(arguments, task, arm), desc=f"{arm.name}, fine-tuning", unit="run"):
         if n >= there:
             continue
@@ -128,6 +135,7 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> None
             ],
         )  # fmt: skip
         key = _digest(f"{open_embedder(source).key} {arguments.steps} {sorted(arguments.set)} {task.fitted_on.size}")
+        keys.add(key)
         if points.find("finetune", arm.name, n, seed, key):
             continue
         one = Path(settings.logs) / settings.name / f"seed-{seed}"
@@ -136,11 +144,12 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> None
         outcome, about = base.read_outcome(one), base.read_metrics(one)
         auroc = probe_table.macro_auroc(outcome["labels"], outcome["probabilities"])
         points.add(Point("finetune", arm.name, n, seed, key, about["protocol"]["training_images"], auroc))
+    return keys
 
 
-def draw_curve(arguments, names: list[str], out: Path, points: Points, mode: str) -> None:
+def draw_curve(arguments, names: list[str], out: Path, points: list[Point], mode: str) -> None:
     """The picture, its numbers, and what the first arm saves."""
-    curves = label_efficiency.curves_of(points.rows, mode)
+    curves = label_efficiency.curves_of(points, mode)
     names = [name for name in names if name in curves] + [name for name in curves if name not in names]
     curves = {name: curves[name] for name in names}
     how = "a linear probe" if mode == "linear" else f"{arguments.steps} steps of fine-tuning"

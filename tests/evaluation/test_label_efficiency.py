@@ -36,6 +36,8 @@ def test_points_are_kept_as_they_come_and_an_earlier_encoders_are_replaced(tmp_p
     assert again.find("linear", "ours", 5, 1, "b") is None
     again.add(Point("linear", "ours", 5, 1, "b", 5, 0.8))
     assert sorted(p.auroc for p in Points(tmp_path).rows) == [0.6, 0.8]
+    again.add(Point("linear", "random", 5, 0, "c", 5, 0.5))
+    assert [p.auroc for p in again.of({"ours": {"b"}})] == [0.8, 0.5]  # no curve of two encoders
     (tmp_path / "points.csv").write_text("mode,arm\nlinear,ours\n")
     with pytest.raises(ValueError, match="damaged"):
         Points(tmp_path)

@@ -64,6 +64,13 @@ class Points:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, rows_text(names, ([getattr(p, name) for name in names] for p in self.rows)))
 
+    def of(self, keys: dict[str, set[str]]) -> list[Point]:
+        """The points of these keys, for each arm; those of an arm's earlier encoders or data stay in the file alone.
+
+        Arms that are not in `keys` are taken as they are.
+        """
+        return [p for p in self.rows if p.arm not in keys or p.key in keys[p.arm]]
+
 
 def draw(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Sorted places of `count` images, each class about as often as in `codes` (N,) and at least once; 0 or N and more: all.
