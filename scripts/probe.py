@@ -41,7 +41,12 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=[], metavar="ENCODER", help="rows: [NAME=]SOURCE[,SOURCE ...]")
     parser.add_argument("--anchors", action="store_true", help="add what everybody has, and what labels leak through")
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders that hold the tasks' folders")
-    parser.add_argument("--tasks", nargs="+", default=list(probe_table.TASKS), help="see above (default: seven)")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(probe_table.TASKS),
+        help=f"see above (default: {' '.join(probe_table.TASKS)})",
+    )
     parser.add_argument("--split", default="cv", choices=["cv", "val", "test"], help="default cv")
     parser.add_argument("--held-out", dest="split", choices=["val", "test"], help=argparse.SUPPRESS)  # its earlier name
     parser.add_argument("--reference", help="row that the others are compared with (default: the first)")

@@ -321,3 +321,15 @@ def test_padding_is_cut_off_before_a_hand_made_feature(tmp_path):
     frame[0, :32] = 90
     found = embedder.embed(frame, np.array([[0, 0, 32, 64]]), [Record("a", "a.png")])["last"]
     assert found[0, 0] == pytest.approx(90 / 255) and found[0, 1] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_task_that_is_not_there_is_said_with_what_is_and_how_to_name_it(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match="no folder busi below .*, which hold mine: .*--tasks the folders in it"
+    ):
+        probe_table.folder_of("busi", [tmp_path])
+    with pytest.raises(FileNotFoundError, match="which hold no folders: --data names the folder above"):
+        probe_table.folder_of("busi", [tmp_path / "mine"])
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder: --data"):
+        probe_table.folder_of("busi", [tmp_path, tmp_path / "nowhere"])
