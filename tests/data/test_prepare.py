@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making_trees import speckle
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -654,3 +655,15 @@ def test_real_set_with_class_masks_is_packed_whole(tmp_path):
     assert dataset.description["labels"] == {"benign": 200, "malignant": 435, "normal": 100}
     for record, rectangle in zip(dataset.records, dataset.valid.tolist(), strict=True):
         assert rectangle == [0, 0, *packed_size(record.height, record.width, 64)]
+
+
+def test_no_val_is_taken_from_the_train_of_a_table_that_leaves_an_image_to_its_group(tmp_path):
+    root = tmp_path / "s"
+    root.mkdir()
+    rows = ["path,group,split"]
+    for i in range(20):
+        Image.fromarray(speckle(i)).save(root / f"{i}.png")
+        rows.append(f"{i}.png,g{max(i, 1)},{'test' if i > 15 else 'train' if i else ''}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+    dataset = prepare(root, tmp_path / "out", size=64, progress=False)
+    assert sorted(set(dataset.splits.tolist())) == ["test", "train"] and dataset.records[0].split == "train"

@@ -401,7 +401,7 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
             path.unlink(missing_ok=True)
     images = np.load(partial / "images.npy", mmap_mode="r")
     grouped = [bool(record.group) for record in records]
-    crossing = _complete_groups_and_splits(records, images, plan)
+    crossing = _complete_groups_and_splits(records, images, plan, is_table(Path(plan["source"])))
     hidden = hidden_groups(records, grouped)
     understood.warnings += hidden
     if progress and hidden:
@@ -463,7 +463,7 @@ def _place(record: Record) -> str:
     return f"{record.path} frame {record.frame}" if record.frame else record.path
 
 
-def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan: dict) -> list[str]:
+def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan: dict, table: bool) -> list[str]:
     """Fill in empty groups and splits; returns duplicate clusters that the source's own splits divide."""
     if any(not record.group for record in records):
         clusters = splitting.duplicate_clusters(
@@ -483,7 +483,8 @@ def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan:
     for record in records:
         if not record.split:
             record.split = given.get(record.group, "")
-    if {"train", "test"} <= (splits := {record.split for record in records}) and "val" not in splits:
+    splits = {record.split for record in records}
+    if not table and {"train", "test"} <= splits and "val" not in splits:  # a table is taken at its word
         _val_from_train(records, plan)
     if not (open_ := [record for record in records if not record.split]):
         return _groups_in_two_splits(records)
