@@ -18,7 +18,7 @@ from tests.conftest import ROOT, TINY
 from vfm4us import config
 from vfm4us.runtime.signals import exit_code
 from vfm4us.tables import report
-from vfm4us.tables.leakage import check_leakage
+from vfm4us.tables.leakage import _not_compared, check_leakage
 from vfm4us.tables.plan import STAGES, TASKS, Pretraining, TableConfig, make_plan, merge
 from vfm4us.tables.run import work
 from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder
@@ -301,3 +301,8 @@ def test_tables_of_older_runs_keep_their_cells(write_table, textures):
     assert all(job.finished for job in make_plan(load(file, f"data={textures}", "only=['*one-*']")).jobs)
     with pytest.raises(ValueError, match="mode: 'knn' -> 'linear'"):
         make_plan(load(file, f"data={textures}", "only=['*one-*']", "tasks.classification.base.mode=linear"))
+
+
+def test_of_the_released_encoder_it_is_said_which_sets_it_has_seen():
+    assert "weights/sources.csv" in _not_compared("ours", "open")
+    assert _not_compared("theirs", "theirs.pth") == " What theirs was pretrained on is not known here."

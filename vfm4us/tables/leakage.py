@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from vfm4us import checkpoints, config
+from vfm4us.checkpoints import released
 from vfm4us.data.pools import StagePool, stage_pools
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
@@ -41,10 +42,12 @@ def check_leakage(plan: Plan) -> dict[str, str]:
             sizes[cell.task][cell.dataset] = _compare(pretraining, opened[key], cell)
     pools = [pool for stages in opened.values() for pool in stages]
     images = len({digest for pool in pools for digest in _digests(pool)})
-    given = [
-        c.method for c in cells if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")
-    ]
-    unknown = "".join(f" What {method} was pretrained on is not known here." for method in dict.fromkeys(given))
+    given = {
+        c.method: c.config.encoder.weights
+        for c in cells
+        if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")
+    }
+    unknown = "".join(map(_not_compared, given, given.values()))
     lines = {}
     for task, of in sizes.items():
         tested = ", ".join(f"{count} of {name}" for name, count in of.items())
@@ -58,6 +61,13 @@ def check_leakage(plan: Plan) -> dict[str, str]:
         )
         lines[task] += unknown
     return lines
+
+
+def _not_compared(method: str, weights: str) -> str:
+    """What is said of a method whose encoder is given: its images are not at hand."""
+    if weights in released.names():
+        return f" {method} was pretrained on the sets of weights/sources.csv; their images were not compared."
+    return f" What {method} was pretrained on is not known here."
 
 
 def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> int:
