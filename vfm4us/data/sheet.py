@@ -18,19 +18,22 @@ IGNORED = np.array((150, 150, 150), np.float32)
 def write_sheet(path, records: list[Record], images, masks=None, targets=None, seed: int = 0) -> None:
     """Write a PNG of eight random images (N, S, S) with masks in colour, targets beside, labels, splits and groups below.
 
-    Where some images have masks and others none, half of the eight are taken from each, as far as there are so many.
+    Where some images have masks and others none, up to two of the eight are of those without.
     """
     chosen = _chosen(records, masks is not None, seed)
-    rows = -(-len(chosen) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * TILE, rows * (TILE + CAPTION)), (24, 24, 24))
-    draw = ImageDraw.Draw(sheet)
-    for place, index in enumerate(chosen):
-        left, top = place % COLUMNS * TILE, place // COLUMNS * (TILE + CAPTION)
-        picture = _picture(records[index], images[index], None if masks is None else masks[index], targets, index)
-        picture = ImageOps.contain(picture, (TILE - 6, TILE - 6))
-        sheet.paste(picture, (left + 3, top + 3))
-        for line, text in enumerate(_caption(records[index])):
-            draw.text((left + 5, top + TILE + 14 * line), text, fill=(235, 235, 235))
+    pictures = [_picture(records[i], images[i], None if masks is None else masks[i], targets, i) for i in chosen]
+    pictures = [ImageOps.contain(picture, (TILE - 6, TILE - 6)) for picture in pictures]
+    rows = [range(first, min(first + COLUMNS, len(chosen))) for first in range(0, len(chosen), COLUMNS)]
+    heights = [max(pictures[place].height for place in row) + 6 for row in rows]  # no gap under a row of flat pictures
+    sheet = Image.new("RGB", (COLUMNS * TILE, sum(heights) + len(rows) * CAPTION), (24, 24, 24))
+    draw, top = ImageDraw.Draw(sheet), 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, place in enumerate(row):
+            left = column * TILE
+            sheet.paste(pictures[place], (left + 3, top + 3))
+            for line, text in enumerate(_caption(records[chosen[place]])):
+                draw.text((left + 5, top + height + 14 * line), text, fill=(235, 235, 235))
+        top += height + CAPTION
     temporary = f"{path}.tmp"
     sheet.save(temporary, format="PNG")
     os.replace(temporary, path)
