@@ -161,6 +161,20 @@ def test_masks_of_volumes_and_outlines_lie_on_their_frames(tmp_path):
     assert (dataset.masks[4, :64, :80] == square).all()
 
 
+def test_a_volume_whose_pixels_beside_its_header_changed_is_packed_anew(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    for seed in (0, 1):
+        stack = sitk.GetImageFromArray(np.stack([speckle(seed + k) for k in range(2)]))
+        sitk.WriteImage(stack, str(tmp_path / "s.mhd") if seed == 0 else str(tmp_path / "other.mhd"))
+    (tmp_path / "s").mkdir()
+    for name in ("s.mhd", "s.raw"):
+        (tmp_path / name).rename(tmp_path / "s" / name)
+    first = prepare.open_or_prepare(tmp_path / "s", tmp_path / "cache", 64)
+    (tmp_path / "s" / "s.raw").write_bytes((tmp_path / "other.raw").read_bytes())
+    second = prepare.open_or_prepare(tmp_path / "s", tmp_path / "cache", 64)
+    assert first.folder != second.folder and not np.array_equal(first.images, second.images)
+
+
 def test_a_volume_of_masks_that_is_not_there_costs_its_image_alone(tmp_path):
     for k in range(2):
         Image.fromarray(speckle(k)).save(tmp_path / f"{k}.png")

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from vfm4us import log
-from vfm4us.data import frames, overlays, polygons
+from vfm4us.data import frames, overlays, polygons, volumes
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import (
@@ -575,14 +575,18 @@ def _npy_header(count: int, size: int) -> bytes:
 
 
 def _source_fingerprint(root: Path, records: list[Record]) -> str:
-    """A cheap fingerprint of what a source says and of its files' sizes and times; no file is opened."""
+    """A cheap fingerprint of what a source says and of its files' sizes and times; no file but a volume's header is opened."""
     digest = hashlib.sha256()
     for record in records:
         told = (record.id, record.path, record.label, record.group, record.split, record.mask, record.target)
         for path in (record.path, *record.mask_paths, record.target):
-            with contextlib.suppress(OSError):  # a missing file is refused when it is read
-                status = os.stat(root / polygons.split_reference(path)[0])
+            with contextlib.suppress(OSError, ValueError):  # a missing file is refused when it is read
+                file = root / polygons.split_reference(path)[0]
+                status = os.stat(file)
                 told += (status.st_size, status.st_mtime_ns)
+                if file.suffix.lower() in (".mhd", ".nhdr") and (pixels := volumes.data_file(file)):
+                    status = os.stat(pixels)
+                    told += (status.st_size, status.st_mtime_ns)
         digest.update(repr(told).encode(errors="surrogateescape"))
     return digest.hexdigest()
 

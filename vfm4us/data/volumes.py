@@ -97,7 +97,8 @@ def _reader(path):
     except ImportError:
         raise MissingPackage(f"a {extension_of(path)} file", "volumes") from None
     limits.refuse_special(path)
-    held = Path(path).stat().st_size + _data_file_size(path)
+    beside = data_file(path)
+    held = Path(path).stat().st_size + (beside.stat().st_size if beside else 0)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(READERS[extension_of(path)])
@@ -161,23 +162,26 @@ def _array(path) -> np.ndarray:
     return pixels.reshape(-1, height, width, *components)
 
 
-def _data_file_size(path) -> int:
-    """Bytes of the file that a header names for its pixels, which must lie beside it; 0 where they are in the same file."""
+def data_file(path) -> Path | None:
+    """The file that a header names for its pixels, which must lie beside it; None where they are in the same file.
+
+    Raises ValueError where it lies elsewhere, or cannot be read.
+    """
     if extension_of(path) not in (".mhd", ".mha", ".nhdr", ".nrrd"):
-        return 0
+        return None
     header = limits.first_bytes(path, 65536)
     header = header.split(b"\n\n", 1)[0] if header.startswith(b"NRRD") else header
     found = DATA_FILE.search(header)
     name = found[1].decode("utf-8", "surrogateescape") if found else ""
     if not name or name.upper() == "LOCAL":
-        return 0
+        return None
     if "/" in name or "\\" in name or "%" in name or name.split()[0].upper() == "LIST" or name.startswith("."):
         raise ValueError("volume: its pixels must lie in one file beside the header, named without a folder")
     try:
         limits.refuse_special(Path(path).parent / name)
     except ValueError as error:
         raise ValueError(f"volume: the file with its pixels, {name}: {error}") from None
-    return (Path(path).parent / name).stat().st_size
+    return Path(path).parent / name
 
 
 def _third_is_time(reader) -> bool:
