@@ -443,6 +443,30 @@ def test_duplicates_within_and_with_the_pretraining_set_are_listed(build, folder
     assert "pretraining" in (tmp_path / "duplicates.csv").read_text()
 
 
+def test_test_images_that_the_encoder_was_pretrained_on_are_told_by_the_encoder_itself(build, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    stripes(own, {"across": 12, "down": 12})
+    settings = build(path=own)
+    stated = {"data": {"root": str(tmp_path), "splits": [0.9, 0.1, 0.0]}, "stages": [{"data": [{"path": "own"}]}]}
+    monkeypatch.setattr(base, "open_checkpoint", lambda _source: ("x", {"config": stated}))
+    settings.encoder.weights = "none"
+    assert base.shared_with_pretraining(settings) == []
+    settings.encoder.weights = "run"
+    shared = base.shared_with_pretraining(settings)
+    assert shared == [((0.9, 0.1, 0.0), False)]
+    data = task.LabelledData(settings.data, 0).dataset
+    text = base.report_duplicates(data, settings.data, tmp_path, shared)
+    assert "WARNING" in text and "prepare_data.py folder" in text
+    # the prepared folder has its splits: nothing of its test was pretrained on
+    settings.data.path = str(data.folder)
+    stated["stages"][0]["data"][0]["path"] = str(data.folder)
+    text = base.report_duplicates(data, settings.data, tmp_path, base.shared_with_pretraining(settings))
+    assert "WARNING" not in text and "; 0 test images occur in the pretraining data" in text
+    for odd in ({}, {"data": 3, "stages": []}, {"data": {}, "stages": [3, {"data": [None, {"path": 5}]}]}):
+        monkeypatch.setattr(base, "open_checkpoint", lambda _source, odd=odd: ("x", {"config": odd}))
+        assert base.shared_with_pretraining(settings) == []
+
+
 # ---- the scripts ----------------------------------------------------------------------------------------------------
 
 

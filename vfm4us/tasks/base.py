@@ -14,7 +14,7 @@ import importlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from vfm4us import checkpoints, config, log
 from vfm4us.checkpoints import load_encoder
+from vfm4us.checkpoints.loading import open_checkpoint
 from vfm4us.config import option, section, to_dict
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
@@ -41,7 +42,7 @@ from vfm4us.runtime.files import write_text
 from vfm4us.runtime.rng import numpy_stream
 from vfm4us.runtime.run import RunFolder, refuse_changed
 from vfm4us.tables import markdown
-from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights
+from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights, weights_of
 
 TASKS = ("classification", "segmentation", "generation")  # modules of vfm4us.tasks
 HEAD = "module.head."  # of a saved model's tensors: all but the encoder's
@@ -227,7 +228,7 @@ class Task:
         try:
             say(f"{where}: {self.describe(data)}")
             say(f"encoder: {report or 'random ' + config.encoder.name}")
-            duplicates = report_duplicates(data.dataset, config.data, where)
+            duplicates = report_duplicates(data.dataset, config.data, where, shared_with_pretraining(config))
             say(duplicates)
             torch.manual_seed(config.seed)
             model, validated = self.train(config, data, encoder, folder, device)
@@ -399,8 +400,36 @@ def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> 
     return np.sort(np.concatenate(kept)) if kept else rows
 
 
-def report_duplicates(dataset: PreparedDataset, config: TaskDataConfig, folder: Path) -> str:
-    """Write duplicates.csv: clusters within the dataset, and test images that occur in what was pretrained on."""
+def shared_with_pretraining(config: TaskConfig) -> list[tuple[tuple[float, ...], bool]]:
+    """How the encoder's own pretraining used the data of this task: shares of its splits, and whether it took all images.
+
+    As the encoder's file states it; empty where it does not, or where it was pretrained on other folders.
+    """
+    if config.encoder.weights in ("none", "imagenet"):
+        return []
+    stated = open_checkpoint(weights_of(config.encoder, config.seed))[1].get("config")
+    data = stated.get("data") if isinstance(stated, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(stated.get("stages"), list):
+        return []
+    root, shares, found = Path(str(data.get("root", ""))), tuple(data.get("splits") or ()), []
+    for stage in stated["stages"]:
+        for source in (stage.get("data") or []) if isinstance(stage, Mapping) else []:
+            path = source.get("path") if isinstance(source, Mapping) else None
+            if isinstance(path, str) and (root / path).resolve() == Path(config.data.path).resolve():
+                found.append((shares, source.get("split") == "all"))
+    return list(dict.fromkeys(found))
+
+
+def report_duplicates(
+    dataset: PreparedDataset,
+    config: TaskDataConfig,
+    folder: Path,
+    shared: Sequence[tuple[tuple[float, ...], bool]] = (),
+) -> str:
+    """Write duplicates.csv: clusters within the dataset, and test images that occur in what was pretrained on.
+
+    `shared`: how the encoder's pretraining used this very folder, see `shared_with_pretraining`.
+    """
     rows = []
     used = np.flatnonzero(dataset.splits != "exclude")
     # the perceptual clusters themselves, whatever groups the source came with
@@ -416,18 +445,31 @@ def report_duplicates(dataset: PreparedDataset, config: TaskDataConfig, folder: 
         divided += len(set(dataset.splits[members])) > 1
         rows += [["cluster", name, dataset.records[i].path, dataset.splits[i], ""] for i in members]
     test, seen = dataset.indices("test"), set()
+    compared = []
     for path in config.pretraining:
         if not Path(path).exists():
             raise FileNotFoundError(f"data.pretraining: {path!r} does not exist (looked from {Path.cwd()})")
         other = open_or_prepare(Path(path), Path(config.cache), dataset.size)
-        for leak in splitting.leakage(other.fingerprints(other.indices("train")), dataset.fingerprints(test)):
+        compared.append((other, other.indices("train")))
+    for shares, whole in shared:  # the same folder, as it was divided then
+        other = open_or_prepare(
+            Path(config.path), Path(config.cache), dataset.size, shares, reading=frames_of(config.frames)
+        )
+        compared.append((other, other.indices(None if whole else "train")))
+    for other, pool in compared:
+        for leak in splitting.leakage(other.fingerprints(pool), dataset.fingerprints(test)):
             row = int(test[leak.protected_index])
             seen.add(row)
             rows.append(["pretraining", other.name, dataset.records[row].path, "test", leak.kind])
     write_rows(folder / "duplicates.csv", ["kind", "cluster_or_dataset", "path", "split", "how"], rows)
     images = int(counts[counts > 1].sum())
     text = f"{len(several)} clusters of near-duplicates with {images} images; {divided} of them lie in two splits"
-    return text + (f"; {len(seen)} test images occur in the pretraining data" if config.pretraining else "")
+    if shared and seen:
+        return (
+            f"{text}\nWARNING: {len(seen)} of {len(test)} test images are among what the encoder was pretrained on, without their "
+            "labels. Prepare the folder once (scripts/prepare_data.py folder) and give both the prepared one: its splits are fixed"
+        )
+    return text + (f"; {len(seen)} test images occur in the pretraining data" if compared else "")
 
 
 # ---- a run per seed -------------------------------------------------------------------------------------------------
