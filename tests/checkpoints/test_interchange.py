@@ -134,15 +134,13 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     encoder = saved(tmp_path / "a.pt", EncoderSpec())
     model = classification.Classifier(encoder, torch.nn.Linear(512, 2), ["fine", "rough"])
     settings = classification.ClassificationConfig(mode="linear")
-    classification.save_classifier(tmp_path / "c" / "classifier.pt", model, settings, size=48)
+    classification.TASK.save(tmp_path / "c" / "classifier.pt", model, settings, size=48)
     settings = segmentation.SegmentationConfig(decoder_width=16)
     model = segmentation.Segmenter(encoder, ["a"], settings.decoder, 16, settings.atrous_rates)
-    segmentation.save_segmenter(tmp_path / "s" / "segmenter.pt", model, settings, size=48)
+    segmentation.TASK.save(tmp_path / "s" / "segmenter.pt", model, settings, size=48)
     small = cyclegan.GeneratorConfig(width=4, blocks=1, discriminator_width=4)
     model = torch.nn.ModuleDict({"enhancer": cyclegan.Generator(small, encoder), "degrader": cyclegan.Generator(small)})
-    generation.save_generators(
-        tmp_path / "g" / "generator.pt", model, generation.GenerationConfig(generator=small), size=48
-    )
+    generation.TASK.save(tmp_path / "g" / "generator.pt", model, generation.GenerationConfig(network=small), size=48)
     write_textures(tmp_path / "images", 12, seed=0)
     notebook = nbformat.read(ROOT / "Downstream" / "load_checkpoint.ipynb", as_version=4)
     nbformat.validate(notebook)

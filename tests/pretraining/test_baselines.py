@@ -245,7 +245,7 @@ def test_tokens_keep_their_places_through_the_decoder(one_step):
     blocks = network.decoder["blocks"]
     blocks.mask_token = torch.nn.Parameter(torch.full((1, 1, 192), -7.0))
     blocks.add_pos_embed = blocks.decode = lambda tokens: tokens
-    hidden = tokens.hidden_tokens((2, 16), 0.5, torch.Generator().manual_seed(5))
+    hidden = tokens.hidden_tokens((2, 16), network.config.mask_ratio, torch.Generator().manual_seed(5))
     out, body = network(x, hidden), network.base_encoder.body
     assert (out[hidden] == -7).all()
     for block in body.blocks:  # without attention a token depends on itself alone

@@ -94,7 +94,8 @@ class Watch(threading.Thread):
 
     def silent(self) -> str:
         """The process that has given no sign of life for some seconds; '' where all do."""
-        until = time.monotonic() + 4 * BEAT
+        # It may have ended before it was first looked at, and this thread may be slow.
+        until = time.monotonic() + 8 * BEAT
         while time.monotonic() < until:
             for rank, (text, changed) in sorted(self.others.items()):
                 if time.monotonic() - changed > 3 * BEAT:
