@@ -196,7 +196,9 @@ def finetune_classifier(
 
 def _frozen(config: ClassificationConfig, data: LabelledData, encoder: Encoder) -> Classifier:
     """A linear or k-NN head on the encoder as it is; its one setting is the best on the validation split."""
-    train, val = (encoder.embed(torch.from_numpy(data.dataset.images[rows])) for rows in (data.train, data.val))
+    train, val = (
+        encoder.embed(torch.from_numpy(data.dataset.images[rows])[:, None]) for rows in (data.train, data.val)
+    )
     codes, truth, best = data.codes[data.train], data.codes[data.val], None
     for setting in STRENGTHS if config.mode == "linear" else NEIGHBOURS:
         if config.mode == "linear":
@@ -251,7 +253,7 @@ def _pictures(
     plots.confusion_matrix(where / "confusion.png", confusion, classes)
     plots.roc_curves(where / "roc.png", labels, probabilities, classes)
     plots.reliability(where / "reliability.png", labels, {"before temperature": uncalibrated, "after": probabilities})
-    features = model.encoder.embed(torch.from_numpy(data.dataset.images[data.test]))
+    features = model.encoder.embed(torch.from_numpy(data.dataset.images[data.test])[:, None])
     plots.tsne(where / "tsne.png", features.numpy(), [classes[c] for c in labels])
     if not isinstance(model.head, NeighbourHead):  # votes have no useful gradient
         sure = probabilities[np.arange(len(labels)), labels]
