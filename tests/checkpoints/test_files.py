@@ -10,6 +10,7 @@ import resource
 import struct
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,3 +245,14 @@ def test_what_people_get_instead_of_a_checkpoint_is_named(tmp_path):
             checkpoints.read(tmp_path / "weights.pth")
     with pytest.raises(FileNotFoundError, match="did you mean .*weights.pth"):
         checkpoints.read(tmp_path / "weigths.pth")
+
+
+def test_a_file_that_is_not_there_says_what_to_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"absent.pt does not exist \(looked from .*\): give a checkpoint file, or the"
+    ):
+        checkpoints.read(Path("absent.pt"))
+    (tmp_path / "encoder.pt").touch()
+    with pytest.raises(FileNotFoundError, match="did you mean encoder.pt"):
+        checkpoints.read(Path("encodr.pt"))

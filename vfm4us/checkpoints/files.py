@@ -64,7 +64,9 @@ def read(path: Path, sha256: str | None = None) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist" + _nearest_file(path))
+        looked = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+        remedy = _nearest_file(path) or ": give a checkpoint file, or the folder of a run, as logs/NAME"
+        raise FileNotFoundError(f"checkpoint {path} does not exist{looked}{remedy}")
     if sha256 is not None:
         verify_sha256(path, sha256)
     try:
