@@ -1,6 +1,7 @@
 """The card of a released encoder, made from its run: what it has seen, what it cost, what it is worth, what it is not for.
 
-    python scripts/model_card.py RUN_FOLDER --out weights [--probe results.csv] [--weights FILE] [data.root=DIR] [data.cache=DIR]
+    python scripts/model_card.py RUN_FOLDER --out weights [--probe results.csv] [--trained differences.csv] [--weights FILE]
+        [data.root=DIR] [data.cache=DIR]
 
 RUN_FOLDER is a pretraining run (config.yaml, run.json, checkpoints). Its pools are opened again, so the data must be there; keys
 of the config that say where may be given anew. Writes into --out:
@@ -8,7 +9,8 @@ of the config that say where may be given anew. Writes into --out:
   pool.csv.gz  every image that was trained on: set, path, stages, the first 16 digits of the sha256 of the file and, where known,
                of the published original, perceptual hash (survives a change of format; data.splits.near_duplicates compares)
 --probe is results.csv of scripts/probe.py --split test, whose reference row is this encoder. From it come the table and the gate:
-which of the lines that were set beforehand the encoder passes. Origins and licences are in sources.csv in --out; a set that is
+which of the lines that were set beforehand the encoder passes. --trained is differences.csv of configs/tables/release.yaml: the
+lines of the gate on outlines and on fine-tuning. Origins and licences are in sources.csv in --out; a set that is
 not listed there is an error.
 """
 
@@ -41,6 +43,7 @@ ACROSS = ("busi-to-breast_busbra", "breast_busbra-to-busi")
 THREE = ("busi", "liver", "gallbladder")
 RANDOM, HANDMADE, IMAGENET = "random", "HOG + LBP + histogram", "ImageNet EfficientNet-Lite0"
 KNN_AT_LEAST = 0.78
+TRAINED = (("segmentation", "dice_present", "Dice"), ("classification", "auroc", "AUROC"))  # of differences.csv
 DIGITS = 16  # of a sha256: enough to find a file among thousands, and a quarter of the bytes
 
 
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="data.root=DIR", help="where the data are now")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of the card (default weights)")
     parser.add_argument("--probe", type=Path, help="results.csv of scripts/probe.py")
+    parser.add_argument("--trained", type=Path, help="differences.csv of configs/tables/release.yaml")
     parser.add_argument("--weights", type=Path, help="the released file, for its size and sha256")
     arguments = parser.parse_intermixed_args()
     settings = config.load(PretrainingConfig, arguments.run / "config.yaml", arguments.overrides)
@@ -65,6 +69,7 @@ def main() -> None:
         data_part(images, pools, settings, origins),
         budget_part(arguments.run, settings, state),
         probe_part(arguments.probe) if arguments.probe else "## What it is worth\n\nNot measured yet.",
+        *([trained_part(arguments.trained)] if arguments.trained else []),
         LIMITS,
     ]
     write_text(arguments.out / "README.md", "\n\n".join(parts) + "\n")
@@ -288,6 +293,34 @@ def gate(table: dict, ours: str) -> list[str]:
     line("mean across hospitals: at least ImageNet's", mean(ours, ACROSS), mean(imagenet, ACROSS))
     line(f"k-NN, mean of busi, liver, gallbladder: {KNN_AT_LEAST}", mean(ours, THREE, "knn"), KNN_AT_LEAST)
     return lines
+
+
+def trained_part(path: Path) -> str:
+    """The card's part on tasks trained from the encoder, minus random weights: from differences.csv of a table of methods.
+
+    The gate: Dice with a frozen encoder, each interval above 0; AUROC after fine-tuning, ahead on the mean. Raises ValueError for a
+    file without such rows, and for one that compares with something else.
+    """
+    with open(path, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    minus = next((key for key in (rows[0] if rows else {}) if key.startswith("minus ")), "")
+    if not minus.startswith("minus random"):
+        raise ValueError(f"{path}: no column `minus random`: is it differences.csv of configs/tables/release.yaml?")
+    lines = []
+    for task, metric, words in TRAINED:
+        these = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
+        if not these:
+            raise ValueError(f"{path}: no row of {task} with {metric}: the table is not finished")
+        for row in these:
+            mean, low, high = (float(row[key]) for key in (minus, "low", "high"))
+            shown = f"{mean:+.3f} ({low:+.2f} to {high:+.2f})"
+            decides = task == "segmentation" or row["setting"] == "mean of all"
+            passed = ("yes" if (low if task == "segmentation" else mean) > 0 else "no") if decides else "-"
+            lines.append(f"| {row['setting']}: {words} | {shown} | {passed} |")
+    return (
+        "**Trained with a tenth of the labels**, minus random weights, test images, 95 % interval over groups and seeds "
+        "(`configs/tables/release.yaml`):\n\n| line | difference | passed |\n| --- | --- | --- |\n" + "\n".join(lines)
+    )
 
 
 def _cell(row: dict | None) -> str:

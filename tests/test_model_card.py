@@ -91,3 +91,25 @@ def test_the_gate_says_by_how_much_a_line_fails(tmp_path):
     several = CARD.probe_part(write_probe(tmp_path / "c", 0.75, 0.79, setting=" (224 px, half-whiten)"))
     assert several.count("| yes |") == text.count("| yes |") > 0
     assert "gate" not in CARD.probe_part(write_probe(tmp_path / "b", 0.75, 0.79, split="cv"))
+
+
+def test_what_a_trained_task_gains_is_a_line_of_the_gate(tmp_path):
+    heads = 'method,stage,task,setting,metric,"minus random, ",low,high,p\n'
+    rows = (
+        "a,,segmentation,busi,dice_present,0.05,0.01,0.09,0.01\na,,segmentation,ddti,dice_present,0.05,-0.01,0.11,0.1\n"
+    )
+    (tmp_path / "d.csv").write_text(heads + rows)
+    with pytest.raises(ValueError, match="no row of classification"):
+        CARD.trained_part(tmp_path / "d.csv")
+    more = (
+        "a,,classification,busi,auroc,-0.01,-0.02,0.01,0.5\na,,classification,mean of all,auroc,0.02,-0.01,0.05,0.2\n"
+    )
+    (tmp_path / "d.csv").write_text(heads + rows + more)
+    text = CARD.trained_part(tmp_path / "d.csv")
+    assert "| busi: Dice | +0.050 (+0.01 to +0.09) | yes |" in text
+    assert "| ddti: Dice | +0.050 (-0.01 to +0.11) | no |" in text
+    assert "| busi: AUROC | -0.010 (-0.02 to +0.01) | - |" in text
+    assert "| mean of all: AUROC | +0.020 (-0.01 to +0.05) | yes |" in text
+    (tmp_path / "d.csv").write_text(heads.replace("random, ", "VFM4US, fine") + rows)
+    with pytest.raises(ValueError, match="no column `minus random`"):
+        CARD.trained_part(tmp_path / "d.csv")
