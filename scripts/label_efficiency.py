@@ -2,7 +2,7 @@
 
     python scripts/label_efficiency.py --encoders ours=FILE random=random:0-5 ImageNet=efficientnet_lite0 --task busi --data DIR ...
         [--mode linear finetune] [--labels 5 10 20 50 100 0] [--seeds 12] [--split val|test] [--size 128] [--out logs/labels-busi]
-        [--set finetune.learning_rate=3e-4 ...]
+        [--set finetune.learning_rate=3e-4 ...] [--beside logs/labels-other ...]
 
 Encoders are written as for scripts/probe.py. A seed draws so many images of every class (0: all there are) and takes the arm's
 encoder of that seed, in turn where there are fewer. mode linear fits a probe on frozen vectors, its strength by cross-validation
@@ -11,7 +11,8 @@ Downstream/Classification/train.py. --split val (for choosing) draws from train 
 and val (finetune: train) and tests on test, for the last figure.
 
 Every point is kept in points.csv as it comes: stop it, go on, measure arms or numbers of labels in parts, in one --out. Writes
-curve-MODE.png, curve-MODE.csv and saved-MODE.md (how many labels the first arm saves against each other).
+curve-MODE.png, curve-MODE.csv and saved-MODE.md (how many labels the first arm saves against each other). --beside draws the
+curves of earlier calls as further panels of the picture.
 """
 
 import argparse
@@ -23,13 +24,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vfm4us import config, plots
-from vfm4us.data.csv_files import write_rows
+from vfm4us.data.csv_files import read_rows, write_rows
 from vfm4us.evaluation import label_efficiency, probe_table
 from vfm4us.evaluation.anchors import HANDMADE, open_embedder
 from vfm4us.evaluation.label_efficiency import LABELS, Point, Points
 from vfm4us.evaluation.probe_table import FeatureCache, Row, Setting, Task
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.signals import exit_code
+
+POINT = ("images", "auroc", "low", "high")
 
 
 def main() -> None:
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the networks")
     parser.add_argument("--cache", type=Path, default=Path("data"), help="for packed images and vectors")
     parser.add_argument("--out", type=Path, help="default logs/labels-TASK-SPLIT")
+    parser.add_argument("--beside", nargs="+", type=Path, default=[], help="--out of earlier calls, drawn beside")
     arguments = parser.parse_args()
     arms = [probe_table.row_of(text) for text in arguments.encoders]
     out = arguments.out or Path("logs") / f"labels-{arguments.task.partition(':')[0]}-{arguments.split}"
@@ -153,10 +157,11 @@ def draw_curve(arguments, names: list[str], out: Path, points: list[Point], mode
     names = [name for name in names if name in curves] + [name for name in curves if name not in names]
     curves = {name: curves[name] for name in names}
     how = "a linear probe" if mode == "linear" else f"{arguments.steps} steps of fine-tuning"
-    title = f"{arguments.task}: {how}, {arguments.split} images; bands: 95 % over draws and seeds"
-    plots.label_curves(out / f"curve-{mode}.png", curves, title)
-    rows = [[name, *point] for name, curve in curves.items() for point in curve]
-    write_rows(out / f"curve-{mode}.csv", ["arm", "images", "auroc", "low", "high"], rows)
+    title = f"{arguments.task}: {how}, {arguments.split} images"
+    beside = [read_curves(folder / f"curve-{mode}.csv") for folder in arguments.beside]
+    plots.label_curves(out / f"curve-{mode}.png", {**dict(beside), title: curves})
+    rows = [[title, name, *point] for name, curve in curves.items() for point in curve]
+    write_rows(out / f"curve-{mode}.csv", ["curve", "arm", *POINT], rows)
     lines = []
     for other in names[1:]:
         lines += [f"**{names[0]} against {other}**, {how}", ""]
@@ -170,6 +175,21 @@ def draw_curve(arguments, names: list[str], out: Path, points: list[Point], mode
         lines.append("")
     write_text(out / f"saved-{mode}.md", "\n".join(lines))
     print("\n".join(lines))
+
+
+def read_curves(path: Path) -> tuple[str, dict[str, list[tuple]]]:
+    """Title and {arm: [(images, mean, low, high)]} of a curve-MODE.csv; FileNotFoundError, ValueError where it is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--beside: {path} does not exist; give --out of an earlier call with the same --mode")
+    rows = [row for _, row in read_rows(path)[1]]
+    try:
+        title = rows[0]["curve"]
+        return title, {
+            name: [tuple(float(row[key]) for key in POINT) for row in rows if row["arm"] == name]
+            for name in dict.fromkeys(row["arm"] for row in rows)
+        }
+    except (IndexError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or of an earlier version ({error}): measure it again") from error
 
 
 def _digest(text: str) -> str:

@@ -199,24 +199,27 @@ def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, f
 
 
 def label_curves(
-    path: Path, curves: dict[str, list[tuple[float, float, float, float]]], title: str, measure: str = "macro AUROC"
+    path: Path, panels: dict[str, dict[str, list[tuple[float, float, float, float]]]], measure: str = "macro AUROC"
 ) -> None:
-    """A score against the number of labelled images, on a log scale: curves[arm] = [(images, mean, low, high)], with bands."""
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-    axis = figure.subplots()
-    for k, (name, points) in enumerate(curves.items()):
-        images, mean, low, high = np.array(points).T
-        axis.plot(images, mean, marker="o", markersize=3.5, linewidth=1.3, color=f"C{k}", label=name)
-        axis.fill_between(images, low, high, color=f"C{k}", alpha=0.18, linewidth=0)
-    axis.set_xscale("log")
-    ticks = sorted({round(point[0]) for points in curves.values() for point in points})
-    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
-    axis.minorticks_off()
-    axis.set_xlabel("labelled images", fontsize=9)
-    axis.set_ylabel(measure, fontsize=9)
-    axis.set_title(title, fontsize=9, loc="left")
-    axis.grid(color="0.92")
-    axis.legend(fontsize=8, loc="lower right")
+    """A score against the number of labelled images, on a log scale: panels[title][arm] = [(images, mean, low, high)]; bands."""
+    figure = Figure(figsize=(0.6 + 4.8 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))  # an arm has one colour in all
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, points in curves.items():
+            color = f"C{names.index(name)}"
+            images, mean, low, high = np.array(points).T
+            axis.plot(images, mean, marker="o", markersize=3.5, linewidth=1.3, color=color, label=name)
+            axis.fill_between(images, low, high, color=color, alpha=0.18, linewidth=0)
+        axis.set_xscale("log")
+        ticks = sorted({round(point[0]) for points in curves.values() for point in points})
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
+        axis.minorticks_off()
+        axis.set_xlabel("labelled images", fontsize=9)
+        axis.set_ylabel(measure if axis is axes[0] else "", fontsize=9)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.grid(color="0.92")
+    axes[0].legend(fontsize=8, loc="lower right", title="bands: 95 %", title_fontsize=8)
     _save(figure, path)
 
 

@@ -84,6 +84,10 @@ def test_the_command_goes_on_where_it_stopped(command, tmp_path):
     assert len(rows) == 2 * (2 + 2 + 1) and (tmp_path / "out" / "curve-linear.png").is_file()
     assert max(p.auroc for p in rows if p.arm == "ours" and p.labels == 0) > 0.8
     assert "labels that shape needs" in (tmp_path / "out" / "saved-linear.md").read_text()
+    command("--encoders", "shape=file_shape", "--seeds", "2", "--labels", "5", "--out", "again", "--beside", "out")
+    assert (tmp_path / "again" / "curve-linear.png").is_file()
+    with pytest.raises(FileNotFoundError, match="beside"):
+        command("--encoders", "shape=file_shape", "--seeds", "2", "--labels", "5", "--beside", "nowhere")
 
 
 def test_finetuned_points_come_from_runs_that_choose_no_epoch(command, tmp_path):
