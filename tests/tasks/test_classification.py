@@ -19,12 +19,15 @@ from sklearn.metrics import f1_score, roc_auc_score
 import vfm4us
 from tests.conftest import ROOT, module_of
 from vfm4us import checkpoints, config
+from vfm4us.data.records import Record
+from vfm4us.data.sources import find_source
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import classification as figures
 from vfm4us.runtime import signals
 from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base, finetune
 from vfm4us.tasks import classification as task
+from vfm4us.tasks.trained_on import differences, trained_on
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Classification" / name for name in ("train.py", "evaluate.py"))
 
@@ -474,6 +477,55 @@ def script(path, *arguments, cwd):
     return subprocess.run([sys.executable, str(path), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
 
 
+def records_of(*labels):
+    return [Record(id=str(k), path=f"{k}.png", label=label) for k, label in enumerate(labels)]
+
+
+def test_labels_of_another_set_are_the_model_s_own_or_an_error_with_both():
+    options, classes = task.ClassifyConfig(data="there"), ["Trans-ventricular", "normal"]
+    records = records_of("NORMAL", "trans ventricular", "normal", "")
+    said = task.labels_as_trained(records, classes, options)
+    assert [r.label for r in records] == ["normal", "Trans-ventricular", "normal", ""]
+    assert said == [
+        "the label 'NORMAL' is taken for the class 'normal'",
+        "the label 'trans ventricular' is taken for the class 'Trans-ventricular'",
+    ]
+    with pytest.raises(ValueError, match=r"'malign' one of malignant by another name \(--merge 'malign > malignant'\)"):
+        task.labels_as_trained(records_of("benign", "malign"), ["benign", "malignant"], options)
+    with pytest.raises(ValueError, match="there has the labels 0, 1; the model knows benign, malignant"):
+        task.labels_as_trained(records_of("0", "1"), ["benign", "malignant"], options)
+    options = task.ClassifyConfig(data="there", merge=["malign > malignant"])
+    records = records_of("benign", "malign")
+    assert task.labels_as_trained(records, ["benign", "malignant"], options) == []
+    assert [r.label for r in records] == ["benign", "malignant"]
+    # a further class beside all that are known is left out; a class without images is said
+    said = task.labels_as_trained(records_of("a", "b", "c"), ["a", "b"], task.ClassifyConfig())
+    said += task.labels_as_trained(records_of("a", "a"), ["a", "b"], task.ClassifyConfig())
+    assert said == ["no image of the class b: averages go over the other classes"]
+    # what was joined in training is joined here
+    records = records_of("low", "high", "none")
+    task.labels_as_trained(records, ["none", "some"], task.ClassifyConfig(), ("low > some", "high > some"))
+    assert [r.label for r in records] == ["some", "some", "none"]
+    with pytest.raises(ValueError, match="there has no label 'x' to merge or leave out; it has: a"):
+        task.labels_as_trained(records_of("a"), ["a", "b"], task.ClassifyConfig(data="there", leave_out=["x"]))
+
+
+def test_negatives_and_images_of_another_size_are_told(build, folder, tmp_path):
+    data = task.LabelledData(build().data, 0)
+    known = trained_on(data.dataset)
+    assert known["longer_side"] == [40.0, 40.0, 40.0] and known["blank"] is False
+    dark = {**known, "mean_grey": [30.0, 40.0, 60.0]}
+    records = find_source(folder)
+    assert differences(known, folder, records) == []
+    (tmp_path / "other").mkdir()
+    for i in range(8):
+        Image.fromarray(np.full((400, 300), 200 if i % 2 else 35, np.uint8)).save(tmp_path / "other" / f"{i}.png")
+    told = differences(dark, tmp_path / "other", find_source(tmp_path / "other"))
+    assert "4 of 8 images that were looked at are light where the training images are dark (e.g. 1.png)" in told[0]
+    assert "the longer side is 400 px, of the training images 40 to 40 px" in told[1]
+    assert differences({}, folder, records) == []  # a model of before
+
+
 def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     keys = ["mode=linear", "name=s", "seeds=[0]", "data.size=40", "device=cpu"]
     done = script(TRAIN, f"data.path={folder}", *keys, cwd=tmp_path)
@@ -496,6 +548,12 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         tmp_path / "plain", [("down", "test", "0.png"), ("upward", "test", "1.png"), ("down", "test", "bad.png")]
     )
     done = script(EVALUATE, "logs/s", strange, "--out", "o3", cwd=tmp_path)
+    assert (
+        done.returncode == 2
+        and "--merge 'upward > " in done.stderr
+        and "the model knows across, down, fine" in done.stderr
+    )
+    done = script(EVALUATE, "logs/s", strange, "--out", "o3", "--leave-out", "upward", cwd=tmp_path)
     assert "does not know, left out of the metrics: upward" in done.stdout and "bad.png" in done.stderr
     found = json.loads((tmp_path / "o3/metrics.json").read_text())
     assert found["protocol"]["unreadable"] == 1 and "recall down" in found["metrics"]

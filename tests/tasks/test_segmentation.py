@@ -549,6 +549,68 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
     assert sum("is finished" in line for line in said) == len(seeds)
 
 
+def test_what_is_to_be_ignored_counts_in_no_loss_no_choice_and_no_figure(build, tmp_path, monkeypatch):
+    """Masks of 0, 1 and 255 in files, from packing to the figures; another disc lies under what is ignored."""
+    root, rng = discs(tmp_path / "d", count=24), np.random.default_rng(5)
+    for path in (root / "masks").iterdir():
+        mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8)
+        ignored = disc(*mask.shape, 9, rng)
+        mask[ignored] = 255
+        Image.fromarray(mask).save(path)
+    seen = []
+
+    def watched(logits, target, weight):
+        loss = overlap_loss(logits, target, weight)
+        if logits.requires_grad:
+            gradient = torch.autograd.grad(loss, logits, retain_graph=True)[0].abs().sum(1)
+            seen.append((int((target == 255).sum()), float(gradient[target == 255].max()), float(gradient.max())))
+        else:  # in validation: whatever is predicted there, the loss is the same
+            logits = logits + 100 * (target == 255)[:, None] * torch.randn(logits.shape[:2])[..., None, None]
+            assert overlap_loss(logits, target, weight) == loss
+        return loss
+
+    overlap_loss = task.overlap_loss
+    monkeypatch.setattr(task, "overlap_loss", watched)
+    task.TASK.run_seeds(build(path=root), quiet)
+    assert seen and all(ignored > 100 and under == 0 and elsewhere > 0 for ignored, under, elsewhere in seen)
+
+    data = task.MaskedData(build(path=root).data, 0)
+    assert data.classes == ["foreground"] and data.dataset.ignore == 255
+    run = tmp_path / "logs" / "t" / "seed-0"
+    outcome = base.read_outcome(run)
+    for i, path in enumerate(outcome["paths"]):
+        truth = np.asarray(Image.open(root / "masks" / path.split("/")[1]))
+        predicted = np.asarray(Image.open(run / str(outcome["predicted"][i])))
+        known = truth != 255
+        a, b = (predicted == 1) & known, (truth == 1) & known
+        total = a.sum() + b.sum()
+        assert outcome["dice"][i, 0] == (2 * (a & b).sum() / total if total else 1)
+        assert outcome["truth_pixels"][i, 0] == b.sum() and outcome["pixels"][i] == known.sum() < truth.size
+    # the same in another folder: the model's file says what 255 is
+    model, about = task.TASK.load(run)
+    assert model.mask_coding["ignore"] == 255 and "said" in about["mask_coding"] and not about["mask_coding"]["said"]
+
+
+def test_a_model_reads_masks_as_those_it_was_trained_with_or_refuses_them(build, tmp_path, capsys):
+    trained = two_classes(tmp_path / "d", 85, 170)
+    task.TASK.run_seeds(build("finetune.epochs=1", path=trained), quiet)
+    options = {"checkpoint": str(tmp_path / "logs" / "t"), "out": str(tmp_path / "out"), "device": "cpu"}
+    other = two_classes(tmp_path / "e", 0, 170)  # only its second class: by itself the first
+    task.TASK.evaluate_files(task.SegmentConfig(**options, data=str(other)), quiet)
+    assert (
+        "masks are read as those the model was trained with: 85 is class 1, 170 is class 2" in capsys.readouterr().out
+    )
+    with open(tmp_path / "out" / "per_image.csv", newline="") as file:
+        pixels = {name: 0 for name in ("class 1", "class 2")}
+        for row in csv.DictReader(file):
+            pixels[row["class"]] += int(row["truth_pixels"])
+    assert pixels["class 1"] == 0 < pixels["class 2"]
+    for numbers, message in (((1, 2), "holds 1, to which.*85 is class 1.*class numbers"), ((85, 255), "holds 255, to")):
+        strange = two_classes(tmp_path / f"s{numbers[1]}", *numbers)
+        with pytest.raises(ValueError, match=message):
+            task.TASK.evaluate_files(task.SegmentConfig(**options, data=str(strange)), quiet)
+
+
 def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeypatch):
     settings = build()
     task.TASK.run_seeds(settings, quiet)

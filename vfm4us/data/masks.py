@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class MaskCoding:
     fill:       masks are outlines, whose inside is meant
     as_colours: indices of palettes stand for their colours, as files mean different colours by one index
     raw:        masks lie on the pixels of the file, before its EXIF orientation turns it
+    names:      of the classes 1, 2, ..., where files of outlines tell them
     said:       what was decided, in words
     """
 
@@ -68,15 +69,15 @@ class MaskCoding:
     fill: bool = False
     as_colours: bool = False
     raw: bool = False
+    names: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
 
     def to_plain(self) -> dict:
-        plain = asdict(self)
-        return {**plain, "values": list(self.values), "said": list(self.said)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_plain(cls, plain: dict) -> "MaskCoding":
-        return cls(**{**plain, "values": tuple(plain["values"]), "said": tuple(plain["said"])})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
     def class_values(self) -> dict[str, str]:
         """Class number -> what stands for it in the files, where that is not the number itself."""
@@ -186,7 +187,8 @@ def _layer(root: Path, record: Record, path: str, shape: tuple, coding: MaskCodi
     file, key = polygons.split_reference(path)
     top, left, height, width = (int(v) for v in record.crop.split()) if record.crop else (0, 0, *shape)
     if key is not None:  # outlines are drawn on the whole frame, as far as the crop reaches
-        return polygons.read_mask(root / file, key, top + height, left + width)[top:, left:]
+        drawn = polygons.read_mask(root / file, key, top + height, left + width)[top:, left:]
+        return _by_names(drawn, polygons.class_names(root / file), coding)
     raw = _raw_of(root / path, record.frame)
     if coding is None:
         coding = decide([seen_of(path, raw)], Reading())
@@ -201,6 +203,18 @@ def _layer(root: Path, record: Record, path: str, shape: tuple, coding: MaskCodi
     ):
         return frames.cropped(layer, record.crop)
     return layer
+
+
+def _by_names(classes: np.ndarray, own: dict[int, str], coding: MaskCoding | None) -> np.ndarray:
+    """Class numbers of one file of outlines as the set numbers the classes of these names."""
+    if coding is None or not coding.names or all(coding.names[k - 1 : k] == (name,) for k, name in own.items()):
+        return classes
+    if strange := sorted(set(own.values()) - set(coding.names)):
+        raise ValueError(f"names the class {strange[0]!r}; known are {', '.join(coding.names)}")
+    table = np.arange(256, dtype=np.uint8)
+    for number, name in own.items():
+        table[number] = coding.names.index(name) + 1
+    return table[classes]
 
 
 def _raw_of(path: Path, frame: int = 0) -> RawMask:
@@ -352,13 +366,31 @@ def mask_coding(
     """
     root, reading = Path(root), reading or Reading()
     records = [record for record in records if record.mask]
+    if not records:
+        return None
+    names = outline_names(root, records)
+    seen = look_at_masks(root, records, workers)
+    if seen is None:
+        return MaskCoding(kind="numbers", names=names)
+    coding = replace(decide(seen, reading, outlines) if seen else MaskCoding(), names=names)
+    raw = masks_on_raw_pixels(root, records, reading)
+    if raw is None:
+        return coding
+    words = "masks of images that their EXIF orientation turns lie on " + (
+        "the raw pixels" if raw else "the upright image"
+    )
+    return replace(coding, raw=raw, said=(*coding.said, words))
+
+
+def look_at_masks(root: Path, records: list[Record], workers: int = 4) -> list[Seen] | None:
+    """What lies in each mask file of the records, but for those that cannot be read; None where all masks are outlines."""
     files = {}
     for record in records:
         for path in record.mask_paths:
             if polygons.split_reference(path)[1] is None:
                 files.setdefault((path, record.frame), None)
     if not files:
-        return MaskCoding(kind="numbers") if records else None
+        return None
 
     def look(place):
         try:
@@ -367,18 +399,37 @@ def mask_coding(
             return None
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        seen = [one for one in pool.map(look, files) if one is not None]
-    coding = decide(seen, reading, outlines) if seen else MaskCoding()
-    raw = _masks_on_raw_pixels(root, records, reading)
-    if raw is None:
-        return coding
-    words = "masks of images that their EXIF orientation turns lie on " + (
-        "the raw pixels" if raw else "the upright image"
-    )
-    return MaskCoding(**{**asdict(coding), "raw": raw, "said": (*coding.said, words)})
+        return [one for one in pool.map(look, files) if one is not None]
 
 
-def _masks_on_raw_pixels(root: Path, records: list[Record], reading: Reading) -> bool | None:
+def outline_names(root: Path, records: list[Record]) -> tuple[str, ...]:
+    """The names of the classes 1, 2, ... over all files of outlines; () where the files tell none.
+
+    Each file numbers its classes by itself; a class of one name has one number over the set. ValueError where only some name them.
+    """
+    told, unnamed = {}, ""
+    for path in dict.fromkeys(path for record in records for path in record.mask_paths):
+        file, key = polygons.split_reference(path)
+        if key is None or file in told or file.lower().endswith(".txt"):  # YOLO's classes are numbers
+            continue
+        try:
+            names, drawn = polygons.class_names(root / file), polygons.holds_any(root / file)
+        except (OSError, ValueError):  # its images are refused when they are packed
+            continue
+        told[file] = tuple(names[number] for number in sorted(names))
+        if names and sorted(names) != list(range(1, len(names) + 1)):
+            raise ValueError(f"{file}: only some of its outlines name their class ({', '.join(told[file])}): name all")
+        unnamed = unnamed or file * (drawn and not names)
+    several = next((file for file, names in told.items() if len(names) > 1), "")
+    if several and unnamed:
+        raise ValueError(
+            f"{several} names the classes {', '.join(told[several])}, and {unnamed} names none: a class could get two numbers"
+        )
+    most_first = sorted(told.values(), key=len, reverse=True)
+    return tuple(dict.fromkeys(name for names in most_first for name in names))
+
+
+def masks_on_raw_pixels(root: Path, records: list[Record], reading: Reading) -> bool | None:
     """Whether masks lie on the pixels before the EXIF orientation turns them; None where no image is turned."""
     if reading.orientation:
         return reading.orientation == "raw"
@@ -423,7 +474,7 @@ def decide(seen: list[Seen], reading: Reading, outlines: bool = False) -> MaskCo
             f"{pictures[0].path} is named as a mask, but is a picture with many greys, as are {len(pictures)} of {len(seen)}: "
             "name the masks themselves, with class numbers or with 0 and 255"
         )
-    as_colours = _palettes_as_colours(seen)
+    as_colours = palettes_as_colours(seen)
     _check_background(seen, reading)
     fill = _decide_outlines(seen, reading, outlines, said)
     soft = [one for one in seen if one.soft]
@@ -445,7 +496,7 @@ def decide(seen: list[Seen], reading: Reading, outlines: bool = False) -> MaskCo
             f"{soft[0].path} holds probabilities of one class, while other masks hold several classes (e.g. {seen[0].path})"
         )
     if soft and coding.kind == "numbers":
-        coding = MaskCoding(**{**asdict(coding), "kind": "binary"})
+        coding = replace(coding, kind="binary")
     return coding
 
 
@@ -492,15 +543,18 @@ def _decide_outlines(seen: list[Seen], reading: Reading, outlines: bool, said: l
     )
 
 
-def _palettes_as_colours(seen: list[Seen]) -> bool:
-    """Indices of palettes are class numbers where all files mean the same colours, and black by 0; else colours."""
+def palettes_as_colours(seen: list[Seen], surely: bool = False) -> bool:
+    """Indices of palettes are class numbers where all files mean the same colours, and black by 0; else colours.
+
+    surely: colours in any case
+    """
     meant: dict[int, tuple] = {}
     agree = True
     for one in seen:
         for index, colour in one.palette.items():
             agree &= meant.setdefault(index, colour) == colour
     agree &= meant.get(0, (0, 0, 0)) == (0, 0, 0) or (0, 0, 0) not in meant.values()
-    if agree:
+    if agree and not surely:
         return False
     for one in seen:
         if one.palette and one.values is not None:
@@ -510,6 +564,7 @@ def _palettes_as_colours(seen: list[Seen]) -> bool:
             one.colours, one.values = True, dict(values)
             one.solid = {one.palette[index] for index in one.solid}
             one.corner = one.palette.get(int(one.corner)) if one.corner is not None else None
+            one.palette = {}
     return True
 
 
@@ -678,7 +733,7 @@ def _colour_coding(seen, reading, said, shared) -> MaskCoding:
                 near = next((known for known in found if one.values is None and _apart(known, colour) <= NEAR), colour)
                 found.setdefault(near, []).append(one.path)
     thin = sorted({v for one in seen if one.colours and one.values for v in one.values} - set(found) - {background})
-    thin = [colour for colour in thin if not any(_between(colour, background, other) for other in found)]
+    thin = [colour for colour in thin if not any(between(colour, background, other) for other in found)]
     for colour in thin:
         found[colour] = [next(one.path for one in seen if one.colours and one.values and colour in one.values)]
     colours = sorted(found)
@@ -692,7 +747,7 @@ def _colour_coding(seen, reading, said, shared) -> MaskCoding:
     lossy = [one for one in seen if one.values is None]
     for middle in colours if lossy else ():
         ends = [c for c in (*colours, background) if c != middle]
-        if any(_between(middle, a, b) for k, a in enumerate(ends) for b in ends[k + 1 :]):
+        if any(between(middle, a, b) for k, a in enumerate(ends) for b in ends[k + 1 :]):
             raise ValueError(
                 f"grey or colour {_name(middle)} fills areas in {found[middle][0]}, and is also what edges between other "
                 "colours look "
@@ -710,7 +765,7 @@ def _apart(a, b) -> int:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def _between(colour, a, b) -> bool:
+def between(colour, a, b) -> bool:
     """Whether a colour lies near the straight line between two others: what an edge between them looks like."""
     a, b, c = (np.array(x, dtype=float) for x in (a, b, colour))
     length = float(((b - a) ** 2).sum())

@@ -61,6 +61,11 @@ def has_outlines(path) -> bool:
     return not shapes or any(not isinstance(shape, Box) for shape in shapes)
 
 
+def holds_any(path) -> bool:
+    """Whether an annotation file has an outline or a box for any image."""
+    return any(_of_file(path).values())
+
+
 def class_names(path) -> dict[int, str]:
     """Class number -> name, as far as the file tells them."""
     return _parsed(*_state(path))[1]
@@ -186,7 +191,8 @@ def _coco(content: dict):
             target.append(_coco_runs(outlines, number))
         else:  # COCO counts from the corner of the first pixel
             target.extend(Outline(np.asarray(outline, np.float64) - 0.5, number) for outline in outlines)
-    return shapes, {number: name for number, (_, name) in enumerate(categories, start=1)}
+    names = {number: name for number, (_, name) in enumerate(categories, start=1)}
+    return shapes, names if all(names.values()) and len(set(names.values())) == len(names) else {}
 
 
 def _coco_runs(content: dict, number: int) -> Runs:
@@ -222,12 +228,12 @@ def _regions(entry: dict) -> list[dict]:
 
 
 def _via(found: list[tuple[str, dict]], entries=()):
-    """Regions of the VGG Image Annotator; the class is the one attribute whose values differ, or there is one class."""
+    """Regions of the VGG Image Annotator; the class is the one attribute whose values differ, or the only one, or there is none."""
     values: dict[str, set] = {}
     for _, region in found:
         for name, value in (region.get("region_attributes") or {}).items():
             values.setdefault(str(name), set()).add(_word(value))
-    naming = [name for name, words in values.items() if len(words) > 1]
+    naming = [name for name, words in values.items() if len(words) > 1] or (list(values) if len(values) == 1 else [])
     if len(naming) > 1:
         raise ValueError(
             f"its regions have several attributes ({', '.join(sorted(naming))}): keep the one that is the class"

@@ -43,6 +43,7 @@ from vfm4us.runtime.rng import numpy_stream
 from vfm4us.runtime.run import RunFolder, refuse_changed
 from vfm4us.tables import markdown
 from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights, weights_of
+from vfm4us.tasks.trained_on import differences, trained_on
 
 TASKS = ("classification", "segmentation", "generation")  # modules of vfm4us.tasks
 HEAD = "module.head."  # of a saved model's tensors: all but the encoder's
@@ -232,7 +233,7 @@ class Task:
             say(duplicates)
             torch.manual_seed(config.seed)
             model, validated = self.train(config, data, encoder, folder, device)
-            self.save(where / self.file, model, config, data.dataset.size)
+            self.save(where / self.file, model, config, data.dataset.size, trained_on(data.dataset))
             outcome = self.test(config, data, model, where, validated) | validated
             write_outcome(where, outcome)
             result = self.figures.evaluate([outcome])
@@ -243,12 +244,16 @@ class Task:
         finally:
             folder.close()
 
-    def save(self, path: Path, model: nn.Module, config, size: int) -> None:
-        """`module.base_encoder.*` as in every checkpoint, beside it the head and the `size` of training images, px."""
+    def save(self, path: Path, model: nn.Module, config, size: int, known: dict[str, Any] | None = None) -> None:
+        """`module.base_encoder.*` as in every checkpoint, beside it the head and the `size` of training images, px.
+
+        known: what `trained_on` says of the training images
+        """
         encoder = self.encoder_of(model)
         tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
         tensors |= {f"module.{k}": v.detach().cpu().contiguous() for k, v in self.head_of(model).items()}
         state = {"state_dict": tensors, "encoder": encoder.spec_dict(), "task": self.name, "size": size}
+        state |= {"trained_on": known or {}}
         state |= {"in_channels": encoder.spec.in_channels} | self.facts(model, config) | {"config": to_dict(config)}
         checkpoints.save(path, state)
 
@@ -287,6 +292,9 @@ class Task:
         if self.writes_images:
             refuse_output_within(root, out)
         out.mkdir(parents=True, exist_ok=True)
+        told = differences(about.get("trained_on", {}), root, records)
+        for words in told:
+            log.note(words, logging.WARNING)
         cases = self.use(model, about, root, records, options)
         for path, reason in cases.unreadable:
             log.note(f"cannot be read: {path}: {reason}", logging.WARNING)
@@ -307,6 +315,7 @@ class Task:
             "input_size": about["size"],
             "unreadable": len(cases.unreadable),
             f"without_{self.truth}": len(cases.without),
+            "warnings": told,
             "interval": "95 %, bootstrap over groups (single images where there are none)",
             "device": device_name(),
         }

@@ -8,6 +8,7 @@
 strength (linear) and the number of neighbours (knn) are chosen on the validation split; the test split is looked at once.
 """
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from vfm4us.config import option, section, to_dict
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_batch
+from vfm4us.data.records import Record
+from vfm4us.data.words import same
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import classification as figures
 from vfm4us.evaluation.classification import balanced_accuracy, fit_temperature
@@ -307,6 +310,52 @@ class ClassifyConfig(EvaluationConfig):
     """How a trained classifier is used on other images, and which of their labels count as one."""
 
     merge: list[str] = option([], "labels to join, each as 'old > new'")
+    leave_out: list[str] = option([], "labels whose images are not compared")
+
+
+def labels_as_trained(
+    records: list[Record], classes: list[str], options: ClassifyConfig, merged: tuple[str, ...] = ()
+) -> list[str]:
+    """Give each record the model's own spelling of its label, "" where it is left out; returns what is to be said.
+
+    merged: data.merge of its training
+    ValueError where labels are unknown to the model while classes of it are missing, as one may be the other.
+    """
+    given, renamed = {record.label for record in records if record.label}, dict(map(pair, options.merge))
+    if given and (unknown := sorted((renamed.keys() | set(options.leave_out)) - given)):
+        raise ValueError(
+            f"{options.data} has no label {unknown[0]!r} to merge or leave out; it has: {', '.join(sorted(given))}"
+        )
+    renamed = dict(map(pair, merged)) | renamed
+    own_of, said = {plain_label(name): name for name in classes}, []
+    spelled = {}
+    for label in sorted(given):
+        name = renamed.get(label, label)
+        near = own_of.get(plain_label(name), "") if len(own_of) == len(classes) else ""
+        spelled[label] = name if name in classes else near or name
+        if label in options.leave_out:
+            spelled[label] = "" if spelled[label] in classes else name
+        elif near and near != name:
+            said.append(f"the label {name!r} is taken for the class {near!r}")
+    for record in records:
+        record.label = spelled.get(record.label, record.label)
+    there = {record.label for record in records if record.label}
+    strange, missing = sorted(there - {*classes, *options.leave_out}), [name for name in classes if name not in there]
+    if strange and missing:
+        near = difflib.get_close_matches(strange[0], missing, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{options.data} has the labels {', '.join(sorted(there))}; the model knows {', '.join(classes)}. Is {strange[0]!r} "
+            f"one of {', '.join(missing)} by another name (--merge '{strange[0]} > {near}'), or is it to be left out "
+            f"(--leave-out '{strange[0]}')?"
+        )
+    if there and missing:
+        said.append(f"no image of the class {', '.join(missing)}: averages go over the other classes")
+    return said
+
+
+def plain_label(name: str) -> str:
+    """A label as it is compared with a model's classes: without case, spaces, hyphens and underscores."""
+    return "".join(character for character in same(name) if character not in " -_") or same(name)
 
 
 # ---- the task -------------------------------------------------------------------------------------------------------
@@ -392,7 +441,10 @@ class Classification(Task):
 
     def use(self, model: Classifier, about, root: Path, records, options: ClassifyConfig) -> Cases:
         """Writes predictions.csv; images without a label that the classifier knows are not compared."""
-        cases, renamed, done = Cases(more={"classes": np.array(model.classes)}), dict(map(pair, options.merge)), []
+        cases, done = Cases(more={"classes": np.array(model.classes)}), []
+        merged = tuple(about["config"]["data"].get("merge", ()))
+        for words in labels_as_trained(records, model.classes, options, merged):
+            log.say(words)
         for start in tqdm(range(0, len(records), 32), unit="batch", desc="classifying"):
             readable = []
             for record in records[start : start + 32]:
@@ -405,7 +457,7 @@ class Classification(Task):
             for (record, image), p in zip(
                 readable, classify(model, [image for _, image in readable], about["size"]), strict=True
             ):
-                record.label, (record.height, record.width) = renamed.get(record.label, record.label), image.shape
+                record.height, record.width = image.shape
                 done.append((record, p))
                 if record.label in model.classes:
                     cases.records.append(record)

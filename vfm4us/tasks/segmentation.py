@@ -25,11 +25,12 @@ from tqdm import tqdm
 from vfm4us import log, plots
 from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
 from vfm4us.config import option, section, to_dict
+from vfm4us.data.codings import read_as_trained
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import is_prepared
 from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_array, image_batch, image_records
-from vfm4us.data.masks import read_masks
+from vfm4us.data.masks import MaskCoding, read_masks
 from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
 from vfm4us.encoders import Encoder
@@ -93,6 +94,8 @@ class Segmenter(nn.Module):
     Decoders are those of segmentation-models-pytorch, fed by our encoder's pyramid, so that every encoder tensor is the loaded one.
     DeepLabv3+ lets the last stage of a ResNet work at stride 16, dilated; its tensors stay what they are.
     """
+
+    mask_coding: dict | None = None  # what the values of the masks it was trained with mean (data.masks.MaskCoding)
 
     def __init__(
         self, encoder: Encoder, classes: list[str], decoder: str, width: int, rates: list[int], join: bool = False
@@ -197,6 +200,9 @@ class MaskedData:
             raise ValueError(
                 f"{config.path}: masks hold class {most}, but data.classes names {count}: name it, or data.join=true"
             )
+        named = list(config.classes) or list((self.dataset.mask_coding or {}).get("names", ()))
+        if len(named) == count and not self.join:
+            return named
         return list(config.classes) or (
             ["foreground"] if count == 1 else [f"class {number}" for number in range(1, count + 1)]
         )
@@ -422,6 +428,7 @@ class Segmentation(Task):
 
     def train(self, config: SegmentationConfig, data: MaskedData, encoder, folder, device):
         model, best = _train(config, data, make_segmenter(encoder, data.classes, config), folder, device)
+        model.mask_coding = data.dataset.mask_coding
         return model, {name: np.array(best[name]) for name in ("val_dice_present", "val_dice")}
 
     def test(self, config: SegmentationConfig, data: MaskedData, model: Segmenter, where: Path, validated):
@@ -451,15 +458,28 @@ class Segmentation(Task):
             "classes": model.classes,
             "decoder": {"kind": config.decoder, "width": config.decoder_width, "rates": config.atrous_rates},
             "join": config.data.join,
+            "mask_coding": {**model.mask_coding, "said": []} if model.mask_coding else None,  # said: names of files
         }
 
     def build(self, about, encoder: Encoder, head) -> Segmenter:
         kind, width, rates = (about["decoder"][key] for key in ("kind", "width", "rates"))
         model = Segmenter(encoder, about["classes"], kind, width, rates, about["join"])
+        model.mask_coding = about.get("mask_coding")  # files of 0.2.0 and earlier lack it
         model.head.load_state_dict(head)
         return model
 
     def use(self, model: Segmenter, about, root: Path, records, options: SegmentConfig) -> Cases:
+        """Masks to compare with are read by the coding of the training masks; ValueError where they are of another."""
+        if any(record.mask for record in records):
+            if model.mask_coding:
+                trained = MaskCoding.from_plain(model.mask_coding)
+                for words in read_as_trained(records, trained, model.classes, model.join):
+                    log.say(words)
+            else:
+                log.note(
+                    f"{options.checkpoint} does not say what values its training masks had: those of {options.data} are read "
+                    "by themselves"
+                )
         return examine(model, root, records, about["size"], Path(options.out), options.flips)
 
     def report(self, model: Segmenter, about, root: Path, cases: Cases, options: SegmentConfig) -> None:
