@@ -1,6 +1,6 @@
 """Ours against the plain way, in turn in one run, by CPU time; prints medians, spread and ratios.
 
-    python scripts/benchmark.py [patches] [coding_rate] [step] [attention] [phantoms] [load] [--out FOLDER]    all by default
+    python scripts/benchmark.py [PART ...] [--out FOLDER]    all parts by default
 
 patches      5, 20 and 50 patches of 96 px per image from the packed store, and 2 of 224 px from images of 512 px, against
              decoding the file once and augmenting with torchvision v1 on PIL, as EMP-SSL's code does, and with v2 on tensors
@@ -11,11 +11,19 @@ attention    a ViT-Ti/8 in bf16 on a CPU, forward and backward on 32 crops of 64
 load         load_encoder on a ResNet18 file, against torch.load and load_state_dict into a model that is there already, and
              one that has to be made
 phantoms     2,000 synthetic images of 256 x 256, each with its mask and low-quality partner, written as PNG
+packing      `prepare` from the listing to the finished folder, against a plain loop that reads each file, takes its sha256,
+             decodes it with PIL, converts to grey, resizes the longer side to 256 px (Lanczos), pads and stacks: no hash of the
+             picture, no check, no journal, nothing written. Screens of 512 to 1024 px as PNG and as JPEG, and BUSI where
+             VFM4US_REAL_DATA names the folder of the real sets. Times on the clock where there are two cores
 """
 
 import argparse
 import copy
+import hashlib
+import io
 import json
+import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -258,6 +266,81 @@ def benchmark_load(rounds: int) -> None:
             )
 
 
+def benchmark_packing(rounds: int) -> None:
+    """Print CPU per image of `prepare` and of a plain PIL loop, in turn, and wall times of one and two workers and of the loop."""
+    from vfm4us.data.prepare import prepare
+
+    def write_screens(folder: Path, ending: str, count: int = 120) -> None:
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for i in range(count):
+            width, height = ((512, 384), (640, 480), (800, 600), (1024, 768))[i % 4]
+            side = int(0.9 * height)
+            scan = Image.fromarray(make_phantom(i % 24, size=256).image).resize((side, side), Image.Resampling.BICUBIC)
+            noisy = np.asarray(scan, np.float32) + (np.asarray(scan) > 8) * rng.normal(0, 2, (side, side))
+            screen = Image.new("L", (width, height))
+            screen.paste(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), (width // 2 - side // 2, height // 20))
+            screen = screen.convert("RGB") if i // 4 % 2 else screen
+            screen.save(folder / f"{i:04d}.{ending}", **({"quality": 90} if ending == "jpg" else {}))
+
+    def plain(files: list[Path], size: int = 256) -> np.ndarray:
+        frames = []
+        for file in files:
+            data = file.read_bytes()
+            hashlib.sha256(data).hexdigest()
+            picture = Image.open(io.BytesIO(data)).convert("L")
+            scale = size / max(picture.size)
+            small = tuple(max(1, round(side * scale)) for side in picture.size)
+            frame = np.zeros((size, size), np.uint8)
+            frame[: small[1], : small[0]] = np.asarray(picture.resize(small, Image.Resampling.LANCZOS))
+            frames.append(frame)
+        return np.stack(frames)
+
+    def timed(function) -> tuple[float, float]:
+        """Seconds of CPU, those of processes that have ended with it, and seconds on the clock."""
+        cpu, clock = sum(os.times()[:4]), time.perf_counter()
+        function()
+        return sum(os.times()[:4]) - cpu, time.perf_counter() - clock
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sources = {"PNG of 512 to 1024 px": folder / "png", "JPEG of 512 to 1024 px": folder / "jpg"}
+        for source in sources.values():
+            write_screens(source, source.name)
+        real = os.environ.get("VFM4US_REAL_DATA")
+        if real and (found := sorted(Path(real).glob("busi/**/*.png"))):
+            sources["PNG of BUSI"] = folder / "busi"
+            sources["PNG of BUSI"].mkdir()
+            for k, file in enumerate(file for file in found if "_mask" not in file.name):
+                shutil.copy(file, sources["PNG of BUSI"] / f"{k:04d}.png")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for what, source in sources.items():
+            files = sorted(source.iterdir())
+
+            def ours(workers: int = 1, source: Path = source) -> None:
+                shutil.rmtree(folder / "packed", ignore_errors=True)
+                prepare(source, folder / "packed", size=256, workers=workers, progress=False)
+
+            sides = {"ours": ours, "plain PIL loop": lambda files=files: plain(files)}
+            spent = [[timed(function)[0] for function in sides.values()] for _ in range(rounds + 1)]
+            for side, seconds in zip(sides, np.array(spent[1:]).T, strict=True):
+                note(f"packing {what}", side, 1e3 * seconds / len(files), "ms of CPU per image")
+            if cores < 2:
+                print(f"packing {what}: one core, so two workers were not timed")
+                continue
+            many = folder / f"{source.name}-many"  # enough work for processes to be started: eight copies of each file
+            for k in range(8):
+                shutil.copytree(source, many / str(k))
+            sides = {
+                "two workers": lambda many=many: ours(2, many),
+                "one worker": lambda many=many: ours(1, many),
+                "plain PIL loop": lambda many=many: plain(sorted(many.glob("*/*"))),
+            }
+            clocks = [[timed(function)[1] for function in sides.values()] for _ in range(rounds)]
+            for side, seconds in zip(sides, np.array(clocks).T, strict=True):
+                note(f"packing {what}, on the clock", side, seconds, "s")
+
+
 def main() -> None:
     """Measure the parts named on the command line, all of them by default; with --out, write benchmark.json and benchmark.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -268,6 +351,7 @@ def main() -> None:
         "attention": benchmark_attention,
         "load": benchmark_load,
         "phantoms": benchmark_phantoms,
+        "packing": benchmark_packing,
     }
     parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(parts)}")
     parser.add_argument("--out", type=Path, help="folder for benchmark.json and benchmark.png (of patches and peak)")
