@@ -304,6 +304,83 @@ TREES = {
         splits={"train": 1, "test": 1},
         shown=True,
     ),
+    "table beside": Tree(
+        "A table beside images and masks",
+        (
+            pairs("Images/bus_{}-l.png", "Masks/mask_{}-l.png"),
+            text(
+                "bus_data.csv",
+                "ID,Case,Pathology,Width\nbus_0-l,1,benign,64\nbus_1-l,1,benign,64\nbus_2-l,2,malignant,64\n",
+            ),
+        ),
+        images=3,
+        masks=3,
+        labels=("benign", "malignant"),
+        groups=2,
+        shown=True,
+    ),
+    "table with tabs": Tree(
+        "A table in another spelling, of some of the images",
+        (
+            plain("scans/A1.PNG", "scans/A2.PNG", "scans/A3.PNG"),
+            text(
+                "info/labels.tsv",
+                "\ufeffFile Name\tDiagnosis\tPatient ID\nC:\\x\\a1.png\tcyst\t7\nscans\\a2.png\tNaN\t7\n",
+            ),
+        ),
+        images=3,
+        labels=("cyst",),
+        groups=1,
+    ),
+    "tables of splits": Tree(
+        "A table for each split",
+        (
+            plain("img/a.png", "img/b.png", "img/c.png", "img/d.png"),
+            text("train.csv", "image|label\na.png|x\nb.png|y\n"),
+            text("test.csv", "image|label\nc.png|x\nd.png|y\n"),
+        ),
+        images=4,
+        labels=("x", "y"),
+        splits={"train": 2, "test": 2},
+    ),
+    "boxes beside": Tree(
+        "A table with several rows per image",
+        (plain("img/a.png", "img/b.png"), text("boxes.csv", "path,label\na.png,x\na.png,y\nb.png,x\n")),
+        images=2,
+        passed_over=1,
+    ),
+    "patients beside": Tree(
+        "A table whose numbers are not the images'",
+        (plain(*(f"img/{k}.png" for k in range(1, 9))), text("p.csv", "patient,label\n1,x\n2,y\n3,x\n")),
+        images=8,
+        passed_over=1,
+    ),
+    "table against folders": Tree(
+        "A table that says other labels than the folders",
+        (plain("a/1.png", "b/2.png"), text("t.csv", "file,label\n1.png,a\n2.png,a\n")),
+        error="two ways.*b/2.png has the label 'b' by its folder and 'a' by t.csv.*reading.table=t.csv.*reading.table=none",
+    ),
+    "table over folders": Tree(
+        "The same, decided",
+        (plain("a/1.png", "b/2.png"), text("t.csv", "file,label\n1.png,a\n2.png,a\n")),
+        images=2,
+        labels=("a",),
+        reading={"table": "t.csv"},
+    ),
+    "tables against each other": Tree(
+        "Two tables that differ",
+        (
+            plain("img/a.png", "img/b.png"),
+            text("one.csv", "file,label\na.png,x\nb.png,y\n"),
+            text("two.csv", "file,label\na.png,x\nb.png,x\n"),
+        ),
+        error="img/b.png has the label 'y' in one.csv and 'x' in two.csv.*reading.table=one.csv",
+    ),
+    "two keys": Tree(
+        "Two columns that name images",
+        (plain("img/a.png", "img/b.png"), text("t.csv", "left,right,label\na,b,x\nb,a,y\n")),
+        error="its columns 'left' and 'right' name different images",
+    ),
     "windows table": Tree(
         "A table written on another computer",
         (

@@ -5,6 +5,7 @@ A name may hold anything: line breaks, bytes that are not UTF-8, a leading `=`, 
 
 import csv
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def delimiter_of(text: str, columns) -> str | None:
         if names & set(columns):
             return delimiter
     return None
+
+
+def guessed_delimiter(text: str) -> str | None:
+    """The separator that divides the first lines into the same number of cells, two or more; None where none does."""
+    best, most = None, 1
+    for delimiter in (*DELIMITERS, "|"):
+        rows = [row for _, row in itertools.islice(table_rows(text, delimiter), 20)]
+        widths = {len(row) for row in rows}
+        if len(widths) == 1 and (width := widths.pop()) > most:
+            best, most = delimiter, width
+    return best
 
 
 def table_rows(text: str, delimiter: str):

@@ -106,7 +106,7 @@ def understand_manifest(path: Path, found: Understanding, whole: bool = True) ->
         )
     disk = NamesOnDisk(path.parent)
     header, places, records, line_of = None, {}, [], {}
-    missing, respelled, unlabelled, numbers = [], [], 0, set()
+    missing, respelled, unlabelled = [], [], 0
     for line, row in table_rows(text, delimiter):
         if header is None:
             header = [name.strip().lower() for name in row]
@@ -130,14 +130,13 @@ def understand_manifest(path: Path, found: Understanding, whole: bool = True) ->
         if image in line_of:
             raise ValueError(f"{where} lists {image} a second time (first on line {line_of[image]}): keep one")
         line_of[image] = line
-        label, number = _label(cells.get("label", ""))
-        numbers.add(number) if label else None
+        label = label_of(cells.get("label", ""))
         unlabelled += "label" in places and not label
         record = Record(
             id=without_extension(image),
             path=image,
             label=label,
-            group=_label(cells.get("group", ""))[0],
+            group=label_of(cells.get("group", "")),
             split=split_name(cells.get("split", ""), where),
             mask=joined_paths(_masks(disk, cells.get("mask", ""), found)),
             target=_found(disk, cells.get("target", ""), "target", found),
@@ -147,7 +146,7 @@ def understand_manifest(path: Path, found: Understanding, whole: bool = True) ->
         records.append(record)
     if not records:
         raise ValueError(f"{path} lists no images: it has a header line and nothing else")
-    _one_spelling_each(path, records)
+    one_spelling_each(path, records)
     _tell(path, found, places, records, missing, respelled, unlabelled)
     if whole and len(missing) > MOST_MISSING * len(records):
         raise ValueError(
@@ -157,8 +156,8 @@ def understand_manifest(path: Path, found: Understanding, whole: bool = True) ->
     found.records = records
 
 
-def _columns(path: Path, header: list[str], found: Understanding) -> dict[str, int]:
-    """Where each of our columns stands in the header."""
+def places_of(path: Path, header: list[str]) -> dict[str, int]:
+    """Where each of our columns stands in a header in small letters; ValueError where one is named twice."""
     repeated = [name for name, count in Counter(header).items() if name and count > 1]
     if repeated:
         raise ValueError(f"{path} names the column {repeated[0]} twice: keep one")
@@ -169,25 +168,34 @@ def _columns(path: Path, header: list[str], found: Understanding) -> dict[str, i
             if spelling in plain and plain.index(spelling) not in used:
                 places[column] = plain.index(spelling)
                 used.add(places[column])
-                if spelling != column:
-                    found.notes.append(f"the column {header[places[column]]!r} is taken for {column}")
                 break
+    return places
+
+
+def _columns(path: Path, header: list[str], found: Understanding) -> dict[str, int]:
+    """`places_of`, with what was taken for what and what is not used."""
+    places = places_of(path, header)
+    for column, place in places.items():
+        if header[place] != column:
+            found.notes.append(f"the column {header[place]!r} is taken for {column}")
+    used = set(places.values())
     unknown = [name for place, name in enumerate(header) if name and place not in used]
     if unknown:
         found.notes.append(f"columns not used: {', '.join(unknown[:12])}{' ...' if len(unknown) > 12 else ''}")
     return places
 
 
-def _label(text: str) -> tuple[str, str]:
-    """A label as it is compared, and whether it is a number: 1, 1.0 and 01.0 are one class, NaN is no label."""
+def label_of(text: str) -> str:
+    """A label as it is compared: 1, 1.0 and 1.00 are one class, NaN is no label."""
     if text.strip().lower() in NO_LABEL:
-        return "", ""
+        return ""
     if re.fullmatch(r"[+-]?\d+\.0*", text):
-        return str(int(float(text))), "number"
-    return text, "text"
+        return str(int(float(text)))
+    return text
 
 
-def _one_spelling_each(path: Path, records: list[Record]) -> None:
+def one_spelling_each(path: Path, records: list[Record]) -> None:
+    """ValueError where two labels differ only in case or Unicode form; `path` is named in it."""
     spellings: dict[str, str] = {}
     for record in records:
         first = spellings.setdefault(same(record.label).strip(), record.label)

@@ -30,6 +30,7 @@ class Reading:
     masks:       folders of masks, or endings of their names such as _tumor
     passed_over: folders or endings that are not used
     folders:     what the first folders are: classes, splits or patients
+    table:       a table beside the images that is joined to them, over what folders say; "none": no table is
     groups:      "none": splits go by image and duplicate cluster, whatever names and folders say
     ignore:      pixel value of masks that counts nowhere; "none": no value does
     values:      what several values in masks are: binary (all above 0 are one class) or classes
@@ -46,6 +47,7 @@ class Reading:
     masks: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
     folders: str = ""
+    table: str = ""
     groups: str = ""
     ignore: str = ""
     values: str = ""
@@ -61,7 +63,7 @@ class Reading:
         for name in ("regions", "images", "masks", "passed_over"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(item) for item in value))
-        for name in ("ignore", "background", "groups", "folders", "values", "outlines", "orientation"):
+        for name in ("ignore", "background", "groups", "table", "folders", "values", "outlines", "orientation"):
             object.__setattr__(self, name, str(getattr(self, name)))
         if unknown := [region for region in self.regions if region not in REGIONS] or not self.regions:
             raise ValueError(f"regions={unknown or 'none'}: use some of {', '.join(REGIONS)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from vfm4us.data import frames, layouts, polygons
 from vfm4us.data.containers import Told, one_record_per_image
 from vfm4us.data.csv_files import shown
+from vfm4us.data.joined_tables import join_tables
 from vfm4us.data.manifests import main_columns_of, understand_manifest
 from vfm4us.data.masks import CodingOfSet
 from vfm4us.data.pseudonyms import PREFIX
@@ -155,6 +156,7 @@ def _folder(path: Path, reading: Reading, found: Understanding) -> None:
         understand_tree(path, images, arrays, reading, found)
         found.records.sort(key=lambda record: natural_key(record.path))
         _empty_classes(path, found, files, empty)
+        join_tables(path, [file for file in files if file.lower().endswith(TABLES)], reading, found)
     _remaining(path, files, found)
 
 
