@@ -8,8 +8,13 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from vfm4us.data import overlays
+from vfm4us.data import filling, overlays
+from vfm4us.data.dataset import PreparedDataset
+from vfm4us.data.decode import read_grey, read_record
+from vfm4us.data.images import image_array, image_records
 from vfm4us.data.prepare import prepare
+from vfm4us.tasks import base
+from vfm4us.tasks.generation import read_pair
 
 SIZE = 128
 
@@ -39,6 +44,35 @@ def look(images, groups=None, geometries=None):
         valid,
         overlays.find(images, valid, geometries or [0] * count, groups or [str(k) for k in range(count)]),
     )
+
+
+def test_what_is_filled_in_packed_images_is_filled_wherever_their_files_are_read(tmp_path, monkeypatch):
+    """At twice the packed size, by the prepared set, in an evaluation, in Python, and in the target of a pair."""
+    source = tmp_path / "in"
+    for part in ("low_quality", "high_quality"):
+        (source / part).mkdir(parents=True)
+        for k in range(12):
+            image = written(scan(k, 30 if part[0] == "l" else 32), (104, 60), "12 Hz")
+            Image.fromarray(image).resize((2 * SIZE, 2 * SIZE)).save(source / part / f"{k}.png")
+    text = (slice(2 * 60, 2 * 72), slice(2 * 104, 2 * SIZE))
+    prepared = prepare(source, tmp_path / "out", size=SIZE, progress=False, reading={"blank": True})
+    assert prepared.images[:, 60:72, 104:].max() < 100 and prepared.targets[:, 60:72, 104:].max() < 100
+    for record in prepared.records:
+        low, high = read_pair(source, record, None)
+        assert max(low[text].max(), high[text].max()) < 100
+        whole = read_grey(source / record.path)
+        assert whole[text].max() > 200 and (low[:200, :190] == whole[:200, :190]).all()
+    (source / "reading.yaml").write_text("blank: true\n")
+    monkeypatch.setattr(filling, "SIZE", SIZE)
+    plain = base.source_records(source)
+    assert all(read_record(source, record)[text].max() < 100 for record in plain)
+    assert all(image_array(record)[text].max() < 100 for record in image_records(source))
+    (source / "reading.yaml").unlink()  # a model that was trained on filled images asks for it by itself
+    assert all(read_record(source, r)[text].max() > 200 for r in base.source_records(source))
+    assert all(read_record(source, r)[text].max() < 100 for r in base.source_records(source, blank=True))
+    (prepared.folder / "filled.npz").unlink()  # of an earlier version
+    with pytest.raises(ValueError, match="was filled without keeping where: delete it and prepare it again"):
+        read_record(source, PreparedDataset(prepared.folder).records[0])
 
 
 def test_text_at_one_place_of_a_set_is_found_and_tissue_is_not():

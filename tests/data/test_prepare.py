@@ -419,6 +419,41 @@ def test_duplicates_divided_by_the_sources_own_splits_are_reported(tmp_path):
     assert dataset.description["groups_in_two_splits"] == [dataset.groups[0]] and dataset.groups[0] == dataset.groups[2]
 
 
+def test_patients_that_share_a_picture_are_one_group_and_said(tmp_path):
+    root = manifest_source(tmp_path / "s", [f"p{k // 2}," for k in range(20)])
+    save(picture(0), root / "19.png")  # of p0 and of p9
+    dataset = prepare(root, tmp_path / "out", size=32, progress=False)
+    assert dataset.groups[19] == dataset.groups[18] == "p0" and len(set(dataset.groups)) == 9
+    assert len(set(dataset.splits[[0, 1, 18, 19]])) == 1
+    assert "1 groups are joined to another" in dataset.description["warnings"][0]
+    assert "0.png and 19.png, now p0" in dataset.description["warnings"][0]
+
+
+def test_a_picture_of_two_patients_in_two_splits_is_warned_of_and_one_of_many_patients_joins_none(tmp_path):
+    rows = [f"p{k // 2},{('train', 'train', 'val', 'test')[k // 2 % 4]}" for k in range(20)]
+    root = manifest_source(tmp_path / "s", rows)
+    save(picture(0), root / "7.png")  # of p0 in train and of p3 in test
+    dataset = prepare(root, tmp_path / "out", size=32, progress=False)
+    assert len(set(dataset.groups)) == 10
+    assert "0.png (train) and 7.png (test): the test is not independent" in dataset.description["warnings"][0]
+    root = manifest_source(tmp_path / "t", [f"p{k // 2}," for k in range(20)])
+    for k in range(0, 20, 2):
+        save(picture(0), root / f"{k}.png")
+    dataset = prepare(root, tmp_path / "many", size=32, progress=False)
+    assert len(set(dataset.groups)) == 10 and "0.png is in 10 groups" in dataset.description["warnings"][0]
+
+
+def test_a_folder_is_not_packed_anew_because_a_file_came_that_is_none_of_its_images(tmp_path):
+    root = manifest_source(tmp_path / "s", ["p,train", "q,val", "r,test"])
+    first = open_or_prepare(root, tmp_path / "cache", 32).folder
+    (root / "notes.md").write_text("x")
+    os.utime(root, (1, 1))
+    assert open_or_prepare(root, tmp_path / "cache", 32).folder == first
+    with pytest.raises(ValueError, match="lists 3 images, fewer than batch_size 100: lower batch_size or add data"):
+        open_or_prepare(root, tmp_path / "other", 32, fewest=100)
+    assert not (tmp_path / "other").exists()
+
+
 def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
     root = small_source(tmp_path / "source", 40)
     (root / "a" / "bad.png").write_bytes(b"text")

@@ -76,6 +76,8 @@ class PreparedDataset:
             raise ValueError(f"{self.folder} is damaged ({reason}): delete it and prepare it again") from error
         rectangles = [(r.top, r.left, r.valid_height, r.valid_width) for r in self.records]
         self.valid = np.array(rectangles, dtype=np.int32).reshape(-1, 4)
+        if self.description.get("blank"):
+            self._fill_where_read()
         self.ids = [record.id for record in self.records]
         self.labels = [record.label for record in self.records]
         self.groups = np.array([record.group for record in self.records], dtype=str)
@@ -85,6 +87,17 @@ class PreparedDataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def _fill_where_read(self) -> None:
+        """Let the files of this set be filled where they are read at their own size, as the packed images are."""
+        from vfm4us.data import filling, overlays
+
+        kept = self.folder / overlays.PLACES
+        if kept.is_file():
+            filling.fill(self.records, self.valid, *overlays.read_places(kept))
+            return
+        for record in self.records:
+            record.filled = filling.LostFilling(self.folder)
 
     @property
     def ignore(self) -> int | None:

@@ -35,13 +35,18 @@ def read_grey(path) -> np.ndarray:
 
 
 def read_record(root, record: Record) -> np.ndarray:
-    """The image of a record in native pixels, uint8 (H, W): its file, or the frame and the crop of it that the record names."""
+    """The image of a record in native pixels, uint8 (H, W): its file, or the frame and the crop of it that the record names.
+
+    Burnt-in text is filled where the record says so (`Record.filled`).
+    """
     path = Path(root) / record.path
     if record.reason:
         raise ValueError(record.reason)
     if record.frame or frames.is_container(path):
-        return read_frame(path, record.frame, record.crop)
-    return frames.cropped(grey_of_bytes(file_bytes(path)), record.crop)
+        image = read_frame(path, record.frame, record.crop)
+    else:
+        image = frames.cropped(grey_of_bytes(file_bytes(path)), record.crop)
+    return image if record.filled is None else record.filled.on(image)
 
 
 def read_frame(path, number: int, crop: str = "") -> np.ndarray:

@@ -16,7 +16,9 @@ from torch import Tensor
 from vfm4us.data.containers import Reading, one_record_per_image
 from vfm4us.data.dataset import RESAMPLING, packed_size
 from vfm4us.data.decode import read_grey, read_record
+from vfm4us.data.filling import fill_unpacked
 from vfm4us.data.greys import full_range, grey_of_image, to_8_bit
+from vfm4us.data.reading import reading_of
 from vfm4us.data.records import Record, without_extension
 from vfm4us.data.sources import find_source, source_root
 
@@ -34,7 +36,10 @@ def image_records(source) -> list[Record]:
     if path.is_file() and path.suffix.lower() not in TABLES:
         found = one_record_per_image(path.parent, [Record(without_extension(path.name), path.name)], Reading())
     else:
-        found = find_source(path)
+        reading = reading_of(path)
+        found = find_source(path, reading)
+        if reading.blank:
+            fill_unpacked(source_root(path), found)
     return [replace(record, path=str(source_root(path) / record.path)) for record in found]
 
 

@@ -55,7 +55,7 @@ LARGEST = 0.25  # share of an image: what covers more is no text
 ERRING = 0.3  # of the pixels of one place: strokes that an image must have there to carry it
 
 
-REPORT = "overlays.json"
+REPORT, PLACES = "overlays.json", "filled.npz"
 MOST_PLACES = 100  # that are reported
 
 
@@ -83,10 +83,14 @@ def look(folder: Path, records, fill: bool) -> dict:
     Writes `overlays.png` where anything was found and returns what understood.json says: how many images carry it, whether it was
     filled, and the places. A call that was interrupted can be repeated: `overlays.json` holds what the first one found.
     """
-    report, filled = folder / REPORT, folder / "images.filled.npy"
+    report = folder / REPORT
+    filled = {
+        role: folder / f"{role}.filled.npy" for role in ("images", "targets") if (folder / f"{role}.npy").is_file()
+    }
     if report.is_file():
-        if filled.is_file():
-            os.replace(filled, folder / "images.npy")
+        for role, file in filled.items():
+            if file.is_file():
+                os.replace(file, folder / f"{role}.npy")
         return json.loads(report.read_text(encoding="utf-8"))
     images = np.load(folder / "images.npy", mmap_mode="r")
     valid = np.array([(r.top, r.left, r.valid_height, r.valid_width) for r in records], np.int32).reshape(-1, 4)
@@ -95,21 +99,42 @@ def look(folder: Path, records, fill: bool) -> dict:
     told = {"images": len(carrying(found)), "of": len(records), "filled": fill, "places": []}
     if found:
         told["places"] = describe(found, [r.id for r in records])[:MOST_PLACES]
-        if fill:
-            shutil.copyfile(folder / "images.npy", filled)
-            changed = open_memmap(filled, mode="r+")
+        for role, file in filled.items() if fill else ():  # a target carries what its image carries
+            shutil.copyfile(folder / f"{role}.npy", file)
+            changed = open_memmap(file, mode="r+")
             blank_all(changed, valid, found)
             changed.flush()
-            images = changed
+            images = changed if role == "images" else images
         picture(folder / "overlays.png", images, found, fill)
     del images
-    if filled.is_file():
-        with open(filled, "rb") as file:
-            os.fsync(file.fileno())
+    if fill:
+        write_places(folder / PLACES, found, len(records))
+    written = {role: file for role, file in filled.items() if file.is_file()}
+    for file in written.values():
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
     write_text(report, json.dumps(told) + "\n")  # whole or not at all: the next call takes it at its word
-    if filled.is_file():
-        os.replace(filled, folder / "images.npy")
+    for role, file in written.items():
+        os.replace(file, folder / f"{role}.npy")
     return told
+
+
+def write_places(path: Path, found: list[Places], count: int) -> None:
+    """Keep where images are filled, for those who read the files: places (K, S, S) as bits, and who carries each (K, N)."""
+    carried = np.zeros((len(found), count), bool)
+    for number, places in enumerate(found):
+        carried[number, places.indices] = places.carried
+    where = np.array([places.where for places in found], bool)
+    np.savez_compressed(path, places=np.packbits(where, axis=-1), carried=carried, shape=np.array(where.shape))
+
+
+def read_places(path: Path) -> tuple[list[np.ndarray], list[list[int]]]:
+    """What `write_places` kept: places bool (S, S), and the indices of the images that carry each."""
+    with np.load(path, allow_pickle=False) as kept:
+        if not len(kept["carried"]):
+            return [], []
+        where = np.unpackbits(kept["places"], axis=-1, count=int(kept["shape"][-1])).astype(bool)
+        return list(where), [np.flatnonzero(row).tolist() for row in kept["carried"]]
 
 
 def sentence(told: dict) -> str:
@@ -165,10 +190,11 @@ def carrying(found: list[Places]) -> list[int]:
     return sorted({i for places in found for i, carries in zip(places.indices, places.carried, strict=True) if carries})
 
 
-def blank(image: np.ndarray, where: np.ndarray, valid) -> np.ndarray:
+def blank(image: np.ndarray, where: np.ndarray, valid, scale: float = 1.0) -> np.ndarray:
     """The image with the pixels `where` filled from their neighbourhood: a mean of those around, weighted by their distance.
 
-    What is filled depends on nothing under it, so that filling twice changes nothing. Padding stays 0.
+    What is filled depends on nothing under it, so that filling twice changes nothing. Padding stays 0. scale: of the image to the
+    packed one, on which places are found.
     """
     top, left, height, width = (int(v) for v in valid)
     inside = np.zeros(image.shape, bool)
@@ -177,10 +203,10 @@ def blank(image: np.ndarray, where: np.ndarray, valid) -> np.ndarray:
     known = (inside & ~hole).astype(np.float32)
     filled, missing = image.copy(), hole.copy()
     for sigma in (1.5, 4.0, 12.0, 40.0):  # wider where nothing near is known
-        weight = gaussian_filter(known, sigma)
+        weight = gaussian_filter(known, sigma * scale)
         near = missing & (weight > 0.02)
         if near.any():
-            mean = gaussian_filter(image * known, sigma)
+            mean = gaussian_filter(image * known, sigma * scale)
             filled[near] = np.floor(mean[near] / weight[near] + 0.5).clip(0, 255)
             missing &= ~near
         if not missing.any():

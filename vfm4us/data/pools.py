@@ -109,8 +109,11 @@ class Locations:
         return self.phantoms / rest if colon and kind == "phantoms" else Path(self.root) / path
 
 
-def open_sources(sources: list[SourceConfig], key: str, where: Locations) -> list[PreparedDataset]:
-    """Each source's dataset, packed once where it is a plain folder; FileNotFoundError names `key` and the remedy."""
+def open_sources(sources: list[SourceConfig], key: str, where: Locations, fewest: int = 0) -> list[PreparedDataset]:
+    """Each source's dataset, packed once where it is a plain folder; FileNotFoundError names `key` and the remedy.
+
+    A source that stands alone and lists fewer than `fewest` images is refused before it is packed.
+    """
     if not sources:
         raise ValueError(f"{key} lists no data: give it at least one source with a path")
     opened = []
@@ -122,7 +125,8 @@ def open_sources(sources: list[SourceConfig], key: str, where: Locations) -> lis
                 f"with {key}.{i}.path=DIR, or all relative paths elsewhere with data.root=DIR."
                 + (f"\n{where.hint}" if where.hint else "")
             )
-        dataset = open_or_prepare(path, where.cache, where.size, where.splits, reading=frames_of(where.frames))
+        reading, least = frames_of(where.frames), fewest * (len(sources) == 1)
+        dataset = open_or_prepare(path, where.cache, where.size, where.splits, reading=reading, fewest=least)
         opened.append(dataset.hold_back(source.folds, source.fold) if source.folds else dataset)
     return opened
 
@@ -207,12 +211,12 @@ class StagePool:
     checked: int
 
 
-def stage_pools(stages, protect: list[str], where: Locations, seed: int) -> list[StagePool]:
+def stage_pools(stages, protect: list[str], where: Locations, seed: int, fewest: int = 0) -> list[StagePool]:
     """A pool for each of `stages` (which have `data`, a list of sources), without what is held out of any of their sources.
 
-    Also without the val and test images of the datasets `protect`.
+    Also without the val and test images of the datasets `protect`. fewest: images of a batch, see `open_sources`.
     """
-    datasets = [open_sources(s.data, f"stages.{i}.data", where) for i, s in enumerate(stages)]
+    datasets = [open_sources(s.data, f"stages.{i}.data", where, fewest) for i, s in enumerate(stages)]
     sources = [source for stage in stages for source in stage.data]
     held = [d for s, d in zip(sources, sum(datasets, []), strict=True) if s.split == "train"]
     for k, path in enumerate(protect):

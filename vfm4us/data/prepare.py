@@ -55,17 +55,26 @@ VERSION = 2  # of the packed format: a dataset of another version is prepared an
 NPY_HEADER = 128  # bytes, for any N and S
 LONGEST_RUN = 64  # frames of one file that are decoded in one go
 NEAR_IDENTICAL = "near-identical to the frame before it"
+MOST_GROUPS = 5  # that one picture joins; LARGEST_JOINED: share of the images that joined groups may hold
+LARGEST_JOINED = 0.5
 SAVE_EVERY = 3.0  # seconds of work that an interruption may cost
 
 
 def open_or_prepare(
-    path, cache: Path, size: int, splits=(0.8, 0.1, 0.1), seed: int = 0, reading: Reading | dict | None = None
+    path,
+    cache: Path,
+    size: int,
+    splits=(0.8, 0.1, 0.1),
+    seed: int = 0,
+    reading: Reading | dict | None = None,
+    fewest: int = 0,
 ) -> PreparedDataset:
     """Open a prepared folder as it is, or prepare a plain folder or CSV once into `cache` and open it from there.
 
     The folder in `cache` is named by the source's name, the size and a fingerprint of its files (paths, sizes, times),
     so a changed source is prepared anew. Where the source says the splits, the shares are no part of it, so that one packing
-    serves every script. Two processes may ask at once: one prepares, the other waits.
+    serves every script. Two processes may ask at once: one prepares, the other waits. ValueError, before anything is packed, where
+    the source lists fewer than `fewest` images.
     """
     path = Path(path)
     if is_prepared(path) or (not path.exists() and beside(path, ".partial").exists()):
@@ -81,6 +90,10 @@ def open_or_prepare(
     folder = Path(cache) / f"{_source_name(path)}-{size}-{digest}"
     if is_prepared(folder):
         return PreparedDataset(folder)
+    if len(records) < fewest and not any(frames.kind_of(source_root(path) / record.path) for record in records):
+        raise ValueError(
+            f"{path} lists {len(records)} images, fewer than batch_size {fewest}: lower batch_size or add data"
+        )
     return prepare(path, folder, size=size, splits=splits, seed=seed, reading=reading)
 
 
@@ -401,8 +414,8 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
             path.unlink(missing_ok=True)
     images = np.load(partial / "images.npy", mmap_mode="r")
     grouped = [bool(record.group) for record in records]
-    crossing = _complete_groups_and_splits(records, images, plan, is_table(Path(plan["source"])))
-    hidden = hidden_groups(records, grouped)
+    crossing, hidden = _complete_groups_and_splits(records, images, plan, is_table(Path(plan["source"])))
+    hidden += hidden_groups(records, grouped)
     understood.warnings += hidden
     if progress and hidden:
         log.note("\n".join(f"  warning  {words}" for words in hidden), logging.WARNING)
@@ -463,22 +476,27 @@ def _place(record: Record) -> str:
     return f"{record.path} frame {record.frame}" if record.frame else record.path
 
 
-def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan: dict, table: bool) -> list[str]:
-    """Fill in empty groups and splits; returns duplicate clusters that the source's own splits divide."""
-    if any(not record.group for record in records):
-        clusters = splitting.duplicate_clusters(
-            [record.sha256 for record in records],
-            np.array([int(record.phash, 16) for record in records], dtype=np.uint64),
-            thumbnail_of=lambda i: splitting.thumbnail(valid_part(images, records[i], i)),
-        )
-        names, members = {}, Counter(clusters.tolist())
-        for record, cluster in zip(records, clusters.tolist(), strict=True):
-            if record.group:
-                names.setdefault(cluster, record.group)
-        for record, cluster in zip(records, clusters.tolist(), strict=True):
-            if not record.group:
-                fallback = f"dup{cluster:06d}" if members[cluster] > 1 else record.id
-                record.group = names.setdefault(cluster, fallback)
+def _complete_groups_and_splits(
+    records: list[Record], images: np.ndarray, plan: dict, table: bool
+) -> tuple[list[str], list[str]]:
+    """Fill in empty groups and splits, join groups that share a picture.
+
+    Returns duplicate clusters that the source's own splits divide, and warnings.
+    """
+    clusters = splitting.duplicate_clusters(
+        [record.sha256 for record in records],
+        np.array([int(record.phash, 16) for record in records], dtype=np.uint64),
+        thumbnail_of=lambda i: splitting.thumbnail(valid_part(images, records[i], i)),
+    ).tolist()
+    told = _join_groups(records, clusters)
+    names, members = {}, Counter(clusters)
+    for record, cluster in zip(records, clusters, strict=True):
+        if record.group:
+            names.setdefault(cluster, record.group)
+    for record, cluster in zip(records, clusters, strict=True):
+        if not record.group:
+            fallback = f"dup{cluster:06d}" if members[cluster] > 1 else record.id
+            record.group = names.setdefault(cluster, fallback)
     given = {record.group: record.split for record in records if record.split not in ("", "exclude")}
     for record in records:
         if not record.split:
@@ -487,11 +505,67 @@ def _complete_groups_and_splits(records: list[Record], images: np.ndarray, plan:
     if not table and {"train", "test"} <= splits and "val" not in splits:  # a table is taken at its word
         _val_from_train(records, plan)
     if not (open_ := [record for record in records if not record.split]):
-        return _groups_in_two_splits(records)
+        return _groups_in_two_splits(records), told
     drawn = splitting.assign([r.group for r in open_], plan["fractions"], [r.label for r in open_], plan["seed"])
     for record, name in zip(open_, drawn.tolist(), strict=True):
         record.split = name
-    return _groups_in_two_splits(records)
+    return _groups_in_two_splits(records), told
+
+
+def _join_groups(records: list[Record], clusters: list[int]) -> list[str]:
+    """Give named groups that share a near-identical picture one name, so that no split divides them; returns what is to be said.
+
+    Not where the source puts them into two splits, nor where a picture is in many groups (a title, a test image).
+    """
+    alike: dict[int, list[Record]] = {}
+    for record, cluster in zip(records, clusters, strict=True):
+        alike.setdefault(cluster, []).append(record)
+    joined: dict[str, str] = {}
+
+    def first(group: str) -> str:
+        while group in joined:
+            group = joined[group]
+        return group
+
+    told, pairs, divided, everywhere = [], [], [], []
+    for own in alike.values():
+        of_split = {record.split: record for record in own if record.split not in ("", "exclude")}
+        if len(of_split) > 1:
+            divided.append(list(of_split.values())[:2])
+        of_group = {record.group: record for record in own if record.group}
+        if len(of_group) > MOST_GROUPS:
+            everywhere.append((own[0], len(of_group)))
+        elif len(of_group) > 1 and len({record.split for record in of_group.values()}) == 1:
+            pairs.append(list(of_group.values()))
+            names = sorted({first(group) for group in of_group}, key=natural_key)
+            joined.update(dict.fromkeys(names[1:], names[0]))
+    largest = Counter(first(record.group) for record in records if record.group).most_common(1)
+    before = Counter(record.group for record in records if record.group).most_common(1)
+    if pairs and largest[0][1] > max(before[0][1], LARGEST_JOINED * len(records)):
+        told.append(
+            f"near-identical pictures link groups with {largest[0][1]} of {len(records)} images, e.g. {pairs[0][0].path} and "
+            f"{pairs[0][1].path}: too many to be of one patient, so that the groups stay as they are; look at duplicates"
+        )
+    elif pairs:
+        for record in records:
+            record.group = first(record.group)
+        one, other = pairs[0][:2]
+        told.append(
+            f"{len(joined)} groups are joined to another, as they share a near-identical picture (e.g. {one.path} and "
+            f"{other.path}, now {one.group}): one patient under two names, or a copy; no split divides them"
+        )
+    if everywhere:
+        told.append(
+            f"{everywhere[0][0].path} is in {everywhere[0][1]} groups ({len(everywhere)} such pictures): a title or a test image? "
+            "The groups stay apart, and the picture may lie in two splits"
+        )
+    if divided:
+        one, other = divided[0]
+        told.append(
+            f"{len(divided)} clusters of near-identical pictures lie in two splits of the source, e.g. {one.path} ({one.split}) "
+            f"and {other.path} ({other.split}): the test is not independent; mark one side as exclude"
+        )
+    return told
 
 
 def _val_from_train(records: list[Record], plan: dict) -> None:
@@ -579,7 +653,7 @@ def _source_fingerprint(root: Path, records: list[Record]) -> str:
     digest = hashlib.sha256()
     for record in records:
         told = (record.id, record.path, record.label, record.group, record.split, record.mask, record.target)
-        for path in (record.path, *record.mask_paths, record.target):
+        for path in filter(None, (record.path, *record.mask_paths, record.target)):
             with contextlib.suppress(OSError, ValueError):  # a missing file is refused when it is read
                 file = root / polygons.split_reference(path)[0]
                 status = os.stat(file)

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from vfm4us.data import frames
 from vfm4us.data.csv_files import read_rows, write_rows
@@ -41,7 +42,8 @@ class Record:
     is 16 hex digits. `split` is one of train, val, test, exclude, or "" while not yet decided. `frame` is the number, from 0,
     of a frame, page or slice of its file, `crop` the part "top left height width" of it in native pixels ("" is all),
     `spacing_mm` the distance of native rows and columns, "0.2 0.2", where known. `reason` says why the file is not read; it
-    stands in no manifest. `coding` is how the masks of its whole set are read (`masks.MaskCoding`, or what finds it).
+    stands in no manifest. `coding` is how the masks of its whole set are read (`masks.MaskCoding`, or what finds it), `filled`
+    what fills burnt-in text where it is read (`filling.Filling`).
     """
 
     id: str
@@ -64,13 +66,14 @@ class Record:
     spacing_mm: str = ""
     reason: str = ""
     coding: object = field(default=None, compare=False, repr=False)
+    filled: Any = field(default=None, compare=False, repr=False)
 
     @property
     def mask_paths(self) -> list[str]:
         return split_paths(self.mask)
 
 
-COLUMNS = tuple(column.name for column in fields(Record) if column.name not in ("reason", "coding"))
+COLUMNS = tuple(column.name for column in fields(Record) if column.name not in ("reason", "coding", "filled"))
 INTEGER_COLUMNS = tuple(column.name for column in fields(Record) if column.type is int)
 LATER_COLUMNS = ("frame", "crop", "spacing_mm")  # earlier manifests lack them
 

@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from vfm4us.data import splits as splitting
 from vfm4us.data.decode import read_record
+from vfm4us.data.filling import fill_unpacked
 from vfm4us.data.images import image_batch
+from vfm4us.data.reading import reading_of
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source, source_root
 from vfm4us.encoders import Encoder
@@ -69,6 +71,8 @@ def embed_archive(
     """
     source, out = Path(source), Path(out)
     root, records = source_root(source), find_source(source)
+    if reading_of(Path(source)).blank:
+        fill_unpacked(root, records)
     plan = {
         "source": str(source.resolve()),
         "files": _fingerprint(root, records),

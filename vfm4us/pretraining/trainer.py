@@ -182,7 +182,7 @@ class Trainer(Training):
         barrier()
         self.training, self.held_out, leaks = [], [], {}
         with busy("packing and checking images"):
-            opened = pools.stage_pools(config.stages, config.data.protect, where, config.seed)
+            opened = pools.stage_pools(config.stages, config.data.protect, where, config.seed, config.batch_size)
         for i, (stage, found) in enumerate(zip(config.stages, opened, strict=True)):
             pool, leaks[stage.name] = found.training, found.leaks
             self._say(

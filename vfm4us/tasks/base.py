@@ -31,8 +31,9 @@ from vfm4us.config import option, section, to_dict
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset
+from vfm4us.data.filling import fill_unpacked
 from vfm4us.data.prepare import open_or_prepare
-from vfm4us.data.reading import frames_of
+from vfm4us.data.reading import frames_of, reading_of
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source, source_root
 from vfm4us.encoders import Encoder
@@ -288,11 +289,13 @@ class Task:
         """Use a trained model on other images, compare where there is a truth, write metrics.json; the figures, if any."""
         model, about = self.load(options.checkpoint)
         model, source, out = model.to(choose_device(options.device)), Path(options.data), Path(options.out)
-        records, root = source_records(source, options.split), source_root(source)
+        known = about.get("trained_on", {})
+        records = source_records(source, options.split, bool(known.get("blank")), about["size"])
+        root = source_root(source)
         if self.writes_images:
             refuse_output_within(root, out)
         out.mkdir(parents=True, exist_ok=True)
-        told = differences(about.get("trained_on", {}), root, records)
+        told = differences(known, root, records)
         for words in told:
             log.note(words, logging.WARNING)
         cases = self.use(model, about, root, records, options)
@@ -372,9 +375,17 @@ def open_dataset(config: TaskDataConfig, wanted: str) -> PreparedDataset:
     return open_or_prepare(path, Path(config.cache), config.size, tuple(config.splits), reading=reading)
 
 
-def source_records(data: Path, split: str = "all") -> list[Record]:
-    """What an evaluation is asked to look at: the images of a folder, manifest or published dataset, or of one `split` of it."""
-    records = [r for r in find_source(data) if r.split != "exclude" and split in ("all", r.split)]
+def source_records(data: Path, split: str = "all", blank: bool = False, size: int = 0) -> list[Record]:
+    """What an evaluation is asked to look at: the images of a folder, manifest or published dataset, or of one `split` of it.
+
+    blank: fill burnt-in text, as a model's training images of `size` px were; a reading.yaml can ask for it as well
+    """
+    reading = reading_of(data)
+    found = find_source(data, reading)
+    if blank or reading.blank:
+        count = fill_unpacked(source_root(data), found, size)
+        log.say(f"text, scales or marks are filled in {count} of {len(found)} images" + ", as in training" * blank)
+    records = [r for r in found if r.split != "exclude" and split in ("all", r.split)]
     if not records and split != "all":
         raise ValueError(f"{data} has no images in split {split}: use --split all")
     return records

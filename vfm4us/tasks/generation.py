@@ -192,6 +192,7 @@ def _halves(dataset: PreparedDataset, train: np.ndarray, whole: np.ndarray) -> t
 def degraded_images(dataset: PreparedDataset, root: Path, rows: np.ndarray, strength: float, cache: Path) -> np.ndarray:
     """uint8 (N, S, S), memory-mapped: the rows' degraded versions, made at the original size, packed; made once for all runs."""
     about = f"{[dataset.sha256[i] for i in rows]} {dataset.size} {strength} {degradation.VERSION}"
+    about += " filled" * bool(dataset.description.get("blank"))
     path = cache / f"{dataset.folder.name}-degraded-{hashlib.sha256(about.encode()).hexdigest()[:8]}.npy"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -221,6 +222,8 @@ def read_pair(root: Path, record: Record, strength: float | None) -> tuple[np.nd
         target = read_grey(root / record.target)
     except ValueError as error:
         raise ValueError(f"its target {record.target}: {error}") from error
+    if record.filled is not None:
+        target = record.filled.on(target)
     if target.shape != image.shape:
         ratio = (target.shape[0] / image.shape[0]) / (target.shape[1] / image.shape[1])
         if not 0.98 < ratio < 1.02:
