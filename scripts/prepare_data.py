@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--size", type=int, default=256, help="side of the packed images in pixels (default 256)")
     folder.add_argument("--splits", default="0.8,0.1,0.1", help="shares of train,val,test where the source has none")
     folder.add_argument("--seed", type=int, default=0, help="of the splits (default 0)")
-    folder.add_argument("--workers", type=int, help="threads (default: one per core); the bytes do not depend on it")
+    folder.add_argument("--workers", type=int, help="processes (default: one per core); the bytes do not depend on it")
     folder.set_defaults(run=pack_folder)
 
     synthetic = commands.add_parser(

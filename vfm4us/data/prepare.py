@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
-from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ from vfm4us.data.records import COLUMNS, Record, natural_key, write_manifest
 from vfm4us.data.sheet import write_sheet
 from vfm4us.data.sources import is_table, list_source, source_root, understand
 from vfm4us.data.understanding import Understanding
+from vfm4us.data.workers import WorkerDied, in_processes
 from vfm4us.runtime.progress import progress as progress_bar
 
 try:
@@ -58,6 +60,15 @@ NEAR_IDENTICAL = "near-identical to the frame before it"
 MOST_GROUPS = 5  # that one picture joins; LARGEST_JOINED: share of the images that joined groups may hold
 LARGEST_JOINED = 0.5
 SAVE_EVERY = 3.0  # seconds of work that an interruption may cost
+FIRST_SECONDS, WORTH_IT = (
+    0.5,
+    3.0,
+)  # seconds packed here before processes are thought of, and left to do that are worth them
+BATCH, BATCH_BYTES, AHEAD_BYTES = (
+    16,
+    2**20,
+    2**29,
+)  # records and bytes that a process is given at a time; bytes under way
 
 
 def open_or_prepare(
@@ -114,8 +125,9 @@ def prepare(
     bottom and right; bad ones are listed with a reason in rejected.csv. Groups the source leaves out are duplicate
     clusters, splits it leaves out are assigned by group in the shares `splits`. The work lies in `<out>.partial` until
     it is complete; an earlier dataset in `out` stays untouched until then. The bytes do not depend on `workers`
-    (threads, by default one per core). What the source is understood to be is printed with `progress` and lies in
-    understood.json, with eight of its images in understood.png; `understood` is given where it was printed already.
+    (processes, by default one per core, up to 16; a set of a few seconds' work is packed here). What the source is understood
+    to be is printed with `progress` and lies in understood.json, with eight of its images in understood.png; `understood` is
+    given where it was printed already.
     Raises FileNotFoundError and ValueError (source, options, everything rejected, a group in two splits) and OSError
     (disk full).
     """
@@ -180,18 +192,76 @@ def _runs(records: list[Record]):
         begin = end
 
 
-def _prepare_run(root: Path, records: list[Record], run: range, size: int, keep_all: bool, coding=None) -> list:
+@dataclass
+class Work:
+    """Records that are decoded in one go: the consecutive ones of a file, and the one before them where it is of the same file.
+
+    skip: how many of the first are packed already
+    """
+
+    own: list[Record]
+    before: list[Record]
+    skip: int = 0
+
+
+def _works(records: list[Record], done: int) -> Iterator[Work]:
+    """What is to be done. Whole runs, even where half of one is done: which frames are near-identical must not depend on that."""
+    for run in _runs(records):
+        if run.stop > done:
+            # to tell near-identical frames at the seam of two runs, the frame before is decoded again
+            seam = run.start and records[run.start - 1].path == records[run.start].path
+            own = [replace(records[i], coding=None) for i in run]
+            yield Work(own, [replace(records[run.start - 1], coding=None)] if seam else [], max(0, done - run.start))
+
+
+@dataclass
+class Packed:
+    """A line of the journal for each record, and the rows of those that are packed, uint8 (K, S, S), of each role."""
+
+    lines: list[bytes]
+    rows: dict[str, np.ndarray]
+
+
+def _packed(work: Work, root: Path, size: int, keep_all: bool, coding: MaskCoding | None, roles: list[str]) -> Packed:
+    """Read, check and pack."""
+    lines, rows = [], {role: [] for role in roles}
+    for result in _prepare_run(root, work, size, keep_all, coding)[work.skip :]:
+        if isinstance(result, str):
+            lines.append(_reason_line(result))
+            continue
+        record, *layers = result
+        for role, layer in zip(("images", "masks", "targets"), layers, strict=True):
+            if role in rows:
+                rows[role].append(layer if layer is not None else np.zeros((size, size), np.uint8))
+        lines.append(json.dumps({"record": {name: getattr(record, name) for name in COLUMNS}}).encode() + b"\n")
+    return Packed(lines, {role: np.stack(own) for role, own in rows.items() if own})
+
+
+def _reason_line(reason: str) -> bytes:
+    return json.dumps({"reason": reason}).encode() + b"\n"
+
+
+def _given_up(work: Work, died: WorkerDied) -> Packed:
+    """What becomes of a file that ended a process twice: a decoder's fault is a reason, want of memory an error."""
+    path = work.own[0].path
+    if not died.crashed:
+        raise ChildProcessError(
+            f"the process that packs {path} was ended from outside twice ({died}), the second time with no other large image "
+            "beside it: free some memory, or take the file away, and repeat the same call; what is packed is kept"
+        )
+    return Packed([_reason_line(f"its decoder crashed ({died})") for _ in work.own[work.skip :]], {})
+
+
+def _prepare_run(root: Path, work: Work, size: int, keep_all: bool, coding=None) -> list:
     """The results of `_prepare_one` for the records of a run, in order."""
-    first = records[run.start]
+    own, before = work.own, work.before
+    first = own[0]
     try:
-        several = not first.reason and (len(run) > 1 or frames.is_container(root / first.path))
+        several = not first.reason and (len(own) > 1 or frames.is_container(root / first.path))
     except ValueError as error:
-        return [str(error) for _ in run]
+        return [str(error) for _ in own]
     if not several:
-        return [_prepare_one(root, records[i], size, coding) for i in run]
-    own = [records[i] for i in run]
-    # to tell near-identical frames at the seam of two runs, the frame before is decoded again
-    before = [records[run.start - 1]] if run.start and records[run.start - 1].path == first.path else []
+        return [_prepare_one(root, record, size, coding) for record in own]
     results: dict[int, object] = {}
     last: dict[str, np.ndarray] = {}
     by_frame: dict[int, list[int]] = {}
@@ -284,7 +354,7 @@ def _mask_coding(root, records, reading, understood, partial, workers, progress)
     file = partial / "coding.json"
     if file.is_file() and (plain := _read_json(file)):
         return MaskCoding.from_plain(plain)
-    coding = mask_coding(root, records, reading, understood.fill_outlines, _threads(workers))
+    coding = mask_coding(root, records, reading, understood.fill_outlines, _processes(workers))
     if coding is not None:
         _write_json(file, coding.to_plain())
         if progress and coding.said:
@@ -319,63 +389,72 @@ def _pack_all(
             if rows[role].tell() < NPY_HEADER + packed * size * size:
                 raise ValueError(f"{partial} is damaged: delete it and start again")
             rows[role].seek(NPY_HEADER + packed * size * size)
-        log = stack.enter_context(open(journal, "ab"))
+        file = stack.enter_context(open(journal, "ab"))
+        if done and progress:
+            log.note(f"{len(done)} of {len(records)} images are kept from the call before")
         bar = stack.enter_context(progress_bar(len(records), "image", "packing", initial=len(done), show=progress))
-        lines, saved = [], time.monotonic()
+        lines, begun = [], time.monotonic()
+        saved = begun
 
         def save():
-            for file in rows.values():
-                file.flush()
-                os.fsync(file.fileno())
-            log.write(b"".join(lines))
-            log.flush()
-            os.fsync(log.fileno())
+            for pixels in rows.values():
+                pixels.flush()
+                os.fsync(pixels.fileno())
+            file.write(b"".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
             lines.clear()
 
-        keep_all = plan.get("frames") == "all"
-
-        def pack_run(run: range) -> list:
-            # whole runs, even where half of one is done: which frames are near-identical must not depend on interruptions
-            return _prepare_run(root, records, run, size, keep_all, coding)[max(0, len(done) - run.start) :]
-
-        results = _in_order(pack_run, (run for run in _runs(records) if run.stop > len(done)), workers)
-        for result in itertools.chain.from_iterable(results):
-            if isinstance(result, str):
-                lines.append(json.dumps({"reason": result}).encode() + b"\n")
-            else:
-                record, *layers = result
-                for role, layer in zip(("images", "masks", "targets"), layers, strict=True):
-                    if role in rows:
-                        rows[role].write(layer if layer is not None else bytes(size * size))
-                lines.append(json.dumps({"record": {name: getattr(record, name) for name in COLUMNS}}).encode() + b"\n")
-            bar.update()
+        common = (root, size, plan.get("frames") == "all", coding, roles)
+        works = _works(records, len(done))
+        results = stack.enter_context(contextlib.closing(_in_order(works, len(records) - len(done), common, workers)))
+        for result in results:
+            for role, pixels in result.rows.items():
+                rows[role].write(pixels)
+            lines += result.lines
+            bar.update(len(result.lines))
             if time.monotonic() - saved > SAVE_EVERY:
                 save()
                 saved = time.monotonic()
         save()
+    spent, count = time.monotonic() - begun, len(records) - len(done)
+    if progress and spent > 1:
+        log.note(f"packed {count} images in {spent:.0f} s, {count / spent:.0f} a second")
 
 
-def _in_order(function, items, workers: int | None):
-    """function(item) for every item, computed by threads, yielded in order, with a bounded number under way.
+def _in_order(works: Iterator[Work], left: int, common: tuple, workers: int | None) -> Iterator[Packed]:
+    """What `_packed` makes of each work, in order: here, and by processes where enough is left that they are worth their start."""
+    count, begun, done = _processes(workers), time.monotonic(), 0
+    for work in works:
+        spent = time.monotonic() - begun
+        if count > 1 and sys.executable and done and spent >= FIRST_SECONDS and spent / done * (left - done) > WORTH_IT:
+            break
+        yield _packed(work, *common)
+        done += len(work.own)
+    else:
+        return
+    layer = common[1] ** 2 * len(common[-1])
+    batch = max(1, min(BATCH, BATCH_BYTES // layer))
+    ahead = max(count + 1, min(4 * count, AHEAD_BYTES // (batch * layer)))
+    batches = _batches(itertools.chain([work], works), batch)
+    with contextlib.closing(in_processes(_packed, common, batches, count, ahead, _given_up)) as results:
+        for own in results:
+            yield from own
 
-    Threads, because decoding, resizing and hashing release the interpreter lock, and because processes would need a
-    main guard in every notebook.
-    """
-    workers = _threads(workers)
-    pool = ThreadPoolExecutor(workers)
-    under_way = deque()
-    try:
-        for item in items:
-            under_way.append(pool.submit(function, item))
-            if len(under_way) >= 4 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+def _batches(works: Iterable[Work], count: int) -> Iterator[list[Work]]:
+    """Works, with about `count` records together."""
+    batch: list[Work] = []
+    for work in works:
+        batch.append(work)
+        if sum(len(one.own) for one in batch) >= count:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _threads(workers: int | None) -> int:
+def _processes(workers: int | None) -> int:
     return workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 

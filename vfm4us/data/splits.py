@@ -44,8 +44,9 @@ def perceptual_hash(grey: np.ndarray) -> np.uint64:
     # boxes first, down to three times the size: seven times faster on 1024 x 768, and the same but for a bit or two
     small = Image.fromarray(grey).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     pixels = np.asarray(small, dtype=np.float64)
-    coefficients = _DCT @ pixels @ _DCT.T
-    bits = np.packbits((coefficients > np.median(coefficients)).ravel())
+    coefficients = (_DCT @ pixels @ _DCT.T).ravel()
+    middle = np.sort(coefficients)[31:33].sum() / 2  # the median of 64, without what np.median costs
+    bits = np.packbits(coefficients > middle)
     return np.uint64(int.from_bytes(bits.tobytes(), "big"))
 
 
