@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, white_tophat
 
 from vfm4us.data import filling, overlays
 from vfm4us.data.dataset import PreparedDataset
@@ -184,3 +184,11 @@ def test_packing_reports_and_fills(tmp_path, monkeypatch, capsys):
         assert (again.images[:] == whole.images[:]).all()
         assert json.loads((out / "understood.json").read_text())["burnt_in"]["images"] == 12
         assert not list(out.glob("overlays.json")) and not list(out.glob("images.filled*"))
+
+
+def test_strokes_are_what_scipys_top_hat_finds():
+    rng = np.random.default_rng(0)
+    for shape in ((128, 128), (40, 9), (5, 70), (1, 1)):
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        for size in ((5, 5), (1, 9)):
+            assert np.array_equal(overlays._above_surroundings(pixels, size), white_tophat(pixels, size=size))

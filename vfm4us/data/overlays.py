@@ -294,12 +294,12 @@ def _extreme(extreme, pixels: np.ndarray, side: int, axis: int) -> np.ndarray:
     if side == 1:
         return pixels
     half, count = side // 2, pixels.shape[axis]
-    margin = [(half, half) if k == axis else (0, 0) for k in range(2)]
-    wide = np.pad(pixels, margin, mode="edge")  # which changes no extreme, as the edge is among the neighbours
-    found = None
-    for shift in range(side):
-        part = wide[shift : shift + count] if axis == 0 else wide[:, shift : shift + count]
-        found = part.copy() if found is None else extreme(found, part, out=found)
+    margin = ((half, half), (0, 0)) if axis == 0 else ((0, 0), (half, half))
+    wide = np.pad(pixels, margin, mode="edge")  # changes nothing, as the edge is among the neighbours
+    parts = [wide[k : k + count] if axis == 0 else wide[:, k : k + count] for k in range(side)]
+    found = parts[0].copy()
+    for part in parts[1:]:
+        extreme(found, part, out=found)
     return found
 
 
