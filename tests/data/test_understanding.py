@@ -154,8 +154,8 @@ def test_reading_keys_come_from_a_file_and_from_the_command_line_and_nonsense_is
         with pytest.raises(ValueError, match=words):
             parse_readings(items)
     with pytest.raises(ValueError, match="use one of classes, splits, patients"):
-        Reading(folders="both")
-    (tmp_path / "reading.yaml").write_text("folders: both\n")
+        Reading(folders="mixed")
+    (tmp_path / "reading.yaml").write_text("folders: mixed\n")
     with pytest.raises(ValueError, match="reading.yaml"):
         reading_of(tmp_path)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would take for a formula, or what we have marked before
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 MARKED = re.compile(r"'+[=+\-@\t\r]")
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|")
 
 
 def write_rows(path, header, rows) -> None:
@@ -86,7 +86,7 @@ def delimiter_of(text: str, columns) -> str | None:
 def guessed_delimiter(text: str) -> str | None:
     """The separator that divides the first lines into the same number of cells, two or more; None where none does."""
     best, most = None, 1
-    for delimiter in (*DELIMITERS, "|"):
+    for delimiter in DELIMITERS:
         rows = [row for _, row in itertools.islice(table_rows(text, delimiter), 20)]
         widths = {len(row) for row in rows}
         if len(widths) == 1 and (width := widths.pop()) > most:

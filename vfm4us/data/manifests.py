@@ -7,16 +7,17 @@ from collections import Counter
 from pathlib import Path
 
 from vfm4us.data.csv_files import delimiter_of, shown, table_rows, table_text
-from vfm4us.data.records import Record, joined_paths, split_name, without_extension
+from vfm4us.data.records import Record, image_files, joined_paths, split_name, without_extension
 from vfm4us.data.understanding import Understanding
-from vfm4us.data.words import same
+from vfm4us.data.words import is_litter, same
 
 # the first word that a table has is taken; the field's own spellings follow ours
 COLUMNS = {
     "path": "path image_path imagepath img_path filepath file_path filename file_name image_name image img file".split(),
     "label": "label class class_name classname category diagnosis pathology".split(),
     "group": (
-        "group group_id patient patient_id patientid patient_num patient_no subject subject_id subjectid pid person person_id "
+        "group group_id patient patient_id patientid patient_num patient_no patient_name pat_id mrn "
+        "subject subject_id subjectid subj participant participant_id pid person person_id "
         "case case_id caseid exam exam_id study study_id studyid video video_id videoid clip clip_id"
     ).split(),
     "split": "split subset partition set fold_name phase".split(),
@@ -154,6 +155,16 @@ def understand_manifest(path: Path, found: Understanding, whole: bool = True) ->
             f"{disk.nearest(missing[0])}: paths are relative to the folder of the CSV"
         )
     found.records = records
+    if whole and path.name == "manifest.csv":
+        _beside_the_table(path.parent, found)
+
+
+def _beside_the_table(root: Path, found: Understanding) -> None:
+    """Count the images of a folder that its manifest does not name."""
+    named = {path for r in found.records for path in (r.path, *r.mask_paths, r.target)}
+    others = [file for file in image_files(root) if file not in named and not is_litter(file)]
+    if others:
+        found.add("passed over", "images that the table does not name", *others)
 
 
 def places_of(path: Path, header: list[str]) -> dict[str, int]:
@@ -195,15 +206,17 @@ def label_of(text: str) -> str:
 
 
 def one_spelling_each(path: Path, records: list[Record]) -> None:
-    """ValueError where two labels differ only in case or Unicode form; `path` is named in it."""
-    spellings: dict[str, str] = {}
-    for record in records:
-        first = spellings.setdefault(same(record.label).strip(), record.label)
-        if first != record.label:
-            raise ValueError(
-                f"{path} has the labels {first!r} and {record.label!r}, which differ only in case or Unicode form: "
-                "one class, or two? Spell them alike, or name them apart"
-            )
+    """ValueError where two labels, or groups, differ only in case, Unicode form or leading zeros; `path` is named in it."""
+    for role, one in (("label", "class"), ("group", "group")):
+        spellings: dict[str, str] = {}
+        for value in dict.fromkeys(getattr(record, role) for record in records):
+            plain = same(value).strip()
+            first = spellings.setdefault(str(int(plain)) if plain.isdecimal() else plain, value)
+            if first != value:
+                raise ValueError(
+                    f"{path} has the {role}s {first!r} and {value!r}, which differ only in case, Unicode form or leading zeros: "
+                    f"one {one}, or two? Spell them alike, or name them apart"
+                )
 
 
 def _masks(disk: NamesOnDisk, cell: str, found: Understanding) -> list[str]:

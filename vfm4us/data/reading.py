@@ -12,7 +12,7 @@ from vfm4us.data.frames import frame_rule
 
 FILE = "reading.yaml"
 CHOICES = {
-    "folders": ("", "classes", "splits", "patients"),
+    "folders": ("", "classes", "splits", "patients", "below", "both"),
     "values": ("", "binary", "classes"),
     "outlines": ("", "fill", "keep"),
     "orientation": ("", "upright", "raw"),
@@ -29,7 +29,8 @@ class Reading:
     images:      folders of images
     masks:       folders of masks, or endings of their names such as _tumor
     passed_over: folders or endings that are not used
-    folders:     what the first folders are: classes, splits or patients
+    folders:     what the first folders are: classes, splits or patients; below: the folders below them are the classes;
+                 both: a class is a folder with one below it
     table:       a table beside the images that is joined to them, over what folders say; "none": no table is
     groups:      "none": splits go by image and duplicate cluster, whatever names and folders say
     ignore:      pixel value of masks that counts nowhere; "none": no value does

@@ -15,7 +15,15 @@ from vfm4us.data.records import Record, joined_paths, natural_key, without_exten
 from vfm4us.data.understanding import Understanding
 
 MOST_FAMILIES = 60  # endings of names that are looked at
+MOSTLY = 0.9  # share of the files whose names say a split
+NUMBERED = 10  # more folders named by a number alone are as often patients as classes
 LABEL_PATIENTS = 5  # so many patient folders beside each other are patients, not classes
+
+
+WORD_BEFORE = re.compile(r"^([^\W\d_]+)[-_ ]*(.*\d.*)$")
+WORD_BEHIND = re.compile(r"^(.*\d.*?)[-_ ]+([^\W\d_]+)$")
+MOST_CLASSES = 12  # folders whose files are looked at, whether they are masks
+MOST_WORDS = 6  # of names in one folder that are compared
 
 
 @dataclass
@@ -33,6 +41,7 @@ class Item:
     base: str = ""  # the name without the word that says what it is
     word: str = ""
     masks: list[str] = field(default_factory=list)
+    partner: "Item | None" = None  # the image beside which a mask lies
 
 
 def understand_tree(root: Path, images: list[str], arrays: list[str], reading, found: Understanding) -> None:
@@ -111,6 +120,8 @@ def _splits_or_classes(root: Path, items: list[Item], reading, found: Understand
     """Whether folders named like splits are splits; they are where two of them lie there, or one with images and masks."""
     names = {item.split for item in items if item.split}
     folders = sorted({part for item in items for part in item.parts if words.folder_of(part).split})
+    if not names and not reading.folders and _splits_within_names(root, items, found):
+        return
     if reading.folders == "classes" or not names:
         if names:
             for item in items:
@@ -135,6 +146,35 @@ def _splits_or_classes(root: Path, items: list[Item], reading, found: Understand
         "(prepare_data.py --reading folders=splits, or a reading.yaml in the folder), or write a manifest.csv with a "
         "split column"
     )
+
+
+def _splits_within_names(root: Path, items: list[Item], found: Understanding) -> bool:
+    """benign_train/ and benign_test/, or train_7.png and test_8.png: names that say a split beside something else."""
+    said = {item.rest[0]: words.split_within(item.rest[0]) for item in items if item.rest}
+    several = defaultdict(set)
+    for name, split in said.values():
+        several[name].add(split)
+    if any(len(splits - {""}) > 1 for splits in several.values()):
+        if open_ := sorted(top for top, (_, split) in said.items() if not split):
+            raise ValueError(
+                f"{root} can be read in two ways: {_some(sorted(said.keys() - set(open_)))} are splits of classes beside "
+                f"{_some(open_)}, or all are classes. Say reading.folders=classes, or write a manifest.csv with the column split"
+            )
+        for item in items:
+            if item.rest:
+                name, item.split = said[item.rest[0]]
+                item.rest = (name, *item.rest[1:])
+        example = min(said)
+        found.splits = f"by the names of folders: {example}/ is {said[example][1]} of {said[example][0]}"
+        return True
+    own = [(item, words.split_within(item.stem)[1]) for item in items]
+    splits = {split for _, split in own if split}
+    if len(splits) < 2 or sum(bool(split) for _, split in own) < MOSTLY * len(own):
+        return False
+    for item, split in own:
+        item.split = split
+    found.splits = f"by the names of files: {own[0][0].path} is {own[0][1] or 'in none'}"
+    return True
 
 
 def _further_folders(items: list[Item], found: Understanding) -> None:
@@ -315,8 +355,7 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
                 if item.stem[cut] in "-_ ." and (base := stems.get(words.same(item.stem[:cut]))) and base is not item:
                     families[re.sub(r"\d+", "", item.stem[cut + 1 :])].append((item, base))
                     break
-    if not families:
-        families = _same_names_in_many_folders(by_folder)
+    families = families or _same_names_in_many_folders(by_folder) or _two_words(root, by_folder)
     for name, pairs in sorted(families.items(), key=lambda entry: -len(entry[1]))[:MOST_FAMILIES]:
         named = name.startswith("*")
         share = looks.share_of_masks(root, [item.path for item, _ in pairs])
@@ -333,7 +372,8 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
                 )
         elif named or (share is not None and share > 0.5 and not (of_images and of_images > 0.5)):
             for item, base in pairs:
-                item.role, item.base, item.word = "mask", base.stem, name.lstrip("*")
+                item.role, item.base, item.word, item.role_folder = "mask", base.stem, name.lstrip("*"), ""
+                item.partner = base
             if not named:
                 found.notes.append(
                     f"{name!r} in names is taken for masks, as its {len(pairs)} files have few values in large areas "
@@ -355,6 +395,28 @@ def _same_names_in_many_folders(by_folder: dict[tuple, list[Item]]) -> dict[str,
         for one, other in pairs:
             families[one.stem].append((one, other))
             families[other.stem].append((other, one))
+    return families
+
+
+def _two_words(root: Path, by_folder: dict[tuple, list[Item]]) -> dict[str, list[tuple[Item, Item]]]:
+    """I_007.png with M_007.png, 7_raw.png with 7_lab.png: words that share their numbers, one of them with few values."""
+    families: dict[str, list[tuple[Item, Item]]] = defaultdict(list)
+    for own in by_folder.values():
+        named: dict[str, dict[str, Item]] = defaultdict(dict)
+        for item in own:
+            for pattern, word, rest in ((WORD_BEFORE, 1, 2), (WORD_BEHIND, 2, 1)):
+                if found := pattern.match(item.stem):
+                    named[f"{word} {found[word]}"][found[rest]] = item
+        often = sorted((word for word in named if len(named[word]) > 2), key=lambda word: -len(named[word]))[
+            :MOST_WORDS
+        ]
+        for a in often:
+            for b in often:
+                both = named[a].keys() & named[b].keys()
+                if a == b or a[0] != b[0] or len(both) < 0.8 * len(named[a]):
+                    continue
+                if (looks.share_of_masks(root, [named[a][k].path for k in both]) or 0) > 0.5:
+                    families[a[2:]] += [(named[a][k], named[b][k]) for k in sorted(both)]
     return families
 
 
@@ -495,6 +557,8 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
         return (split, rest, "".join(c for c in _tail(words.same(item.base)) if c.isalnum()))
 
     pairs: list[tuple[Item, Item]] = []
+    beside = [(mask, mask.partner) for mask in masks if mask.partner is not None and mask.partner.role in ("", "image")]
+    masks = [mask for mask in masks if mask.partner is None or mask.partner.role not in ("", "image")]
 
     def without_channel(item: Item, loose: bool = False) -> tuple:
         split, rest, stem = _key(item, loose)
@@ -516,6 +580,10 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
             own[key(image, loose)].append(image)
         for mask in open_masks:
             candidates = own.get(key(mask, loose), [])
+            if len(candidates) > 1 and loose:  # pos_gt/1.png: the 1.png of pos/, not of neg/
+                folder = set(words.words_of(mask.parts[-1])) if mask.parts else set()
+                near = [c for c in candidates if c.parts and folder >= set(words.words_of(c.parts[-1]))]
+                candidates = near if len(near) == 1 else candidates
             if len(candidates) == 1 or (candidates and not loose):
                 pairs.append((mask, _best(mask, candidates)))
             elif (
@@ -524,7 +592,7 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
                 and (image := own.get((mask.split, key(mask, loose)[1], words.same(mask.stem))))
             ):
                 pairs.append((mask, _best(mask, image)))
-    return pairs
+    return beside + pairs
 
 
 def _main_kind(root: Path, matched: list[tuple[Item, Item]], reading, found: Understanding) -> set[tuple[str, str]]:
@@ -580,10 +648,15 @@ def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None
     for item in items:
         if len(item.rest) > 1:
             deeper[item.rest[0]].add(item.rest[1:])
+    if not patients and not reading.folders:
+        _classes_at_one_level(found.source, tops, deeper)
     below = [rest for several in deeper.values() for rest in several]
-    named = bool(below) and all(any(map(words.is_patient_folder, rest)) for rest in below)
-    many = bool(below) and len(below) >= 5 * max(1, len(deeper))
-    by_name = 0
+    named = bool(below) and all(
+        any(words.is_patient_folder(part) or words.is_clip_folder(part) for part in rest) for rest in below
+    )
+    many = bool(below) and len(below) >= 2 * max(1, len(deeper)) and reading.folders not in ("below", "both")
+    originals = _originals(items)
+    by_name = varied = 0
     for item in items:
         label = group = ""
         if patients:
@@ -593,6 +666,10 @@ def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None
             )
         elif item.rest:
             label = item.rest[0]
+            if reading.folders == "below":
+                label = item.rest[1] if len(item.rest) > 1 else ""
+            elif reading.folders == "both":
+                label = " ".join(item.rest[:2])
             if len(item.rest) > 1 and (named or many):
                 group = "/".join(item.rest)
         record = Record(id=without_extension(item.path), path=item.path, label=label, group=group, split=item.split)
@@ -609,6 +686,9 @@ def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None
             # numbers of patients begin anew in other folders only by chance; those of clips do so always
             record.group = whose if words.PATIENT_IN_NAME.search(item.stem) else "/".join((*item.parts, whose))
             by_name += 1
+        elif not group and (original := originals.get(item.path, "")):
+            record.group = original
+            varied += 1
         found.records.append(record)
         found.add("image", _what(record), item.path)
     _apart_in_splits(found)
@@ -629,8 +709,49 @@ def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None
     elif by_name and not (patients or named or many):
         for record in found.records:  # each its own: duplicates are found as ever
             record.group = ""
+    if varied:
+        example = next(path for path in originals)
+        found.notes.append(
+            f"{varied} images are varied copies by their names, and their originals (e.g. {example}): each copy is in the group of "
+            "its original; copies in val and test are no independent images"
+        )
+        found.groups = found.groups or "by the names of varied copies"
     if patients and not any(r.label for r in found.records):
         found.notes.append("the first folders are patients, so that there are no labels")
+
+
+def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -> None:
+    """ValueError where the classes can be the first folders or those below, or numbered folders classes or patients."""
+    if len(tops) > NUMBERED and all(top.isdigit() for top in tops):
+        raise ValueError(
+            f"{source} can be read in two ways: its {len(tops)} numbered folders ({_some(sorted(tops, key=natural_key))}) are "
+            "classes, or patients. Say reading.folders=classes or reading.folders=patients"
+        )
+    counts = Counter(name for several in deeper.values() for name in {rest[0] for rest in several})
+    plain = [
+        name
+        for name in counts
+        if not (name.isdigit() or words.is_patient_folder(name) or words.is_clip_folder(name) or words.is_fold(name))
+    ]
+    repeated = sorted(name for name in plain if counts[name] > 1)
+    if len(repeated) > 1 and len(repeated) >= 0.5 * len(counts):
+        first = sorted(deeper)
+        raise ValueError(
+            f"{source} can be read in two ways: the classes are the first folders ({_some(first)}) or those below them "
+            f"({_some(repeated)}). Say reading.folders=classes, reading.folders=below, or reading.folders=both for classes such as "
+            f"{first[0] + ' ' + repeated[0]!r}"
+        )
+
+
+def _originals(items: list[Item]) -> dict[str, str]:
+    """Path of a varied copy, or of an original that has copies -> the group of both."""
+    stems = {("/".join(item.parts), words.same(item.stem)): item.path for item in items}
+    copies: dict[str, str] = {}
+    for item in items:
+        folder, original = "/".join(item.parts), words.original_of(item.stem)
+        if original and (path := stems.get((folder, words.same(original)))):
+            copies[item.path] = copies[path] = without_extension(path)
+    return copies
 
 
 def _apart_in_splits(found: Understanding) -> None:
@@ -671,9 +792,11 @@ def _classes_or_else(root: Path, items: list[Item], found: Understanding) -> Non
     if all(map(words.is_fold, names)):
         raise ValueError(
             f"{root} can be read in two ways: {_some(names)} are classes, or parts of one set. Say "
-            "reading.folders=classes, give one of "
+            "reading.folders=classes or, where classes lie below, reading.folders=below, give one of "
             "them, or write a manifest.csv with the columns path,label,group,split"
         )
+    if len(names) <= MOST_CLASSES:
+        _masks_among_classes(root, names, folders)
     if len(names) > 6:
         return
     for k, first in enumerate(names):
@@ -690,6 +813,19 @@ def _classes_or_else(root: Path, items: list[Item], found: Understanding) -> Non
                     "high_quality/, or name "
                     "them in a manifest.csv with the columns path,target; or pass one over with reading.passed_over"
                 )
+
+
+def _masks_among_classes(root: Path, names: list[str], folders: dict[str, dict]) -> None:
+    """ValueError where one of the folders that would be classes holds masks, which pair with nothing."""
+    shares = {name: looks.share_of_masks(root, [item.path for item in folders[name].values()]) for name in names}
+    masks = [name for name in names if (shares[name] or 0) >= 0.75 and len(folders[name]) > 2]
+    if masks and any(shares[name] is not None and shares[name] <= 0.25 for name in names):
+        example = next(iter(folders[masks[0]].values())).path
+        raise ValueError(
+            f"{root} can be read in two ways: {_some(masks)} is a class, or holds masks whose names fit no image (e.g. {example}, "
+            "which has few values in large areas). Say reading.folders=classes, pass it over with reading.passed_over, or name "
+            "image and mask in a manifest.csv with the columns path,mask"
+        )
 
 
 def _drop_common_folder(items: list[Item]) -> None:

@@ -30,6 +30,11 @@ SPLITS = {
     **dict.fromkeys("train training trainset trainingset traindata trn trainval trainvalidation".split(), "train"),
     **dict.fromkeys("val valid validation validate validating valset validset validationset dev devset".split(), "val"),
     **dict.fromkeys("test testing testset testingset testdata tst holdout heldout".split(), "test"),
+    **dict.fromkeys(
+        "entrenamiento entrainement entraînement treinamento treino addestramento eğitim 训练 训练集".split(), "train"
+    ),
+    **dict.fromkeys("validacion validación validacao validação validazione validierung 验证 验证集".split(), "val"),
+    **dict.fromkeys("prueba pruebas teste testes prüfung 测试 测试集".split(), "test"),
 }
 SHORT_SPLITS = {"tr": "train", "ts": "test", "te": "test", "va": "val", "vl": "val"}  # nnU-Net: imagesTr, labelsTs
 FILLERS = frozenset("set sets data dataset datasets folder split splits part subset cohort public published".split())
@@ -50,6 +55,19 @@ FOLD_NAME = re.compile(r"(?i)(?:fold|cv|split|part|batch|chunk|center|centre|sit
 FRAME_IN_NAME = re.compile(r"(?i)^(.+?)[-_ ]*(?:frame|frm|frames|fr|slice|slc)[-_ ]?\d+$")
 
 
+WHOLE = frozenset(SPLITS) | MASKS | OVERLAYS | IMAGES
+CLIP_FOLDER = re.compile(
+    r"(?i)(?:video|vid|clip|cine|loop|movie|sweep|seq|sequence|series|visit|session|acq|acquisition)[-_ #]*\d+[a-z]?"
+)
+SPLIT_WORDS = "|".join(sorted(SPLITS, key=len, reverse=True))
+SPLIT_BEFORE = re.compile(rf"(?i)^({SPLIT_WORDS})[-_ .]+(.+)$")
+SPLIT_BEHIND = re.compile(rf"(?i)^(.+?)[-_ .]+({SPLIT_WORDS})$")
+VARIED = re.compile(
+    r"(?i)^(.+?)(?:[-_ .]*[-_ .(](?:aug(?:mented)?|[hv]?flip(?:ped)?|mirror(?:ed)?|rot(?:at(?:ed?|ion))?|copy|noise|noisy|"
+    r"bright(?:ness)?|contrast|shift(?:ed)?|zoom(?:ed)?|blur(?:red)?|elastic)[-_ ]?\d*\)?)+$"
+)
+
+
 @dataclass(frozen=True)
 class Folder:
     """What the name of one folder says. `rest` is "" where nothing else is said than what stands in the other fields."""
@@ -68,6 +86,9 @@ def words_of(name: str) -> tuple[str, ...]:
     parts = re.findall(r"\d+|[^\W\d_]+", name)
     words = []
     for part in parts:
+        if part.lower() in WHOLE:  # TeSt
+            words.append(part)
+            continue
         words += re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+|[A-Z]+", part) if not part.isdigit() else [part]
     return tuple(word.lower() for word in words)
 
@@ -84,7 +105,12 @@ def folder_of(name: str) -> Folder:
     if words and set(words) <= LABELLED | FILLERS and LABELLED & set(words):
         return Folder(name)
     domain = ""
-    if len(words) == 2 and words[0] in SPLITS and words[1] in ("a", "b") and not re.search(r"[-_ ]", name):
+    if (
+        len(words) == 2
+        and words[0] in SPLITS
+        and words[1] in ("a", "b")
+        and (name[-1] in "AB" or not re.search(r"[-_ ]", name))
+    ):
         return Folder(name, split=SPLITS[words[0]], domain=words[1].upper())
     splits = [SPLITS[word] for word in words if word in SPLITS]
     roles = [word for word in words if word in MASKS | OVERLAYS | IMAGES]
@@ -181,6 +207,26 @@ def group_of_name(stem: str) -> str:
     if found := FRAME_IN_NAME.match(stem):
         return found[1].rstrip("-_ ")
     return ""
+
+
+def split_within(name: str) -> tuple[str, str]:
+    """A name without the split it says, and that split: benign_train -> benign, train; "" where it says none."""
+    if found := SPLIT_BEHIND.match(name):
+        return found[1], SPLITS[found[2].lower()]
+    if found := SPLIT_BEFORE.match(name):
+        return found[2], SPLITS[found[1].lower()]
+    return name, ""
+
+
+def original_of(stem: str) -> str:
+    """The name of the image of which a file is a varied copy by its own: 7_flip, 7 (copy) -> 7; "" for others."""
+    found = VARIED.match(stem)
+    return found[1] if found else ""
+
+
+def is_clip_folder(name: str) -> bool:
+    """Whether a folder is named like one clip, visit or series."""
+    return bool(CLIP_FOLDER.fullmatch(name))
 
 
 def is_patient_folder(name: str) -> bool:
