@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vfm4us.data import polygons
+from vfm4us.data.masks import read_masks
+from vfm4us.data.sources import understand
 
 HEIGHT, WIDTH = 60, 80
 
@@ -41,6 +44,30 @@ def coco(tmp_path, segmentation, categories=((7, "lesion"),), category=7):
     path = tmp_path / "coco.json"
     path.write_text(json.dumps(content))
     return path
+
+
+def test_an_empty_file_of_yolo_is_an_image_without_a_finding(tmp_path):
+    for k, text in enumerate(("", "0 0.1 0.1 0.5 0.1 0.5 0.6\n")):
+        for part in ("images", "labels"):
+            (tmp_path / part).mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "images" / f"{k}.png")
+        (tmp_path / "labels" / f"{k}.txt").write_text(text)
+    records = understand(tmp_path).records
+    sums = [int(read_masks(tmp_path, r, np.zeros((40, 60), np.uint8), 64).sum()) for r in records]
+    assert sums[0] == 0 < sums[1]
+
+
+def test_a_table_of_via_beside_images_is_read(tmp_path):
+    shape = '"{""name"":""circle"",""cx"":30,""cy"":20,""r"":8}","{""k"":""x""}"'
+    for k in range(2):
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / f"{k}.png")
+    lines = ["filename,region_shape_attributes,region_attributes", *(f"{k}.png,{shape}" for k in range(2))]
+    (tmp_path / "via.csv").write_text("\n".join(lines))
+    found = understand(tmp_path)
+    assert found.layout == "published dataset via" and [r.mask for r in found.records] == [
+        "via.csv::0.png",
+        "via.csv::1.png",
+    ]
 
 
 def test_coco_polygons_and_run_lengths(tmp_path):

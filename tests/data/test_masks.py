@@ -229,6 +229,26 @@ def test_thin_and_tiny_classes_survive_a_smaller_size():
     assert shrunk(large, 400, 400) is large
 
 
+def test_a_set_without_any_background_asks_for_it_and_a_rim_that_is_ignored_is_no_outline(tmp_path):
+    for name, masks in (("full", [np.full_like(ONE, 255)] * 2), ("from 1", [ONE + 1] * 2)):
+        with pytest.raises(ValueError, match="no mask holds 0, the background.*reading.background=0"):
+            read(masked(tmp_path / name, masks))
+    _, (mask, _) = read(tmp_path / "from 1", {"background": "1"})
+    assert (mask > 0).sum() == ONE.sum()
+    _, (mask, _) = read(tmp_path / "full", {"background": "0"})
+    assert mask.all()
+    rim = np.where(disc(radius=12) & ~disc(), 255, ONE).astype(np.uint8)
+    coding, (mask, _) = read(masked(tmp_path / "rim", [rim] * 2))
+    assert coding.ignore == 255 and sorted(np.unique(mask)) == [0, 1, 255]
+
+
+def test_further_pages_of_a_mask_are_not_lost(tmp_path):
+    pages = {"save_all": True, "append_images": [Image.fromarray(255 * ONE[::-1].copy())]}
+    root = masked(tmp_path / "s", [255 * ONE] * 2, "tif", **pages)
+    with pytest.raises(ValueError, match="has 2 pages, its image one: write one mask per image"):
+        read(root)
+
+
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_masks_of_turned_images(tmp_path, orientation):
     for i in range(2):

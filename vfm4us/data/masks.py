@@ -18,6 +18,7 @@ from PIL import Image
 from scipy.ndimage import binary_fill_holes, binary_opening, maximum_filter, minimum_filter
 
 from vfm4us.data import arrays, frames, polygons, volumes
+from vfm4us.data.clips import page_contents
 from vfm4us.data.dataset import check_same_shape
 from vfm4us.data.decode import FORMATS, read_frame, upright_image
 from vfm4us.data.limits import file_bytes
@@ -189,6 +190,7 @@ def _layer(root: Path, record: Record, path: str, shape: tuple, coding: MaskCodi
     if key is not None:  # outlines are drawn on the whole frame, as far as the crop reaches
         drawn = polygons.read_mask(root / file, key, top + height, left + width)[top:, left:]
         return _by_names(drawn, polygons.class_names(root / file), coding)
+    _one_page(root / path, root / record.path)
     raw = _raw_of(root / path, record.frame)
     if coding is None:
         coding = decide([seen_of(path, raw)], Reading())
@@ -203,6 +205,14 @@ def _layer(root: Path, record: Record, path: str, shape: tuple, coding: MaskCodi
     ):
         return frames.cropped(layer, record.crop)
     return layer
+
+
+def _one_page(mask: Path, image: Path) -> None:
+    """ValueError where a mask has several pages and its image has one: only the first would count."""
+    if frames.kind_of(mask) == "pages" and (pages := page_contents(mask)) and not frames.is_container(image):
+        raise ValueError(
+            f"has {pages.count} pages, its image one: write one mask per image, with class numbers 1, 2, ..."
+        )
 
 
 def _by_names(classes: np.ndarray, own: dict[int, str], coding: MaskCoding | None) -> np.ndarray:
@@ -303,7 +313,7 @@ def seen_of(path: str, raw: RawMask) -> Seen:
                 solid = set(names)
         else:
             areas = _areas(pixels)
-        light = packed > 0 if values is not None and len(values) <= 2 else packed > packed.max() / 2
+        light = packed > 0 if values is not None else packed > packed.max() / 2
         light = light if not raw.colours else pixels.max(axis=2) > 127
     ends = (packed[0, 0], packed[0, -1], packed[-1, 0], packed[-1, -1])
     corner = None
@@ -500,8 +510,19 @@ def decide(seen: list[Seen], reading: Reading, outlines: bool = False) -> MaskCo
     return coding
 
 
+def _some_background(seen: list[Seen], reading: Reading) -> None:
+    """ValueError where no mask of a set has a background: every one is full, or counts from 1."""
+    plain = [one.values for one in seen if one.values]
+    if len(plain) == len(seen) > 1 and not reading.background and not any({0, (0, 0, 0)} & set(own) for own in plain):
+        raise ValueError(
+            f"no mask holds 0, the background (e.g. {seen[0].path} holds {', '.join(map(str, plain[0]))}): say which value is the "
+            "background with reading.background, or reading.background=0 where classes fill every image"
+        )
+
+
 def _check_background(seen: list[Seen], reading: Reading) -> None:
     """Masks that are light in all corners are drawn the other way round, or show something that fills the image."""
+    _some_background(seen, reading)
     drawn = [one for one in seen if one.values is None or len(one.values) > 1]
     light = [one for one in drawn if one.corner not in (None, 0, 0.0, (0, 0, 0)) and not one.soft]
     values = Counter(one.corner for one in light)

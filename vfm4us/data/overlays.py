@@ -55,6 +55,7 @@ ERRING = 0.3  # of the pixels of one place: strokes that an image must have ther
 
 
 REPORT, PLACES = "overlays.json", "filled.npz"
+NOT_SEEN = "what is set anew in each image, such as calipers, and images whose size few others share"
 MOST_PLACES = 100  # that are reported
 
 
@@ -95,7 +96,13 @@ def look(folder: Path, records, fill: bool) -> dict:
     valid = np.array([(r.top, r.left, r.valid_height, r.valid_width) for r in records], np.int32).reshape(-1, 4)
     geometries = [(r.height, r.width, r.crop) for r in records]
     found = find(images, valid, geometries, [r.group for r in records], [r.sha256 for r in records])
-    told = {"images": len(carrying(found)), "of": len(records), "filled": fill, "places": []}
+    told = {
+        "images": len(carrying(found)),
+        "of": len(records),
+        "filled": fill,
+        "places": [],
+        "not_looked_for": NOT_SEEN,
+    }
     if found:
         told["places"] = describe(found, [r.id for r in records])[:MOST_PLACES]
         for role, file in filled.items() if fill else ():  # a target carries what its image carries

@@ -68,7 +68,7 @@ def holds_any(path) -> bool:
 
 def class_names(path) -> dict[int, str]:
     """Class number -> name, as far as the file tells them."""
-    return _parsed(*_state(path))[1]
+    return {} if _says_nothing(path) else _parsed(*_state(path))[1]
 
 
 class Outline:
@@ -133,7 +133,14 @@ def _class(number: int) -> int:
 # files
 
 
+def _says_nothing(path) -> bool:
+    """Whether this is YOLO's empty file: an image without a finding."""
+    return Path(path).suffix.lower() == ".txt" and not Path(path).stat().st_size
+
+
 def _of_file(path) -> dict[str, list]:
+    if _says_nothing(path):
+        return {"": []}
     found = _parsed(*_state(path))[0]
     if isinstance(found, ValueError):
         raise found

@@ -152,8 +152,8 @@ def coco(folder: Path) -> list[Record] | None:
 
 
 def via(folder: Path) -> list[Record] | None:
-    """Outlines of the VGG Image Annotator; classes by the attribute that differs."""
-    return _annotated(folder, _is_via)
+    """Outlines of the VGG Image Annotator, as JSON or CSV; classes by the attribute that differs."""
+    return _annotated(folder, _is_via, with_tables=True)
 
 
 def _is_via(content) -> bool:
@@ -163,8 +163,8 @@ def _is_via(content) -> bool:
     return isinstance(first, dict) and {"filename", "regions"} <= first.keys()
 
 
-def _annotated(folder: Path, is_one: Callable) -> list[Record] | None:
-    """Records of all images of a folder with JSON files of outlines, matched by path, else by name."""
+def _annotated(folder: Path, is_one: Callable, with_tables: bool = False) -> list[Record] | None:
+    """Records of all images of a folder with JSON files of outlines, or VIA's tables, matched by path, else by name."""
     if not folder.is_dir():
         return None
     tables = []
@@ -175,6 +175,9 @@ def _annotated(folder: Path, is_one: Callable) -> list[Record] | None:
                     tables.append(path)
             except (ValueError, RecursionError):  # some other JSON
                 continue
+    for path in sorted(folder.glob("**/*.csv")) if with_tables else ():
+        with open(path, "rb") as stream:
+            tables += [path] * (b"region_shape_attributes" in stream.readline(4096))
     tables = [table for table in tables if polygons.has_outlines(table)]  # boxes are no masks: then it is a plain tree
     if not tables:
         return None

@@ -129,7 +129,7 @@ def folder_of(name: str) -> Folder:
         and word not in roles
         and not word.isdigit()
     ]
-    split = splits[0] if len(set(splits)) == 1 and all(len(word) == 1 for word in others) else ""
+    split = splits[0] if len(set(splits)) == 1 and (domain or not others) else ""
     role = ""
     if any(word in OVERLAYS for word in words):
         role = "overlay"
