@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from vfm4us.data import frames
 from vfm4us.data.greys import grey_of_image
+from vfm4us.data.inflating import with_stored_pixels
 from vfm4us.data.limits import MAXIMUM_PIXELS, check_size, file_bytes, hold
 from vfm4us.data.records import Record
 
@@ -68,7 +69,7 @@ def _opened(data: bytes):
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: half-decoded images would pass as whole ones")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(with_stored_pixels(data)), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"not an image in {', '.join(FORMATS)} format, or its header is damaged") from error
     except Image.DecompressionBombError as error:

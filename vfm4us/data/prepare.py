@@ -407,7 +407,9 @@ def _pack_all(
 
         common = (root, size, plan.get("frames") == "all", coding, roles)
         works = _works(records, len(done))
-        results = stack.enter_context(contextlib.closing(_in_order(works, len(records) - len(done), common, workers)))
+        longest = max(map(len, _runs(records)), default=1)
+        packing = _in_order(works, len(records) - len(done), longest, common, workers)
+        results = stack.enter_context(contextlib.closing(packing))
         for result in results:
             for role, pixels in result.rows.items():
                 rows[role].write(pixels)
@@ -422,8 +424,11 @@ def _pack_all(
         log.note(f"packed {count} images in {spent:.0f} s, {count / spent:.0f} a second")
 
 
-def _in_order(works: Iterator[Work], left: int, common: tuple, workers: int | None) -> Iterator[Packed]:
-    """What `_packed` makes of each work, in order: here, and by processes where enough is left that they are worth their start."""
+def _in_order(works: Iterator[Work], left: int, longest: int, common: tuple, workers: int | None) -> Iterator[Packed]:
+    """What `_packed` makes of each work, in order: here, and by processes where enough is left that they are worth their start.
+
+    left, longest: records that are to be packed, and those of the longest run
+    """
     count, begun, done = _processes(workers), time.monotonic(), 0
     for work in works:
         spent = time.monotonic() - begun
@@ -435,7 +440,7 @@ def _in_order(works: Iterator[Work], left: int, common: tuple, workers: int | No
         return
     layer = common[1] ** 2 * len(common[-1])
     batch = max(1, min(BATCH, BATCH_BYTES // layer))
-    ahead = max(count + 1, min(4 * count, AHEAD_BYTES // (batch * layer)))
+    ahead = max(count + 1, min(4 * count, AHEAD_BYTES // (max(batch, longest) * layer)))
     batches = _batches(itertools.chain([work], works), batch)
     with contextlib.closing(in_processes(_packed, common, batches, count, ahead, _given_up)) as results:
         for own in results:
