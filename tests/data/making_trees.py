@@ -476,6 +476,19 @@ TREES = {
         labels=("cyst", "mass"),
         reading={"folders": "below"},
     ),
+    "a folder around an unlabelled test": Tree(
+        "A folder around splits, the test part without labels",
+        (plain("data/train/ok/1.png", "data/train/ok/2.png", "data/train/nok/1.png", "data/test/1.png"),),
+        images=4,
+        labels=("nok", "ok"),
+        splits={"train": 3, "test": 1},
+    ),
+    "a folder around a manifest": Tree(
+        "A folder around a manifest and its images",
+        (plain("data/i/1.png", "data/i/2.png"), text("data/manifest.csv", "path,label\ni/1.png,a\ni/2.png,b\n")),
+        images=2,
+        labels=("a", "b"),
+    ),
     # two readings
     "organs and findings": Tree(
         "Classes at two levels",

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vfm4us.data import decode, prepare, pseudonyms
 from vfm4us.data.containers import Reading, Told, one_record_per_image
+from vfm4us.data.images import image_batch, image_records
 from vfm4us.data.sources import find_source, list_source
 
 pytest.importorskip("pydicom")
@@ -108,6 +109,26 @@ def test_how_many_workers_and_interruptions_change_nothing(tmp_path, monkeypatch
     assert again.ids == whole.ids and (again.images[:] == whole.images[:]).all()
     assert rejected_in(tmp_path / "again") == rejected_in(tmp_path / "whole")
     assert 5 <= len(whole.ids) < 15
+
+
+def test_frames_of_one_file_are_decoded_in_one_go_and_are_the_same(tmp_path, monkeypatch):
+    pages = [Image.fromarray(speckle(k)) for k in range(6)]
+    pages[0].save(tmp_path / "clip.tif", save_all=True, append_images=pages[1:])
+    (tmp_path / "broken.tif").write_bytes((tmp_path / "clip.tif").read_bytes()[:100])
+    records = find_source(tmp_path, {"frames": "all"})
+    opened, read_frames = [], decode.frames.read_frames
+    monkeypatch.setattr(decode.frames, "read_frames", lambda path, n: opened.append(len(n)) or read_frames(path, n))
+    together = list(decode.read_records(tmp_path, records))
+    assert opened == [6] and len(together) == 7 and isinstance(together[0], ValueError)
+    for record, image in zip(records[1:], together[1:], strict=True):
+        assert (image == decode.read_record(tmp_path, record)).all()
+    opened.clear()
+    backwards = list(decode.read_records(tmp_path, records[:0:-1]))  # in an order that no file gives
+    assert opened == [1] * 6 and all((a == b).all() for a, b in zip(backwards, together[:0:-1], strict=True))
+    opened.clear()
+    (tmp_path / "broken.tif").unlink()
+    batch, _ = image_batch(image_records(tmp_path), 64)
+    assert len(batch) > 0 and len(opened) == 1
 
 
 def test_records_are_read_one_by_one_as_they_are_packed(tmp_path):

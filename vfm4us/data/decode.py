@@ -6,6 +6,8 @@ in the file's own mode.
 
 import contextlib
 import io
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,28 @@ def read_record(root, record: Record) -> np.ndarray:
         image = read_frame(path, record.frame, record.crop)
     else:
         image = frames.cropped(grey_of_bytes(file_bytes(path)), record.crop)
+    return _filled(image, record)
+
+
+def read_records(root, records: Iterable[Record]) -> Iterator[np.ndarray | ValueError]:
+    """`read_record` of each, or why it cannot be read; frames that follow each other in one file are decoded in one go."""
+    for name, group in groupby(records, key=lambda record: record.path):
+        run, done, path = list(group), 0, Path(root) / name
+        numbers = [record.frame for record in run]
+        if len(run) > 1 and numbers == sorted(numbers) and not run[0].reason and frames.is_container(path):
+            with contextlib.suppress(ValueError):  # what is left is asked for by itself, and gives its reason
+                for number, pixels in frames.read_frames(path, sorted(set(numbers))):
+                    while done < len(run) and run[done].frame == number:
+                        yield _filled(frames.cropped(pixels, run[done].crop), run[done])
+                        done += 1
+        for record in run[done:]:
+            try:
+                yield read_record(root, record)
+            except ValueError as error:
+                yield error
+
+
+def _filled(image: np.ndarray, record: Record) -> np.ndarray:
     return image if record.filled is None else record.filled.on(image)
 
 

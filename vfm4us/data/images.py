@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vfm4us.data.containers import Reading, one_record_per_image
 from vfm4us.data.dataset import RESAMPLING, packed_size
-from vfm4us.data.decode import read_grey, read_record
+from vfm4us.data.decode import read_grey, read_record, read_records
 from vfm4us.data.filling import fill_unpacked
 from vfm4us.data.greys import full_range, grey_of_image, to_8_bit
 from vfm4us.data.reading import reading_of
@@ -70,7 +70,10 @@ def image_batch(images, size: int = 224, frame: bool = False) -> tuple[Tensor, T
         images = list(batch)
     if not images:
         raise ValueError("no images were given")
-    arrays = [image_array(image) for image in images]
+    if all(isinstance(image, Record) for image in images):
+        arrays = [_or_error(image, record) for image, record in zip(read_records("", images), images, strict=True)]
+    else:
+        arrays = [image_array(image) for image in images]
     if len({array.dtype for array in arrays}) > 1:
         arrays = [a if a.dtype == np.uint8 else (a * 255).round().astype(np.uint8) for a in arrays]
     frames = np.zeros((len(arrays), size, size), arrays[0].dtype)
@@ -80,6 +83,12 @@ def image_batch(images, size: int = 224, frame: bool = False) -> tuple[Tensor, T
         frames[i, :height, :width] = _resized(array, height, width)
         valid[i, 2], valid[i, 3] = height, width
     return torch.from_numpy(frames)[:, None], valid
+
+
+def _or_error(image: np.ndarray | ValueError, record: Record) -> np.ndarray:
+    if isinstance(image, ValueError):
+        raise ValueError(f"{record.path}: {image}") from image
+    return image
 
 
 def image_array(image) -> np.ndarray:

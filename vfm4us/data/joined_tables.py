@@ -168,6 +168,8 @@ def _take(
 ) -> None:
     records, tables = found.records, ", ".join(one.path for one in own)
     before = {place: getattr(records[place], role) for place in given if getattr(records[place], role)}
+    if role == "label" and len({record.label for record in records}) == 1:
+        before = {}  # one folder around all images says nothing
     if role != "group" and not reading.table:
         differing = [place for place, value in before.items() if same(value) != same(given[place])]
         if differing:

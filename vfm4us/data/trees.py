@@ -833,6 +833,10 @@ def _drop_common_folder(items: list[Item]) -> None:
     while items and all(len(item.rest) > 1 for item in items) and len({item.rest[0] for item in items}) == 1:
         for item in items:
             item.rest = item.rest[1:]
+    if len({item.rest[:1] for item in items}) == 1 and all(item.split and item.rest for item in items):
+        if any(len(item.rest) > 1 for item in items):  # data/train/a/1.png with data/test/2.png
+            for item in items:
+                item.rest = item.rest[1:]
 
 
 def _some(names) -> str:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vfm4us.data import splits as splitting
-from vfm4us.data.decode import read_record
+from vfm4us.data.decode import read_records
 from vfm4us.data.filling import fill_unpacked
 from vfm4us.data.images import image_batch
 from vfm4us.data.reading import reading_of
@@ -168,15 +168,25 @@ def _fingerprint(root: Path, records: list[Record]) -> str:
     return digest.hexdigest()
 
 
-def _read_one(root: Path, record: Record, size: int) -> dict:
-    """Pixels (1, 1, S, S) and what the journal says of an image, or the reason why it cannot be read."""
-    path = root / record.path
+def _read_run(root: Path, run: list[Record], size: int) -> list[dict]:
+    """`_read_one` of records of one file, which is opened once for all of its frames."""
     try:
-        pixels, valid = image_batch([read_record(root, record)], size, frame=True)
-        with open(path, "rb") as stream:
+        with open(root / run[0].path, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256")
-    except (ValueError, OSError) as error:
-        return {"reason": " ".join(str(error).removeprefix(f"{path}: ").split())}
+    except OSError as error:
+        return [{"reason": " ".join(str(error).split())} for _ in run]
+    images = read_records(root, run)
+    return [_read_one(root, record, size, image, digest.copy()) for record, image in zip(run, images, strict=True)]
+
+
+def _read_one(root: Path, record: Record, size: int, image: np.ndarray | ValueError, digest) -> dict:
+    """Pixels (1, 1, S, S) and what the journal says of an image, or the reason why it cannot be read; `digest` is of its file."""
+    try:
+        if isinstance(image, ValueError):
+            raise image
+        pixels, valid = image_batch([image], size, frame=True)
+    except ValueError as error:
+        return {"reason": " ".join(str(error).removeprefix(f"{root / record.path}: ").split())}
     if record.frame or record.crop:  # one of several images of its file
         digest.update(f"{record.frame} {record.crop}".encode())
     height, width = (int(v) for v in valid[0, 2:])
@@ -196,17 +206,18 @@ def _read_one(root: Path, record: Record, size: int) -> dict:
 
 
 def _read_ahead(root: Path, records: list[Record], size: int) -> Iterator[list[dict]]:
-    """Chunks of what `_read_one` says; the next is being read while the network sees this one."""
+    """Chunks of what `_read_run` says; the next is being read while the network sees this one."""
     remaining = iter(records)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
         def begin() -> list:
-            return [pool.submit(_read_one, root, record, size) for record in islice(remaining, CHUNK)]
+            files = groupby(islice(remaining, CHUNK), key=lambda record: record.path)
+            return [pool.submit(_read_run, root, list(run), size) for _, run in files]
 
         under_way = begin()
         while under_way:
             following = begin()
-            yield [future.result() for future in under_way]
+            yield [entry for future in under_way for entry in future.result()]
             under_way = following
 
 
