@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 import vfm4us
-from vfm4us import config, plots
+from vfm4us import config, markdown, plots
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
@@ -38,7 +38,6 @@ from vfm4us.pretraining.settings import PretrainingConfig, check_comparable, sin
 from vfm4us.pretraining.trainer import pretrain
 from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tables import markdown
 
 ARMS = ("random", "coarse", "fine", "coarse-to-fine")
 VARIANTS = {  # of coarse-to-fine, off by default

@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
 
-from vfm4us import config
+from vfm4us import config, markdown
 from vfm4us.config import option
 from vfm4us.evaluation import classification as figures
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.device import choose_device
 from vfm4us.runtime.run import RunFolder
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tables import markdown
 from vfm4us.tasks import classification
 from vfm4us.tasks.finetune import make_encoder
 

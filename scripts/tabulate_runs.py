@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from vfm4us import markdown
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tables import markdown
 from vfm4us.tasks import base
 
 

@@ -204,7 +204,7 @@ def test_a_base_that_is_missing_or_leads_back_names_both_files(tmp_path):
     with pytest.raises(ValueError, match="item 2 of a list is changed, and the base's list has 1"):
         config.load(Outer, tmp_path / "a.yaml")
     table = config.load(TableConfig, overrides=["base={a: 1}"])
-    assert table.base == {"a": 1}, "keys, where base is a mapping"
+    assert table.cells == {"a": 1}, "keys by their old name, where base is a mapping"
 
 
 def test_moved_keys_work_by_their_old_names(tmp_path, capsys):

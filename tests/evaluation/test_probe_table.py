@@ -234,7 +234,7 @@ def test_an_anchor_that_is_missing_leaves_a_row_that_says_so(textures, tmp_path,
     cache = FeatureCache(tmp_path / "features")
     rows = [Row("shape", ["file_shape"]), Row("ImageNet", ["imagenet"], optional=True)]
     table = probe_table.measure(rows, {48: [task]}, [Setting((48,))], cache)
-    text = probe_table.markdown(table, "shape")
+    text = probe_table.described(table, "shape")
     assert "| ImageNet | not measured |" in text and "no such file here" in text
     with pytest.raises(ValueError, match="no such file here"):
         probe_table.measure([Row("i", ["imagenet"])], {48: [task]}, [Setting((48,))], cache)

@@ -46,7 +46,7 @@ def write_table(textures, tmp_path, monkeypatch):
             "tasks": {
                 "classification": {
                     "scores": ["accuracy"],
-                    "base": {"seeds": [0, 1], "mode": "knn", "pictures": False, "data": dict(own)},
+                    "cells": {"seeds": [0, 1], "mode": "knn", "pictures": False, "data": dict(own)},
                     "axes": {"dataset": {"one": {"data": {"path": "{data}/one"}}}},
                 }
             },
@@ -144,7 +144,7 @@ def test_a_cell_that_fails_and_one_without_data_are_named_and_the_others_run(
 
     data = {"gone": {"data": {"path": "{data}/BUSI"}}, "broken": {"data": {"path": "{data}/one/fine"}}}
     write_table(
-        encoders={"VFM4US": None}, tasks={"classification": {"axes": {"dataset": data}, "base": {"seeds": [0]}}}
+        encoders={"VFM4US": None}, tasks={"classification": {"axes": {"dataset": data}, "cells": {"seeds": [0]}}}
     )
     monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", "--config", "t.yaml", f"data={textures}"])
     assert exit_code(module_of(SCRIPT).main) == 1
@@ -217,7 +217,7 @@ def test_several_pretraining_seeds_go_with_the_seeds_of_the_cells(write_table, t
         ),
         ("encoders.VFM4US.config=configs/pretraining/folder.yaml", "encoders.VFM4US: .*a comparison needs two stages"),
         ("tasks.clasification={}", "tasks.clasification: known tasks are classification"),
-        ("tasks.classification.base.mdoe=knn", "cell classification-one-random: unknown config key 'mdoe'"),
+        ("tasks.classification.cells.mdoe=knn", "cell classification-one-random: unknown config key 'mdoe'"),
         ("tasks.classification.axes={}", "tasks.classification.axes: give at least one axis"),
         ("only=[nothing]", "only: .* matches no cell; they are: classification-one-random"),
     ],
@@ -236,7 +236,7 @@ def test_keys_of_a_method_by_their_old_names_are_laid_over_a_config_of_the_new_o
 
 def test_published_numbers_stand_beside_the_published_dataset_alone(write_table, textures, monkeypatch):
     axes = {"dataset": {"two": {"data": {"path": "{data}/two"}}}}
-    file = write_table(tasks={"classification": {"axes": axes, "base": {"seeds": [0]}}})
+    file = write_table(tasks={"classification": {"axes": axes, "cells": {"seeds": [0]}}})
     settings = load(file, f"data={textures}", "encoders={VFM4US: {}}", "against=[VFM4US,'']")
     plan = make_plan(settings)
     work(plan, "now", say=str)
@@ -290,8 +290,10 @@ def test_random_weights_of_a_transformer_depend_on_the_seed_and_give_the_vector_
 
 
 def test_tables_of_older_runs_keep_their_cells(write_table, textures):
-    """A cell that was run before `encoder.patch` was a key is finished, not another config's."""
-    file = write_table(encoders={"VFM4US": None}, tasks={"classification": {"base": {"seeds": [0]}}})
+    """A cell that was run before `encoder.patch` was a key is finished, not another config's; `cells` were `base`."""
+    file = write_table(
+        encoders={"VFM4US": None}, tasks={"classification": {"base": {"seeds": [0]}, "cells": {"seeds": [0]}}}
+    )
     plan = make_plan(load(file, f"data={textures}", "only=['*one-*']"))
     work(plan, "now", say=str)
     for path in plan.jobs[0].folder.glob("seed-*/config.yaml"):
@@ -300,7 +302,7 @@ def test_tables_of_older_runs_keep_their_cells(write_table, textures):
         path.write_text(yaml.safe_dump(old))
     assert all(job.finished for job in make_plan(load(file, f"data={textures}", "only=['*one-*']")).jobs)
     with pytest.raises(ValueError, match="mode: 'knn' -> 'linear'"):
-        make_plan(load(file, f"data={textures}", "only=['*one-*']", "tasks.classification.base.mode=linear"))
+        make_plan(load(file, f"data={textures}", "only=['*one-*']", "tasks.classification.cells.mode=linear"))
 
 
 def test_of_the_released_encoder_it_is_said_which_sets_it_has_seen():

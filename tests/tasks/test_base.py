@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from vfm4us import markdown
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.run import RunFolder
-from vfm4us.tables import markdown
 from vfm4us.tasks import base
 
 

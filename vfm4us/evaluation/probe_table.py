@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
+from vfm4us import markdown
 from vfm4us.data.csv_files import rows_text
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
@@ -544,7 +545,7 @@ SPLIT_WORDS = {
 }
 
 
-def markdown(table: Table, reference: str, methods=tuple(METHODS), measures=tuple(MEASURES)) -> str:
+def described(table: Table, reference: str, methods=tuple(METHODS), measures=tuple(MEASURES)) -> str:
     """A table of figures for each probe and measure, and one of the differences to `reference`."""
     columns = columns_of(table)
     parts = [
@@ -557,14 +558,12 @@ def markdown(table: Table, reference: str, methods=tuple(METHODS), measures=tupl
     ]
     for method in methods:
         for key in measures:
-            lines = [f"**{METHODS[method]}, {MEASURES[key]}**", "", "| | " + " | ".join(columns) + " |"]
-            lines.append("| --- " * (len(columns) + 1) + "|")
-            for name, measured in table.figures.items():
-                cells = [_cell(measured[c][method][key]) for c in columns]
-                lines.append(f"| {_row_name(table, name)} | " + " | ".join(cells) + " |")
-            for name in table.absent:
-                lines.append(f"| {name} | " + " | ".join(["not measured"] * len(columns)) + " |")
-            parts.append("\n".join(lines))
+            rows = [
+                [_row_name(table, name), *(_cell(measured[c][method][key]) for c in columns)]
+                for name, measured in table.figures.items()
+            ]
+            rows += [[name, *["not measured"] * len(columns)] for name in table.absent]
+            parts.append(f"**{METHODS[method]}, {MEASURES[key]}**\n\n{markdown.table(['', *columns], rows)}")
     if reference in table.figures and len(table.figures) > 1:
         for method in methods:
             parts.append(_differences(table, reference, columns, method))
@@ -574,23 +573,14 @@ def markdown(table: Table, reference: str, methods=tuple(METHODS), measures=tupl
 
 
 def _differences(table: Table, reference: str, columns: list[str], method: str) -> str:
-    base, halves = table.figures[reference], []
-    lines = [f"**{METHODS[method]}, AUROC minus that of {reference}** (paired in the images)", ""]
-    lines += ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    base, seen, rows = table.figures[reference], [], []
     for name, measured in table.figures.items():
-        if name == reference:
-            continue
-        cells = []
-        for column in columns:
-            d = measured[column][method]["auroc"].minus(base[column][method]["auroc"])
-            halves.append((d["high"] - d["low"]) / 2)
-            if d["low"] > 0 or d["high"] < 0:
-                cells.append(f"**{d['mean']:+.3f}** ({d['low']:+.2f} to {d['high']:+.2f})")
-            else:
-                cells.append(f"not shown: {d['mean']:+.3f} (± {halves[-1]:.2f})")
-        lines.append(f"| {_row_name(table, name)} | " + " | ".join(cells) + " |")
-    lines += ["", f"A difference below about {np.median(halves):.2f}, the median half-width, cannot be seen here."]
-    return "\n".join(lines)
+        if name != reference:
+            apart = [measured[c][method]["auroc"].minus(base[c][method]["auroc"]) for c in columns]
+            seen += apart
+            rows.append([_row_name(table, name), *map(markdown.difference, apart)])
+    title = f"**{METHODS[method]}, AUROC minus that of {reference}** (paired in the images)"
+    return "\n\n".join([title, markdown.table(["", *columns], rows), statistics.power_line(seen)])
 
 
 def _row_name(table: Table, name: str) -> str:
@@ -598,8 +588,7 @@ def _row_name(table: Table, name: str) -> str:
 
 
 def _cell(figure: Figure) -> str:
-    s = figure.summary()
-    text = f"{s['mean']:.3f} ({s['low']:.2f} to {s['high']:.2f})"
+    text = markdown.cell(figure.summary())
     if len(figure.per_seed) > 1:
         text += f" [{figure.per_seed.min():.3f}, {figure.per_seed.max():.3f}]"
     return text
@@ -608,7 +597,7 @@ def _cell(figure: Figure) -> str:
 def write(table: Table, reference: str, out: Path) -> str:
     """table.md, results.csv and metrics.json in `out`; returns the Markdown."""
     out.mkdir(parents=True, exist_ok=True)
-    text = markdown(table, reference)
+    text = described(table, reference)
     write_text(out / "table.md", text)
     heads = ["row", "seeds", "task", "images", "probe", "measure", "mean", "low", "high", "seed_low", "seed_high"]
     heads += [f"minus {reference}", "minus_low", "minus_high", "p"]

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import ClassVar, TextIO
 
 from vfm4us import config
 from vfm4us.config import option
@@ -60,15 +60,19 @@ class MethodConfig:
 class TaskTableConfig:
     """One task of a table of methods: which cells it has and which of their figures are shown."""
 
+    MOVED: ClassVar = {"base": "cells"}
+
     scores: list[str] = option([], "its figures, one part each, the first drawn")
     stages: list[str] = option(list(STAGES), "which of the methods' stages are tested")
-    base: dict = option({}, "keys of every cell")
+    cells: dict = option({}, "keys of every cell")
     axes: dict = option({}, "axis: {value: keys that it adds}; every combination is tested")
 
 
 @dataclass
 class TableConfig:
     """What a results table is made of: its cells, the encoders behind them, and who runs which of them."""
+
+    MOVED: ClassVar = {"base": "cells"}  # `base: FILE` is the file that a config builds on
 
     name: str = option("tables", "the cells lie in logs/<name>/<cell>")
     logs: str = option("logs", "folder for runs")
@@ -83,7 +87,7 @@ class TableConfig:
 
     task: str = option("classification", "of a table of one task: module of vfm4us.tasks", choices=TASKS)
     scores: list[str] = option([], "of a table of one task: its figures, one part each")
-    base: dict = option({}, "of a table of one task: keys of every cell")
+    cells: dict = option({}, "of a table of one task: keys of every cell")
     axes: dict = option(
         {},
         "of a table of one task: axis: {value: keys that it adds}; the last becomes the columns, differences are "
@@ -98,7 +102,7 @@ class TableConfig:
     pretraining_seeds: list[int] = option(
         [0], "of a table of methods: one for all runs, or one for each seed of the cells", low=0, high=2**32 - 1
     )
-    tasks: dict = option({}, "of a table of methods: {task: {scores: [...], stages: [...], base: {...}, axes: {...}}}")
+    tasks: dict = option({}, "of a table of methods: {task: {scores: [...], stages: [...], cells: {...}, axes: {...}}}")
     against: list[str] = option(["VFM4US", "coarse-to-fine"], "method and stage that the others are compared with")
 
 
@@ -294,7 +298,7 @@ def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
 def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[Cell]:
     """Every combination of the axes, of a table of methods with every method and stage."""
     if not settings.tasks:
-        own = TaskTableConfig(settings.scores, [], settings.base, settings.axes)
+        own = TaskTableConfig(settings.scores, [], settings.cells, settings.axes)
         _check_axes(own, "axes", settings.differences)
         return [
             _cell(settings, settings.task, own, values, "-".join(map(str, values))) for values in _combinations(own)
@@ -340,7 +344,7 @@ def _cell(
     more: dict | None = None,
     method: str = "",
 ) -> Cell:
-    keys = copy.deepcopy(own.base)
+    keys = copy.deepcopy(own.cells)
     for axis, value in zip(own.axes.values(), values, strict=True):
         merge(keys, axis[value] or {})
     merge(keys, more or {})

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vfm4us import config, plots
+from vfm4us import config, markdown, plots
 from vfm4us.data.csv_files import rows_text
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
-from vfm4us.tables import markdown
 from vfm4us.tables.plan import STAGES, Cell, Plan, Pretraining, TableConfig, absences
 from vfm4us.tasks import base
 

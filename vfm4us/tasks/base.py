@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vfm4us import checkpoints, config, log
+from vfm4us import checkpoints, config, log, markdown
 from vfm4us.checkpoints import load_encoder
 from vfm4us.checkpoints.loading import open_checkpoint
 from vfm4us.config import option, section, to_dict
@@ -42,7 +42,6 @@ from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.rng import numpy_stream
 from vfm4us.runtime.run import RunFolder, refuse_changed
-from vfm4us.tables import markdown
 from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights, weights_of
 from vfm4us.tasks.trained_on import differences, trained_on
 

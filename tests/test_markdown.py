@@ -2,7 +2,7 @@
 
 import pytest
 
-from vfm4us.tables import markdown
+from vfm4us import markdown
 
 
 def test_a_difference_that_is_not_seen_says_what_could_have_been():
