@@ -59,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     settings = config.load(PretrainingConfig, arguments.run / "config.yaml", arguments.overrides)
     origins = read_origins(arguments.out / "sources.csv")
-    pools = stage_pools(settings.stages, settings.data.protect, settings.data.locations(), settings.seed)
+    pools = stage_pools(settings.stages, settings.data.protected(), settings.data.locations(), settings.seed)
     images = trained_images(settings, pools, origins)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_pool(arguments.out / "pool.csv.gz", images)

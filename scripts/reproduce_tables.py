@@ -5,8 +5,9 @@
     python scripts/reproduce_tables.py --config configs/tables/classification.yaml data=DIR encoder=logs/open_sets
         [section.key=value ...]
 
-A table of methods (`encoders` and `tasks`) pretrains each method coarse, fine and coarse-to-fine on equally many images and tests
-all of them on every task. Writes logs/<name>/tables.md, results.csv, differences.csv and a chart per task.
+A table of methods (`encoders` and `tasks`) pretrains each method coarse, fine and coarse-to-fine on equally many images, or as its
+config says, and tests all of them on every task. With `folds` seed s holds a fold back from pretraining and is tested on it;
+`contrasts` compares pairs of them. Writes logs/<name>/tables.md, results.csv, differences.csv, metrics.json and charts per task.
 A table of one task (`task`, `cells`, `axes`) takes encoders as they are: a cell is a combination of one value of each axis. Writes
 logs/<name>/table.md, metrics.json and table.png of what is there, after every cell. {data} and {encoder} stand for the keys of
 that name. In both, cells lie in logs/<name>/<cell>/ as the task's train.py leaves them, intervals are over seeds and test groups,

@@ -114,6 +114,16 @@ def test_a_run_of_a_version_without_a_key_had_its_default():
     before = config.to_dict(PretrainingConfig())
     del before["method"], before["mae"], before["emp_ssl"]["patches"]["size"], before["stages"]
     assert config.changed_keys(before, PretrainingConfig()) == []
+    stages = [{"name": "a", "data": [{"path": "x"}, {"path": "y"}]}]
+    now = config.from_dict(PretrainingConfig, {"stages": stages})
+    older = config.to_dict(now)
+    del older["stages"][0]["data"][1]["share"]
+    assert config.changed_keys(older, now) == []
+    now.stages[0].data[1].share, now.stages[0].epochs = 0.5, 7
+    changed = ["stages.0.data.1.share: 0.0 -> 0.5", "stages.0.epochs: 30 -> 7"]
+    assert sorted(config.changed_keys(older, now)) == changed
+    now.stages[0].data.pop()
+    assert "stages.0.data: [{" in config.changed_keys(older, now)[0]
     after = config.from_dict(PretrainingConfig, {"method": "mae", "mae": {"mask_ratio": 0.5}, "patches": {"size": 64}})
     assert config.changed_keys(before, after) == [
         "emp_ssl.patches.size: 96 -> 64",

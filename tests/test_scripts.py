@@ -5,13 +5,10 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import yaml
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT
 from vfm4us import config
-from vfm4us.data.prepare import open_or_prepare
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.tables.plan import TableConfig, list_cells, list_pretrainings
 from vfm4us.tasks.classification import ClassificationConfig
@@ -90,60 +87,6 @@ def test_a_plain_folder_is_packed_once_and_trained_on(tmp_path, textures):
     assert second.returncode == 0 and "is understood as" not in second.stderr
     again = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
     assert again.returncode == 0 and "is finished" in again.stdout
-
-
-def test_the_comparison_gives_every_arm_the_same_number_of_patches(tmp_path, textures):
-    stages = [
-        {"name": n, "epochs": 1, "epoch_images": 16, "learning_rate": 0.3, "data": [{"path": p, "split": "train"}]}
-        for n, p in (("coarse", "one"), ("fine", "two"))
-    ]
-    file = tmp_path / "two.yaml"
-    plain = {"emp_ssl": TINY["emp_ssl"] | {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}}
-    file.write_text(
-        yaml.safe_dump(
-            TINY | plain | {"data": {"size": 48, "root": str(textures), "splits": [0.6, 0.2, 0.2]}, "stages": stages}
-        )
-    )
-    command = [
-        "--config",
-        file,
-        "--tasks",
-        "one",
-        "two",
-        "--seeds",
-        "0",
-        "1",
-        "--folds",
-        "2",
-        "--out",
-        tmp_path / "out",
-    ]
-    done = script(ROOT / "scripts/compare_initialisations.py", *command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    steps = {
-        p.parent.name: json.loads(p.read_text().splitlines()[-1])["step"]
-        for p in (tmp_path / "out").glob("*/metrics.jsonl")
-    }
-    assert set(steps) == {f"{a}-{s}" for a in ("coarse", "fine", "coarse-to-fine") for s in (0, 1)}
-    assert set(steps.values()) == {4}
-    result = json.loads((tmp_path / "out/metrics.json").read_text())
-    for scope in ("test", "cross-fitted"):
-        figure = result["metrics"][f"{scope}/one/whole/knn/coarse"]
-        assert len(figure["per_seed"]) == 2 and figure["low"] <= figure["mean"] <= figure["high"]
-        assert f"{scope}/mean of all/square/linear/coarse-to-fine - fine" in result["metrics"]
-    assert "coarse-to-fine - fine" in (tmp_path / "out/table.md").read_text()
-    # each train and val image is held back by one of the two seeds, each test image by both
-    dataset = open_or_prepare(textures / "one", tmp_path / "data", 48, (0.6, 0.2, 0.2))
-    rows = [np.load(tmp_path / f"out/probe-coarse-{seed}.npz")["one/rows"] for seed in (0, 1)]
-    times = np.bincount(np.concatenate(rows), minlength=len(dataset))
-    assert (times[dataset.splits == "test"] == 2).all() and (times[dataset.splits != "test"] == 1).all()
-    pools = [yaml.safe_load((tmp_path / f"out/coarse-{seed}/config.yaml").read_text()) for seed in (0, 1)]
-    assert [p["stages"][0]["data"][0]["fold"] for p in pools] == [
-        0,
-        1,
-    ]  # what the probe is tested on was not trained on
-    lacking = script(ROOT / "scripts/compare_initialisations.py", *command[:6], "0", "2", "--folds", "2", cwd=tmp_path)
-    assert lacking.returncode == 2 and "every fold needs a seed" in lacking.stderr
 
 
 @pytest.mark.parametrize(

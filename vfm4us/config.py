@@ -293,15 +293,19 @@ def changed_keys(old: dict, new: typing.Any, prefix: str = "", defaults: typing.
 
     A key that `old` does not have, because its run is older than the key, had the default; a moved one is known by its old name.
     """
+    kind: type = type(new)
     if not prefix:
-        old = _renamed(type(new), old, "the earlier run: ")
-    rows, defaults = [], defaults or type(new)()
+        old = _renamed(kind, old, "the earlier run: ")
+    rows, defaults = [], defaults or kind()
     for field in dataclasses.fields(new):
         name, value, free = prefix + field.name, getattr(new, field.name), field.metadata.get("free", False)
         own = getattr(defaults, field.name)
         before = old.get(field.name, _plain(own))
         if dataclasses.is_dataclass(value) and isinstance(before, dict):
             rows += changed_keys(before, value, name + ".", own)
+        elif not free and field.name in _sections(kind) and len(value) == len(before):
+            for place, (item, its_own) in enumerate(zip(before, value, strict=True)):
+                rows += changed_keys(item, its_own, f"{name}.{place}.", type(its_own)())
         elif not free and before != (now := _plain(value)):
             rows.append(f"{name}: {before!r} -> {now!r}")
     return rows

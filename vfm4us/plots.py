@@ -182,14 +182,22 @@ def finetuning_curve(path: Path, lines: list[dict], measure: str, best: int) -> 
     _save(figure, path)
 
 
-def intervals(path: Path, rows: list[str], series: dict[str, list[tuple[float, float, float]]], label: str) -> None:
-    """Means with their intervals: one line of points per row, one colour per series of (mean, low, high) per row."""
+def intervals(
+    path: Path, rows: list[str], series: dict[str, list[tuple[float, float, float]]], label: str, bound: float = 0.0
+) -> None:
+    """Means with their intervals: one line of points per row, one colour per series of (mean, low, high) per row.
+
+    bound: of differences, what lies within +- bound counts as none; shown as a band around a line at 0.
+    """
     figure = Figure(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")
     axis = figure.subplots()
     for k, (name, values) in enumerate(series.items()):
         mean, low, high = np.array(values).T
         place = np.arange(len(rows)) + (k - (len(series) - 1) / 2) * 0.17
         axis.errorbar(mean, place, xerr=[mean - low, high - mean], fmt="o", markersize=4, linewidth=1, label=name)
+    if bound:
+        axis.axvspan(-bound, bound, color="0.93", zorder=0)
+        axis.axvline(0, color="0.6", linewidth=0.8, zorder=1)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(label, fontsize=9)

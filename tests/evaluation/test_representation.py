@@ -29,7 +29,11 @@ def test_the_shape_baseline_sees_sizes_and_nothing_else(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, size[::-1], dtype=np.uint8)).save(path)
     dataset = open_or_prepare(tmp_path / "images", tmp_path / "cache", 48, (0.5, 0.0, 0.5))
-    assert representation.shape_baseline(dataset) == 1.0
+    train, test = dataset.indices("train"), dataset.indices("test")
+    codes = np.array([label == "tall" for label in dataset.labels], dtype=int)
+    shapes = [representation.file_shapes(dataset, rows) for rows in (train, test)]
+    said = representation.linear_probabilities(shapes[0], codes[train], shapes[1], 2, strength=1.0)
+    assert (said.argmax(1) == codes[test]).all() and np.allclose(said.sum(1), 1)
 
 
 def test_knn_recovers_separated_classes_and_weighs_near_votes_more():
@@ -71,5 +75,7 @@ def test_measure_leaves_out_knn_where_there_is_one_label():
 def test_linear_probe_generalises_on_a_linear_problem():
     torch.manual_seed(0)
     x = torch.randn(400, 6)
-    y = np.where(x[:, 0] + x[:, 1] > 0, "yes", "no")
-    assert (representation.linear_probe(x[:300], y[:300], x[300:]) == y[300:]).mean() > 0.9
+    y = (x[:, 0] + x[:, 1] > 0).long().numpy()
+    assert (representation.linear_probabilities(x[:300], y[:300], x[300:], 2).argmax(1) == y[300:]).mean() > 0.9
+    few = representation.linear_probabilities(x[:300], 2 * y[:300], x[300:], 4)
+    assert few.shape == (100, 4) and (few[:, [1, 3]] == 0).all(), "a class without an image to learn from is never said"

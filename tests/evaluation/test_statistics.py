@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from vfm4us.evaluation import statistics
-from vfm4us.evaluation.classification import weighted_balanced_accuracy
 
 
 def test_bootstrap_resamples_whole_groups():
@@ -14,15 +13,6 @@ def test_bootstrap_resamples_whole_groups():
     assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 3] == counts[:, 5]).all()
     per_group = counts[:, [0, 2, 3]].sum(1)
     assert (per_group == 3).all() and counts.std(0).min() > 0
-
-
-def test_weighted_balanced_accuracy_is_the_mean_recall():
-    labels = np.array(["x", "x", "x", "y"])
-    correct = np.array([1.0, 1.0, 0.0, 1.0])
-    assert weighted_balanced_accuracy(labels, correct, np.ones((1, 4)))[0] == pytest.approx((2 / 3 + 1) / 2)
-    assert weighted_balanced_accuracy(labels, correct, np.array([[0, 0, 2, 1]]))[0] == pytest.approx(0.5)
-    only_x = weighted_balanced_accuracy(labels, correct, np.array([[1, 1, 1, 0]]))[0]
-    assert only_x == pytest.approx(2 / 3)
 
 
 def test_the_interval_covers_both_seeds_and_images():
@@ -98,3 +88,60 @@ def test_datasets_are_resampled_each_for_itself(turned):
     second = outcome("b", values[::turned]), outcome("b", 0 * values)
     assert width(first, second) == pytest.approx(width(first) / 2**0.5, rel=0.1)
     assert width(first, first) == pytest.approx(width(first))  # the same images twice say no more than once
+
+
+def crossfitted(shift: float, seeds: int = 6, seed: int = 0) -> list[dict]:
+    """Outcomes of 90 images in 30 groups: seed s was tested on fold s modulo 3, each with the same noise for every `shift`."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(30), 3)
+    of_image, of_seed = rng.normal(0.5, 0.2, 90), rng.normal(0, 0.05, seeds)
+    result = []
+    for s in range(seeds):
+        own = np.flatnonzero(groups % 3 == s % 3)
+        names = np.array([f"i{i:02d}" for i in own])
+        values = of_image[own] + of_seed[s] + shift
+        result.append(
+            {"paths": names, "groups": groups[own].astype(str), "values": values, "fold": np.array([s % 3, 3])}
+        )
+    return result
+
+
+def mean_score(o, counts):
+    with np.errstate(invalid="ignore"):
+        return {"mean": counts @ o["values"] / counts.sum(1)}
+
+
+def test_cross_fitted_outcomes_are_of_all_images_and_their_differences_are_paired_in_the_seeds():
+    ours, theirs = crossfitted(0.03), crossfitted(0.0)
+    found = statistics.figures(mean_score, ours)["mean"]
+    assert found["per_seed"] == pytest.approx([o["values"].mean() for o in ours]) and found["low"] < found["mean"]
+    apart = statistics.differences(mean_score, [(ours, theirs)], bound=0.015)["mean"]
+    assert apart["mean"] == pytest.approx(0.03) and apart["per_seed"] == pytest.approx([0.03] * 6)
+    assert apart["high"] - apart["low"] < 1e-6, "what the two have in common is gone"
+    assert not apart["equivalence"]["equivalent"]
+    assert statistics.differences(mean_score, [(theirs, theirs)], bound=0.015)["mean"]["equivalence"]["equivalent"]
+    with pytest.raises(ValueError, match="cross-fitted by other folds or seeds"):
+        statistics.differences(mean_score, [(ours, theirs[::-1])])
+    theirs[3]["paths"] = theirs[3]["paths"][::-1]
+    with pytest.raises(ValueError, match="tested on different images"):
+        statistics.differences(mean_score, [(ours, theirs)])
+
+
+def test_a_difference_and_the_mean_that_it_is_part_of_see_the_same_resamples():
+    """So that a score that is kept for each outcome and its resamples is right for both."""
+    seen = {}
+
+    def score(o, counts):
+        if len(counts) > 1:
+            seen.setdefault(id(o), set()).add(counts[:50].tobytes())
+        return mean_score(o, counts)
+
+    first, second = (crossfitted(0.1, seed=s) for s in (0, 1))
+    for o in second:
+        o["paths"] = np.char.add("other-", o["paths"])
+    nothing = crossfitted(0.0, seed=2)
+    others = [o | {"paths": p["paths"]} for o, p in zip(nothing, second, strict=True)]
+    for pairs in ([(first, nothing)], [(second, others)], [(first, nothing), (second, others)]):
+        statistics.differences(score, pairs)
+    assert len(seen) == 24 and all(len(counts) == 1 for counts in seen.values())
+    assert seen[id(first[0])] != seen[id(second[0])], "each dataset for itself"

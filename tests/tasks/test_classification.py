@@ -456,7 +456,7 @@ def test_test_images_that_the_encoder_was_pretrained_on_are_told_by_the_encoder_
     assert base.shared_with_pretraining(settings) == []
     settings.encoder.weights = "run"
     shared = base.shared_with_pretraining(settings)
-    assert shared == [((0.9, 0.1, 0.0), False)]
+    assert shared == [((0.9, 0.1, 0.0), False, 0, 0)]
     data = task.LabelledData(settings.data, 0).dataset
     text = base.report_duplicates(data, settings.data, tmp_path, shared)
     assert "WARNING" in text and "prepare_data.py folder" in text

@@ -152,6 +152,16 @@ class PreparedDataset:
         other.splits[used] = np.where(place == fold, "val", "train")
         return other
 
+    def test_on_fold(self, folds: int, fold: int, with_test: bool = False) -> "PreparedDataset":
+        """The same images with the `fold`-th of `folds` parts of train and val as test; the rest of them stay what they are.
+
+        Images of the test split are `exclude`, or `with_test` tested as well. Folds and errors are those of `hold_back`.
+        """
+        other = self.hold_back(folds, fold)
+        kept = self.splits if with_test else np.where(self.splits == "test", "exclude", self.splits)
+        other.splits = np.where(other.splits == "val", "test", kept)
+        return other
+
     def thumbnail_of(self, index: int) -> np.ndarray:
         """The 32 x 32 picture of an image by which duplicates are confirmed (see `splits.thumbnail`)."""
         return splitting.thumbnail(valid_part(self.images, self.records[index], index))

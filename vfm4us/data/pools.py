@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.data.splits import HASH_DISTANCE, SAME_PICTURE, Leak, leakage
 
-MOST_KEPT = 16  # comparisons of a dataset with others that are kept
+MOST_KEPT = 128  # comparisons of a dataset with others that are kept
 
 
 @dataclass
@@ -32,6 +33,12 @@ class SourceConfig:
     )
     label: str = option("", "one label for all its images (a body part), for measuring; empty: the source's own")
     limit: int = option(0, "at most this many images, a seeded choice; 0: all", low=0)
+    share: float = option(
+        0.0,
+        "of the images that the stage draws, the share from this source; 0: what the shares leave, by size (see balance)",
+        low=0.0,
+        high=1.0,
+    )
     folds: int = option(
         0, "cross-fitting: divide train and val anew into so many folds; 0: as they are", low=0, high=1000
     )
@@ -211,7 +218,9 @@ class StagePool:
     checked: int
 
 
-def stage_pools(stages, protect: list[str], where: Locations, seed: int, fewest: int = 0) -> list[StagePool]:
+def stage_pools(
+    stages, protect: list[SourceConfig], where: Locations, seed: int, fewest: int = 0
+) -> list[StagePool]:
     """A pool for each of `stages` (which have `data`, a list of sources), without what is held out of any of their sources.
 
     Also without the val and test images of the datasets `protect`. fewest: images of a batch, see `open_sources`.
@@ -219,9 +228,8 @@ def stage_pools(stages, protect: list[str], where: Locations, seed: int, fewest:
     datasets = [open_sources(s.data, f"stages.{i}.data", where, fewest) for i, s in enumerate(stages)]
     sources = [source for stage in stages for source in stage.data]
     held = [d for s, d in zip(sources, sum(datasets, []), strict=True) if s.split == "train"]
-    for k, path in enumerate(protect):
-        [extra] = open_sources([SourceConfig(path)], f"data.protect.{k}", where)
-        held.append(extra)
+    for k, source in enumerate(protect):
+        held += open_sources([source], f"data.protect.{k}", where)
     # the folds of one dataset hold out other images each
     protected = list({(d.folder, d.splits.tobytes()): d for d in held}.values())
     result = []
@@ -233,6 +241,9 @@ def stage_pools(stages, protect: list[str], where: Locations, seed: int, fewest:
             )
         before = len(pool)
         pool, leaks, checked = remove_leaks(pool, protected)
+        for j, (source, size) in enumerate(zip(stage.data, pool.sizes, strict=True)):
+            if source.share and not size:
+                raise ValueError(f"stages.{i}.data.{j}.share: {source.path} has no image to train on: leave it out")
         result.append(StagePool(pool, build_held_out(stage.data, opened), leaks, before - len(pool), checked))
     return result
 
@@ -259,7 +270,11 @@ def epoch_order(sizes: list[int], shares: list[float], count: int, seed: tuple[i
     return rng.permutation(np.concatenate(order)).astype(np.int64)
 
 
-def source_shares(sizes: list[int], balance: float) -> list[float]:
-    """Share of each source in an epoch: its number of images to the power 1 - balance (0 natural, 1 equal)."""
-    weights = np.array([s ** (1 - balance) if s else 0.0 for s in sizes])
-    return list(weights / weights.sum())
+def source_shares(sizes: list[int], balance: float, given: Sequence[float] = ()) -> list[float]:
+    """Share of each source in an epoch: its own of `given` where that is above 0.
+
+    The rest is divided by the number of images to the power 1 - balance (0 natural, 1 equal).
+    """
+    own = np.array(given or [0.0] * len(sizes))
+    weights = np.array([s ** (1 - balance) if s and not g else 0.0 for s, g in zip(sizes, own, strict=True)])
+    return list(own + (1 - own.sum()) * weights / weights.sum() if weights.any() else own / own.sum())

@@ -18,16 +18,6 @@ def balanced_accuracy(labels, predictions) -> float:
     return float(np.mean([(predictions[labels == label] == label).mean() for label in np.unique(labels)]))
 
 
-def weighted_balanced_accuracy(labels: np.ndarray, correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean recall over classes under each row of image weights: labels, correct (M,), counts (R, M) -> (R,)."""
-    recalls = []
-    for label in np.unique(labels):
-        weight = counts[:, labels == label]
-        with np.errstate(invalid="ignore"):  # a resample may miss a class: its recall is left out of that mean
-            recalls.append(weight @ correct[labels == label] / weight.sum(1))
-    return np.nanmean(recalls, axis=0)
-
-
 def scores(labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Accuracy, balanced accuracy, macro-F1 and macro one-vs-rest AUROC, each (R,), of (N,) codes and (N, C) probabilities.
 
@@ -113,27 +103,28 @@ def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
     epoch or strength was chosen on the same images, so they flatter.
     """
     result = statistics.figures(outcome_scores, outcomes)
-    labels, classes = outcomes[0]["labels"], outcomes[0]["classes"].tolist()
+    classes = outcomes[0]["classes"].tolist()
 
     def each(values) -> dict:
         return {"mean": float(np.mean(values)), "per_seed": [float(v) for v in values]}
 
     for kind, after in (("probabilities", ""), ("uncalibrated", " before temperature")):
         if all(kind in o for o in outcomes):
-            result["ece" + after] = each([expected_calibration_error(labels, o[kind]) for o in outcomes])
-            sure = [np.log(o[kind][np.arange(len(labels)), labels].clip(1e-12)) for o in outcomes]
+            result["ece" + after] = each([expected_calibration_error(o["labels"], o[kind]) for o in outcomes])
+            sure = [np.log(o[kind][np.arange(len(o["labels"])), o["labels"]].clip(1e-12)) for o in outcomes]
             result["cross_entropy" + after] = each([-s.mean() for s in sure])
     result["ece if calibrated"] = each([calibrated_error(o["probabilities"]) for o in outcomes])
-    for code in np.unique(labels):
-        right = [(o["probabilities"].argmax(1) == code)[labels == code].mean() for o in outcomes]
-        result[f"recall {classes[code]}"] = each(right)
+    for code in np.unique(np.concatenate([o["labels"] for o in outcomes])):
+        right = [(o["probabilities"].argmax(1) == code)[o["labels"] == code] for o in outcomes]
+        if all(map(len, right)):  # a fold may hold none of a class
+            result[f"recall {classes[code]}"] = each([r.mean() for r in right])
     if all("val_labels" in o for o in outcomes):
         chosen = [scores(o["val_labels"], o["val_probabilities"]) for o in outcomes]
         for name in SCORES:
             if all(np.isfinite(c[name][0]) for c in chosen):
                 result[f"val_{name}"] = each([c[name][0] for c in chosen])
     confusion = sum(
-        sk.confusion_matrix(labels, o["probabilities"].argmax(1), labels=range(len(classes))) for o in outcomes
+        sk.confusion_matrix(o["labels"], o["probabilities"].argmax(1), labels=range(len(classes))) for o in outcomes
     )
     result["confusion"] = {"classes": classes, "rows_true_columns_predicted": confusion.tolist()}
     return result

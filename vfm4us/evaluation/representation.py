@@ -1,7 +1,5 @@
 """What an encoder is worth without training it: weighted k-NN, linear probe and effective rank of its vectors."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,11 @@ from torch import Tensor
 
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.encoders import Encoder
-from vfm4us.evaluation.classification import balanced_accuracy
+from vfm4us.evaluation import statistics
+from vfm4us.evaluation.classification import balanced_accuracy, scores
 from vfm4us.runtime.device import autocast
 
-METHODS = ("knn", "linear")
+MEASURES = ("balanced_accuracy", "auroc")
 
 
 # ---- of vectors --------------------------------------------------------------------------------------------------------
@@ -57,10 +56,14 @@ def logistic_regression(features: Tensor, labels, strength: float) -> tuple[Stan
     return scaler, model.fit(scaler.transform(features.numpy()), np.asarray(labels))
 
 
-def linear_probe(train: Tensor, train_labels, test: Tensor, strength: float = 0.01) -> np.ndarray:
-    """Predicted labels (M,) of `test` (M, d) by `logistic_regression` on `train` (N, d)."""
-    scaler, model = logistic_regression(train, train_labels, strength)
-    return model.predict(scaler.transform(test.numpy()))
+def linear_probabilities(
+    train: Tensor, codes: np.ndarray, test: Tensor, classes: int, strength: float = 0.01
+) -> np.ndarray:
+    """Probabilities (M, classes) of `test` (M, d) by `logistic_regression` on `train` (N, d) of class numbers codes (N,)."""
+    scaler, model = logistic_regression(train, codes, strength)
+    result = np.zeros((len(test), classes))
+    result[:, model.classes_] = model.predict_proba(scaler.transform(test.numpy()))
+    return result
 
 
 def effective_rank(z: Tensor) -> float:
@@ -104,31 +107,13 @@ def measure(reference: Tensor, reference_labels, held_out: Tensor, held_out_labe
 # ---- of an encoder on a dataset ----------------------------------------------------------------------------------------
 
 
-@dataclass
-class Predictions:
-    """What one encoder says of one dataset's held-out images."""
+def file_shapes(dataset: PreparedDataset, rows: np.ndarray) -> Tensor:
+    """Native height, width and aspect ratio (len(rows), 3) of some images, and no pixel.
 
-    rows: np.ndarray  # (M,) places in the dataset
-    labels: np.ndarray  # (M,) true
-    predicted: dict[str, np.ndarray]  # method -> (M,)
-
-
-def shape_baseline(dataset: PreparedDataset, splits=("test",)) -> float:
-    """Balanced accuracy of a linear probe that sees each image's native height, width and aspect ratio, and no pixel.
-
-    Where it is well above chance, labels leak through the way images were exported.
+    Where a probe of these is well above chance, labels leak through the way images were exported.
     """
-    size = np.array([[r.height, r.width, r.height / r.width] for r in dataset.records], dtype=np.float32)
-    train, held_out, labels = dataset.indices("train"), rows_of(dataset, splits), np.asarray(dataset.labels)
-    predicted = linear_probe(
-        torch.from_numpy(size[train]), labels[train], torch.from_numpy(size[held_out]), strength=1.0
-    )
-    return balanced_accuracy(labels[held_out], predicted)
-
-
-def rows_of(dataset: PreparedDataset, splits) -> np.ndarray:
-    """The images of several splits, in order."""
-    return np.flatnonzero(np.isin(dataset.splits, splits))
+    records = [dataset.records[i] for i in rows]
+    return torch.tensor([[r.height, r.width, r.height / r.width] for r in records], dtype=torch.float32)
 
 
 def embed_dataset(
@@ -161,21 +146,43 @@ class CentralSquares:
 
 def probe(
     encoder: Encoder,
-    dataset: PreparedDataset,
-    splits=("test",),
+    dataset,
+    fitted: np.ndarray,
+    tested: np.ndarray,
+    codes: np.ndarray,
+    classes: int,
     patches: int = 0,
-    k: int = 20,
-    strength: float = 0.01,
     precision: str = "float32",
-) -> Predictions:
-    """Predict the labels of the images of `splits` from the train split's, by weighted k-NN and by a linear probe."""
-    train, held_out = dataset.indices("train"), rows_of(dataset, splits)
-    if not len(train) or not len(held_out):
-        raise ValueError(f"{dataset.folder}: needs images in train and in {' or '.join(splits)} to probe an encoder")
-    labels = np.asarray(dataset.labels)
-    reference, queries = (embed_dataset(encoder, dataset, rows, patches, precision) for rows in (train, held_out))
-    predicted = {
-        "knn": weighted_knn(reference, labels[train], queries, k),
-        "linear": linear_probe(reference, labels[train], queries, strength),
+) -> dict[str, np.ndarray]:
+    """{method: probabilities (len(tested), classes)} of images `tested`, by probes that saw images `fitted`.
+
+    codes (N,) are the class numbers of all images of the dataset. patches: 0, the whole image; n, the mean of n patches.
+    """
+    reference, queries = (embed_dataset(encoder, dataset, rows, patches, precision) for rows in (fitted, tested))
+    return {
+        "knn": knn_votes(reference, codes[fitted], queries, classes),
+        "linear": linear_probabilities(reference, codes[fitted], queries, classes),
     }
-    return Predictions(held_out, labels[held_out], predicted)
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------------
+
+
+def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Balanced accuracy and macro AUROC (R,) of each embedding and probe, `whole linear auroc`.
+
+    Where a cross-fitted outcome holds images of the test split as well, these alone again: `test whole linear auroc`.
+    """
+    result = {}
+    tested = outcome["splits"] == "test"
+    scopes = {"": counts} | ({"test ": counts * tested} if tested.any() and not tested.all() else {})
+    for scope, weights in scopes.items():
+        for kind in outcome["kinds"].tolist():
+            found = scores(outcome["labels"], outcome[kind], weights)
+            result |= {f"{scope}{kind} {measure}": found[measure] for measure in MEASURES}
+    return result
+
+
+def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
+    """Every figure of several seeds, with 95 % intervals over seeds and groups."""
+    return statistics.figures(outcome_scores, outcomes)

@@ -7,8 +7,12 @@ An outcome is what one seed's model did on the test images: arrays. `paths` and 
 task's own, say the probabilities of a classifier, or the Dice of each image. The task says what follows from it:
 `score(outcome, counts)` -> {name: (R,)} with counts (R, N), how often each image occurs in each of R resamples. For a figure per
 image that is `counts @ dice / counts.sum(1)`.
+
+Cross-fitted outcomes have `fold` too, (fold, folds): each seed was tested on the images of its fold, those of all folds together
+are resampled, and each seed's figure is of those that it was tested on. Differences are then paired in the seeds as well.
 """
 
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -125,41 +129,49 @@ def figures(
     return result
 
 
-def differences(score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], repeats: int = 2000) -> dict[str, dict]:
+def differences(
+    score: Score, pairs: list[tuple[list[Outcome], list[Outcome]]], repeats: int = 2000, bound: float = 0.0
+) -> dict[str, dict]:
     """Ours minus theirs for each pair of (ours, theirs), each score as {mean, low, high, p}; several pairs: the mean over them.
 
     Both sides of a pair are resampled alike, so they must have the same test images; several pairs are several datasets, each
-    resampled for itself, as chance has it that a case of one is drawn with a case of another.
+    resampled for itself, as chance has it that a case of one is drawn with a case of another. With a `bound` above 0 each score
+    has its `equivalence`, too; cross-fitted ones have the difference of each seed, `per_seed`.
     """
     found: list[dict] = []
-    drawn: dict[tuple, int] = {}  # the images of a dataset -> the seed of its resamples
+    paired = all("fold" in o for ours, theirs in pairs for o in (*ours, *theirs))
     for ours, theirs in pairs:
-        seed = drawn.setdefault(tuple(ours[0]["paths"]), len(drawn))
+        if paired and [o["fold"].tolist() for o in ours] != [o["fold"].tolist() for o in theirs]:
+            raise ValueError(
+                "the two sides of a difference were cross-fitted by other folds or seeds: give both the same"
+            )
+        # of the images of a dataset alone, so that a difference and the mean that it is part of see the same resamples
+        seed = zlib.crc32("\n".join(sorted({str(path) for o in ours for path in o["paths"]})).encode())
         seeds, resamples = _resample(score, [*ours, *theirs], repeats, len(ours), seed)
         found.append({name: (v[: len(ours)], v[len(ours) :], resamples[name]) for name, v in seeds.items()})
-    result = {}
+    result: dict[str, dict] = {}
     for name in found[0]:
         ours, theirs, resamples = zip(*(f[name] for f in found if name in f), strict=True)
         few = min(len(r) for r in resamples)
         sides = [np.mean([v[: min(map(len, side))] for v in side], axis=0) for side in (ours, theirs)]
         if len(resamples) == len(pairs) and few > 1 and np.isfinite(sides[0]).all() and np.isfinite(sides[1]).all():
-            about = sides[0], np.mean([r[:few] for r in resamples], axis=0), sides[1]
+            moved = np.mean([r[:few] for r in resamples], axis=0)
+            about = (sides[0] - sides[1], moved, ()) if paired else (sides[0], moved, sides[1])
             result[name] = dict(zip(("mean", "low", "high"), interval(*about), strict=True))
             result[name]["p"] = p_value(*about)
+            if bound:
+                result[name]["equivalence"] = equivalence(*about, bound=bound)
+            if paired:
+                result[name]["per_seed"] = about[0].tolist()
     return result
 
 
 def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0, seed: int = 0) -> tuple[dict, dict]:
     """Each score of each seed {name: (seeds,)}; and in each resample its mean over them, or over `ours` minus over the rest."""
-    paths, groups = outcomes[0]["paths"], outcomes[0]["groups"]
-    if any(not np.array_equal(o["paths"], paths) or not np.array_equal(o["groups"], groups) for o in outcomes):
-        raise ValueError(
-            "the seeds or runs were tested on different images, so they cannot be compared: did the data change? "
-            "resume=false repeats a run"
-        )
-    once, counts = np.ones((1, len(paths))), bootstrap_counts(groups, repeats, seed)
-    single = [score(o, once) for o in outcomes]
-    several = [score(o, counts) for o in outcomes]
+    groups, places = _united(outcomes)
+    counts = bootstrap_counts(groups, repeats, seed)
+    single = [score(o, np.ones((1, len(place)))) for o, place in zip(outcomes, places, strict=True)]
+    several = [score(o, counts[:, place]) for o, place in zip(outcomes, places, strict=True)]
     seeds = {name: np.array([float(s[name][0]) for s in single]) for name in single[0]}
     resamples = {}
     for name in seeds:
@@ -169,3 +181,23 @@ def _resample(score: Score, outcomes: list[Outcome], repeats: int, ours: int = 0
     kept = [np.isfinite(values) for name, values in resamples.items() if np.isfinite(seeds[name]).all()]
     whole = np.all(kept, axis=0) if kept else np.zeros(repeats, bool)
     return seeds, {name: values[whole] for name, values in resamples.items()}
+
+
+def _united(outcomes: list[Outcome]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The groups of all test images, and where those of each outcome lie among them: all, or of cross-fitted ones its fold's.
+
+    ValueError where two outcomes of the same fold, or two that are of none, were tested on different images.
+    """
+    of_fold: dict[tuple, Outcome] = {}
+    for o in outcomes:
+        first = of_fold.setdefault(tuple(o.get("fold", ())), o)
+        if not all(np.array_equal(o[name], first[name]) for name in ("paths", "groups")):
+            raise ValueError(
+                "the seeds or runs were tested on different images, so they cannot be compared: did the data change? "
+                "resume=false repeats a run"
+            )
+    if len(of_fold) == 1:
+        return outcomes[0]["groups"], [np.arange(len(o["paths"])) for o in outcomes]
+    paths, first_of = np.unique(np.concatenate([o["paths"] for o in of_fold.values()]), return_index=True)
+    groups = np.concatenate([o["groups"] for o in of_fold.values()])[first_of]
+    return groups, [np.searchsorted(paths, o["paths"]) for o in outcomes]

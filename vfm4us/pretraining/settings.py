@@ -54,7 +54,15 @@ class DataConfig:
         "", "of clips: first, all, every N, per second, N per second; empty: as a reading.yaml says, else per second"
     )
     protect: list[str] = option([], "further datasets whose val and test images must not be trained on")
+    protect_folds: int = option(
+        0, "cross-fitting: divide their train and val anew into so many folds; 0: as they are", low=0, high=1000
+    )
+    protect_fold: int = option(0, "of these the one that must not be trained on, from 0", low=0)
     hint: str = option("", "what to tell a user whose data are missing: where to get them", free=True)
+
+    def protected(self) -> list[SourceConfig]:
+        """The further datasets, with what is held back of them."""
+        return [SourceConfig(path, folds=self.protect_folds, fold=self.protect_fold) for path in self.protect]
 
     def locations(self) -> Locations:
         """Where the sources of the stages lie."""
@@ -72,7 +80,12 @@ class StageConfig:
     learning_rate: float = option(
         0.3, "peak, per 100 images of the global batch; per 256 with AdamW (all methods but emp_ssl)", low=0.0
     )
-    warmup: float = option(0.0, "share of the stage's steps over which the rate rises from 0", low=0.0, high=1.0)
+    warmup: float = option(
+        0.0,
+        "share of the stage's steps (schedule=run: of all steps) over which the rate rises from 0",
+        low=0.0,
+        high=1.0,
+    )
     epoch_images: int = option(0, "images that count as one epoch; 0: as many as the stage has", low=0)
     balance: float = option(0.0, "0: each source by its size, 1: all sources equally often", low=0.0, high=1.0)
     replay: float = option(0.0, "share of images drawn from the earlier stages' pools", low=0.0, high=0.95)
@@ -121,6 +134,12 @@ class PretrainingConfig(_METHOD_SECTIONS):
     )
     compile: bool = option(False, "torch.compile the network", free=True)
     num_workers: int = option(0, "loader processes; does not change any number", low=0, high=256, free=True)
+    schedule: str = option(
+        "stage",
+        "stage: each stage has its own warm-up and cosine and begins with a new optimizer; run: one of each for all stages, and "
+        "where a stage begins its pool changes and nothing else",
+        choices=["stage", "run"],
+    )
     batch_size: int = option(100, "images per step over all processes (b)", low=2, high=65536)
     log_every: int = option(10, "steps between logged lines", low=1, free=True)
     save_minutes: float = option(10.0, "longest time between two checkpoints", low=0.0, free=True)
@@ -151,6 +170,10 @@ def check(config: PretrainingConfig) -> None:
         raise ValueError(f"name: {config.name!r} must be a folder name of letters, digits, '-', '_' and '.'")
     if config.stages[0].replay:
         raise ValueError("stages.0.replay: the first stage has no earlier stage to replay")
+    for i, stage in enumerate(config.stages):
+        _check_shares(stage, i, [s for earlier in config.stages[:i] for s in earlier.data])
+    if config.schedule == "run":
+        _check_one_schedule(config.stages)
     kind, own = METHODS[config.method], getattr(config, config.method)
     if kind.package and importlib.util.find_spec(kind.package) is None:
         raise ValueError(
@@ -180,6 +203,40 @@ def check(config: PretrainingConfig) -> None:
                 raise ValueError(
                     f"{key} is {side}, and must be a multiple of encoder.patch {config.encoder.patch} for {config.encoder.name}"
                 )
+
+
+def _check_shares(stage: StageConfig, place: int, earlier: list[SourceConfig]) -> None:
+    """ValueError for shares of the sources that are not shares of a whole."""
+    shares, total = [source.share for source in stage.data], sum(source.share for source in stage.data)
+    if any(shares) and (total > 1 + 1e-6 or (all(shares) and total < 1 - 1e-6)):
+        raise ValueError(
+            f"stages.{place}.data: the shares of its sources add up to {total:g}; make that 1, or less and leave out the share "
+            "of the sources that the rest is for"
+        )
+    if not all(shares) and total > 1 - 1e-6:
+        raise ValueError(
+            f"stages.{place}.data.{shares.index(0)}.share: the other sources take all; give it a share or leave it out"
+        )
+    if stage.replay and any(source.share for source in earlier):
+        raise ValueError(
+            f"stages.{place}.replay draws from the earlier stages by size, and these have shares: list the earlier sources in "
+            "this stage with shares instead"
+        )
+
+
+def _check_one_schedule(stages: list[StageConfig]) -> None:
+    """ValueError where a stage asks for a schedule of its own."""
+    for i, stage in enumerate(stages[1:], 1):
+        for key in ("learning_rate", "warmup"):
+            if getattr(stage, key) != getattr(stages[0], key):
+                raise ValueError(
+                    f"stages.{i}.{key} is {getattr(stage, key)} and stages.0.{key} is {getattr(stages[0], key)}: with "
+                    "schedule=run there is one for all stages; give both the same, or schedule=stage"
+                )
+        if stage.projector != "keep":
+            raise ValueError(
+                f"stages.{i}.projector is {stage.projector}: with schedule=run it is kept; or schedule=stage"
+            )
 
 
 def crops_of(config: PretrainingConfig) -> dict[str, PatchConfig | CropConfig]:

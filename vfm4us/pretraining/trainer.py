@@ -182,7 +182,7 @@ class Trainer(Training):
         barrier()
         self.training, self.held_out, leaks = [], [], {}
         with busy("packing and checking images"):
-            opened = pools.stage_pools(config.stages, config.data.protect, where, config.seed, config.batch_size)
+            opened = pools.stage_pools(config.stages, config.data.protected(), where, config.seed, config.batch_size)
         for i, (stage, found) in enumerate(zip(config.stages, opened, strict=True)):
             pool, leaks[stage.name] = found.training, found.leaks
             self._say(
@@ -218,13 +218,14 @@ class Trainer(Training):
         stage = self.config.stages[at.stage]
         used = [self.training[at.stage]] + (self.training[: at.stage] if stage.replay else [])
         pool = pools.concatenate(used) if len(used) > 1 else used[0]
-        shares = pools.source_shares(used[0].sizes, stage.balance)
+        shares = pools.source_shares(used[0].sizes, stage.balance, [source.share for source in stage.data])
         if stage.replay:
             earlier = [size for p in used[1:] for size in p.sizes]
             shares = [(1 - stage.replay) * s for s in shares]
             shares += [stage.replay * s for s in pools.source_shares(earlier, stage.balance)]
         steps, b = at.per_epoch, self.config.batch_size
-        order = pools.epoch_order(pool.sizes, shares, steps * b, (self.config.seed, at.stage, at.epoch))
+        number, epoch, _, _ = self._schedule()
+        order = pools.epoch_order(pool.sizes, shares, steps * b, (self.config.seed, number, epoch))
         local = b // self.world_size
         lists = [order[s * b + self.rank * local : s * b + (self.rank + 1) * local] for s in range(at.step, steps)]
         workers = self.config.num_workers
@@ -253,18 +254,18 @@ class Trainer(Training):
 
     def update(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor | float]:
         """One optimizer step on this process's images (b / k, S, S) uint8; returns loss, its terms and the rate."""
-        (images, valid), at = batch, self.loop
-        config, stage, method = self.config, self.config.stages[at.stage], self.method
-        steps = at.epochs * at.per_epoch
+        images, valid = batch
+        config, stage, method = self.config, self.config.stages[self.loop.stage], self.method
+        number, _, step, steps = self._schedule()
         rate = cosine_with_warmup(
-            at.in_stage, steps, stage.warmup, stage.learning_rate * config.batch_size / method.rate_images
+            step, steps, stage.warmup, stage.learning_rate * config.batch_size / method.rate_images
         )
         for group in method.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        progress = at.in_stage / steps
+        progress = step / steps
         method.before_step(progress)
         self.network.train()
-        draw = generator(config.seed, at.stage, at.in_stage)
+        draw = generator(config.seed, number, step)
         if config.compile and self.flops and not self.compiled:  # the first step is counted, which needs it as it is
             method.forward, self.compiled = torch.compile(method.forward), True
         counter = (
@@ -285,8 +286,22 @@ class Trainer(Training):
         method.after_step(progress)
         return {"loss": loss.detach()} | terms | {"learning_rate": rate}
 
+    def _schedule(self) -> tuple[int, int, int, int]:
+        """Of the schedule that the moment lies in: its number, its epochs and steps that are done, and all its steps.
+
+        A stage has one of its own, or with schedule=run all stages have one together, as if they were one stage.
+        """
+        at, first = self.loop, 0 if self.config.schedule == "run" else self.loop.stage
+        spanned = at.lengths[first:] if self.config.schedule == "run" else at.lengths[first : first + 1]
+        before = at.lengths[first : at.stage]
+        epoch = sum(epochs for epochs, _ in before) + at.epoch
+        step = sum(epochs * steps for epochs, steps in before) + at.in_stage
+        return first, epoch, step, sum(epochs * steps for epochs, steps in spanned)
+
     def begin_stage(self) -> None:
-        """A fresh optimizer, and a new projector if asked; the encoder goes on as it is."""
+        """A fresh optimizer, and a new projector if asked; the encoder goes on as it is. With schedule=run all goes on."""
+        if self.loop.stage and self.config.schedule == "run":
+            return
         stage = self.config.stages[self.loop.stage]
         if self.loop.stage and stage.projector == "reset":
             with torch.random.fork_rng(devices=[]):

@@ -23,11 +23,15 @@ def check_leakage(plan: Plan) -> dict[str, str]:
     """
     cells = [cell for cell in plan.wanted if not cell.absent]
     opened: dict[str, list[StagePool]] = {}
-    sizes: dict[str, dict[str, int]] = {task: {} for task in dict.fromkeys(cell.task for cell in cells)}
+    sizes: dict[str, dict[str, set[str]]] = {task: {} for task in dict.fromkeys(cell.task for cell in cells)}
     for pretraining in (job for job in plan.jobs if isinstance(job, Pretraining)):
         own = pretraining.config
+        sources = [source for stage in own.stages for source in stage.data]
+        drawn = (
+            own.seed if any(source.limit for source in sources) else 0
+        )  # the seed chooses among the images of a source
         key = json.dumps(
-            [config.to_dict(own.data), [config.to_dict(s)["data"] for s in own.stages], own.seed], default=str
+            [config.to_dict(own.data), [config.to_dict(s)["data"] for s in own.stages], drawn], default=str
         )
         first = key not in opened
         if first:
@@ -35,11 +39,11 @@ def check_leakage(plan: Plan) -> dict[str, str]:
                 from vfm4us.phantoms.folders import write_phantoms
 
                 write_phantoms(own.data.locations().phantoms, own.data.phantoms, own.data.size)
-            opened[key] = stage_pools(own.stages, own.data.protect, own.data.locations(), own.seed)
+            opened[key] = stage_pools(own.stages, own.data.protected(), own.data.locations(), own.seed)
         _check_fingerprints(pretraining, opened[key])
         tested = {(c.task, c.config.data.path, tuple(c.config.data.splits)): c for c in cells} if first else {}
         for cell in tested.values():
-            sizes[cell.task][cell.dataset] = _compare(pretraining, opened[key], cell)
+            sizes[cell.task].setdefault(cell.dataset, set()).update(_compare(pretraining, opened[key], cell))
     pools = [pool for stages in opened.values() for pool in stages]
     images = len({digest for pool in pools for digest in _digests(pool)})
     given = {
@@ -50,7 +54,7 @@ def check_leakage(plan: Plan) -> dict[str, str]:
     unknown = "".join(map(_not_compared, given, given.values()))
     lines = {}
     for task, of in sizes.items():
-        tested = ", ".join(f"{count} of {name}" for name, count in of.items())
+        tested = ", ".join(f"{len(ids)} of {name}" for name, ids in of.items())
         lines[task] = (
             (
                 f"Leakage: none of the test images ({tested}) equals or nearly equals (sha256, perceptual hash) one of the "
@@ -70,8 +74,8 @@ def _not_compared(method: str, weights: str) -> str:
     return f" What {method} was pretrained on is not known here."
 
 
-def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> int:
-    """The number of the cell's test images; ValueError where one of them is in a pool."""
+def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> list[str]:
+    """The ids of the cell's test images, of the fold that goes with this seed; ValueError where one of them is in a pool."""
     own = pretraining.config.data
     dataset = open_or_prepare(
         Path(cell.config.data.path),
@@ -80,6 +84,8 @@ def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> i
         tuple(cell.config.data.splits),
         reading=frames_of(cell.config.data.frames),
     )
+    if folds := cell.config.data.folds:
+        dataset = dataset.test_on_fold(folds, pretraining.config.seed % folds, cell.config.data.with_test)
     test = dataset.indices("test")
     for stage in stages:
         for source, part in zip(stage.training.datasets, stage.training.parts, strict=True):
@@ -91,7 +97,7 @@ def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> i
                     f"{cell.config.data.path} ({cell.task}): name that dataset in pretraining.data.protect, or give both the same "
                     "splits, and give the table another name"
                 )
-    return len(test)
+    return [dataset.ids[i] for i in test]
 
 
 def _check_fingerprints(pretraining: Pretraining, stages: list[StagePool]) -> None:

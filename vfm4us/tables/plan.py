@@ -12,6 +12,7 @@ import fcntl
 import fnmatch
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from vfm4us.tasks.base import TASKS, Task, TaskConfig, task_named
 from vfm4us.tasks.finetune import imagenet_file, refuse_missing_weights
 
 STAGES = ("coarse", "fine", "coarse-to-fine")
+AS_CONFIGURED = "as configured"  # all stages of a config, be it one, two or more, with what each of them says
 ORIGINS = {  # what to get where a cell's data are absent; by the folder's name in lower case
     "busi": "BUSI, Breast ultrasound images (Al-Dhabyani 2020, CC0 / CC BY 4.0)",
     "liver": "AUL, liver (Xu 2023, Zenodo 7272660, CC BY 4.0)",
@@ -49,7 +51,10 @@ class MethodConfig:
     """One method of a table of methods: how its encoders are pretrained, or what its cells start from without pretraining."""
 
     config: str = option("", "pretraining config of two stages, coarse and fine; empty: nothing is pretrained")
-    stages: list[str] = option(list(STAGES), "what is pretrained: coarse, fine, coarse-to-fine")
+    stages: list[str] = option(
+        list(STAGES),
+        "what is pretrained: coarse, fine, coarse-to-fine, each on as many images; or as configured, any stages that it has",
+    )
     keys: dict = option({}, "keys laid over that config")
     encoder: dict = option(
         {}, "encoder keys of the cells where nothing is pretrained, say {weights: none, name: vit_tiny}"
@@ -63,9 +68,10 @@ class TaskTableConfig:
     MOVED: ClassVar = {"base": "cells"}
 
     scores: list[str] = option([], "its figures, one part each, the first drawn")
-    stages: list[str] = option(list(STAGES), "which of the methods' stages are tested")
+    stages: list[str] = option([*STAGES, AS_CONFIGURED], "which of the methods' stages are tested")
     cells: dict = option({}, "keys of every cell")
     axes: dict = option({}, "axis: {value: keys that it adds}; every combination is tested")
+    means: dict = option({}, "further means beside that of all: {name: [values of the axis]}")
 
 
 @dataclass
@@ -102,8 +108,23 @@ class TableConfig:
     pretraining_seeds: list[int] = option(
         [0], "of a table of methods: one for all runs, or one for each seed of the cells", low=0, high=2**32 - 1
     )
+    folds: int = option(
+        0,
+        "of a table of methods: cross-fitting; seed s pretrains without part s modulo folds of each tested dataset's train and val "
+        "(nor what nearly equals it) and is tested on that part; 0: tested on the test splits",
+        low=0,
+        high=1000,
+    )
     tasks: dict = option({}, "of a table of methods: {task: {scores: [...], stages: [...], cells: {...}, axes: {...}}}")
-    against: list[str] = option(["VFM4US", "coarse-to-fine"], "method and stage that the others are compared with")
+    against: list[str] = option(
+        ["VFM4US", "coarse-to-fine"], "method and stage that the others are compared with; []: none"
+    )
+    contrasts: list[list[str]] = option(
+        [],
+        "of a table of methods: pairs of arms, first minus second, by 'method' or 'method, stage'; corrected for their number "
+        "(Holm) and tested for equivalence",
+    )
+    bound: float = option(0.015, "of a contrast: what lies within +- this counts as no difference", low=1e-6, high=1.0)
 
 
 class Job:
@@ -244,6 +265,15 @@ def make_plan(settings: TableConfig) -> Plan:
         )
     pretrainings = list_pretrainings(settings) if settings.encoders else []
     cells = list_cells(settings, pretrainings)
+    _check_arms(settings, cells)
+    if settings.against and len(settings.against) != 2:
+        raise ValueError(
+            f"against: {settings.against}; give a method and its stage, '' where nothing was pretrained, or []"
+        )
+    if settings.folds:
+        _check_folds(settings, cells)
+        for pretraining in pretrainings:
+            _hold_back(settings.folds, pretraining.config, cells)
     names = [cell.name for cell in cells]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
@@ -274,22 +304,24 @@ def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
     for method, about in _methods(settings).items():
         if not about.config:
             continue
-        if wrong := [s for s in about.stages if s not in STAGES]:
-            raise ValueError(f"encoders.{method}.stages: {wrong[0]!r} is not one of {', '.join(STAGES)}")
+        if wrong := [s for s in about.stages if s not in (*STAGES, AS_CONFIGURED)]:
+            known = ", ".join((*STAGES, AS_CONFIGURED))
+            raise ValueError(f"encoders.{method}.stages: {wrong[0]!r} is not one of {known}")
         keys = config.read(about.config, PretrainingConfig)
         for further in (settings.pretraining, about.keys):
             merge(keys, config.renamed(PretrainingConfig, filled(further, _words(settings))))
         try:
             base = config.from_dict(PretrainingConfig, keys)
             pretraining_settings.check(base)
-            pretraining_settings.check_comparable(base, about.config)
+            if set(about.stages) & set(STAGES):
+                pretraining_settings.check_comparable(base, about.config)
         except ValueError as error:
             raise ValueError(f"encoders.{method}: {error}") from error
         for stage, seed in itertools.product(about.stages, settings.pretraining_seeds):
             own = copy.deepcopy(base)
-            if stage != "coarse-to-fine":
+            if stage in ("coarse", "fine"):
                 own = pretraining_settings.single_stage(base, STAGES.index(stage))
-            own.name, own.seed = f"{plain(method)}-{stage}-{seed}", seed
+            own.name, own.seed = f"{_arm_folder(plain(method), stage)}-{seed}", seed
             own.logs = str(Path(settings.logs) / settings.name / "encoders")
             found.append(Pretraining(method, stage, own, _absent_sources(own)))
     return found
@@ -323,7 +355,7 @@ def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[C
                 if len(needs) > 1:
                     weights = weights.replace(f"-{needs[0].config.seed}/encoder.pt", "-{seed}/encoder.pt")
                 start = {"encoder": {"weights": weights}}
-                cell = _cell(settings, task, own, combination, f"{name}-{stage}", start, method)
+                cell = _cell(settings, task, own, combination, _arm_folder(name, stage), start, method)
                 if len(needs) > 1 and cell.config.seeds != settings.pretraining_seeds:
                     raise ValueError(
                         f"pretraining_seeds {settings.pretraining_seeds}: give one for all runs, or the cells' own seeds, "
@@ -348,12 +380,16 @@ def _cell(
     for axis, value in zip(own.axes.values(), values, strict=True):
         merge(keys, axis[value] or {})
     merge(keys, more or {})
+    if settings.folds:
+        merge(keys, {"data": {"folds": settings.folds}})
     folder = Path(settings.logs) / settings.name / name
     keys |= {"name": folder.name, "logs": str(folder.parent)}
     try:
         own_config = config.from_dict(task_named(task).config, filled(keys, _words(settings)))
     except ValueError as error:
         raise ValueError(f"cell {folder.name}: {error}") from error
+    if not own_config.data.path:
+        raise ValueError(f"cell {folder.name}: data.path is empty: give it in the cells or in each value of an axis")
     cell = Cell(task, tuple(map(str, values)), own_config, folder, method, scores=own.scores)
     data, encoder = Path(own_config.data.path), own_config.encoder
     if not data.exists():
@@ -362,6 +398,66 @@ def _cell(
         url, file = imagenet_file(encoder.name)
         cell.absent = f"weights absent: ImageNet's are not at {file}; get {url}"
     return cell
+
+
+def _arm_folder(name: str, stage: str) -> str:
+    return name if stage == AS_CONFIGURED else f"{name}-{stage}"
+
+
+def _check_arms(settings: TableConfig, cells: list[Cell]) -> None:
+    """ValueError where a contrast, or one of a task's means, names what the table does not have."""
+    known = arms_of(cells)
+    left_out = {name for name, values in settings.encoders.items() if values is None}
+    for pair in settings.contrasts:
+        if wrong := [name for name in pair if name not in known and name.partition(", ")[0] not in left_out]:
+            raise ValueError(f"contrasts: {wrong[0]!r} is no arm of this table; its arms are: {'; '.join(known)}")
+        if len(pair) != 2 or pair[0] == pair[1]:
+            raise ValueError(f"contrasts: {pair} are not two different arms, first minus second")
+    for task, values in settings.tasks.items():
+        there = {cell.setting for cell in cells if cell.task == task}
+        for name, of in (values or {}).get("means", {}).items():
+            if wrong := [str(v) for v in of if str(v) not in there]:
+                raise ValueError(
+                    f"tasks.{task}.means.{name}: {wrong[0]!r} is no setting of this task: {', '.join(sorted(there))}"
+                )
+
+
+def arms_of(cells: list[Cell]) -> dict[str, tuple[str, str]]:
+    """{name: (method, stage)} of the arms of a table of methods: `method, stage`, or `method` alone where it has one stage."""
+    arms = list(dict.fromkeys((cell.method, cell.stage) for cell in cells))
+    methods = [method for method, _ in arms]
+    return {method if methods.count(method) == 1 else f"{method}, {stage}": (method, stage) for method, stage in arms}
+
+
+def _check_folds(settings: TableConfig, cells: list[Cell]) -> None:
+    """ValueError where a fold would be tested by none, or by an encoder that saw it."""
+    if not settings.tasks:
+        raise ValueError("folds: of a table of methods; in a table of one task give cells.data.folds")
+    for cell in cells:
+        if missing := set(range(settings.folds)) - {seed % settings.folds for seed in cell.config.seeds}:
+            raise ValueError(
+                f"folds {settings.folds} with tasks.{cell.task}.cells.seeds {cell.config.seeds}: seed s is tested on fold s modulo "
+                f"folds, and fold {min(missing)} has no seed; give such seeds, or folds=0 for the test splits"
+            )
+        if cell.needs and cell.config.seeds != settings.pretraining_seeds:
+            raise ValueError(
+                f"pretraining_seeds {settings.pretraining_seeds}: with folds each seed of the cells has an encoder that held back "
+                f"its fold; give the cells' own seeds, {cell.config.seeds}"
+            )
+
+
+def _hold_back(folds: int, own: PretrainingConfig, cells: list[Cell]) -> None:
+    """Leave the fold of this seed of every tested dataset out of a pretraining, and its near-duplicates out of all sources."""
+    where, fold = own.data.locations(), own.seed % folds
+    tested = {Path(cell.config.data.path).resolve(): cell.config.data.path for cell in cells}
+    for source in (source for stage in own.stages for source in stage.data):
+        if where.resolve(source.path).resolve() in tested:
+            source.folds, source.fold = folds, fold
+    named = {where.resolve(path).resolve() for path in own.data.protect}
+    own.data.protect = own.data.protect + [
+        os.path.relpath(path, own.data.root or ".") for whole, path in tested.items() if whole not in named
+    ]
+    own.data.protect_folds, own.data.protect_fold = folds, fold
 
 
 def _absence(path: Path, hint: str = "") -> str:
@@ -419,13 +515,16 @@ def plain(name: str) -> str:
 
 
 def merge(keys: dict, more: dict) -> None:
-    """Lay nested `more` over `keys`; {0: ...} goes to the first item of a list."""
+    """Lay nested `more` over `keys`; {0: ...} goes to the first item of a list, {0: null} leaves it out."""
     for key, value in more.items():
         if isinstance(value, dict) and isinstance(keys.get(key), dict):
             merge(keys[key], value)
         elif isinstance(value, dict) and isinstance(keys.get(key), list):
             for place, own in value.items():
-                merge(keys[key][int(place)], own)
+                if own is None:
+                    keys[key][int(place)] = None
+                else:
+                    merge(keys[key][int(place)], own)
         else:
             keys[key] = copy.deepcopy(value)
 

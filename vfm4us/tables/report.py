@@ -19,7 +19,17 @@ from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
-from vfm4us.tables.plan import STAGES, Cell, Plan, Pretraining, TableConfig, absences
+from vfm4us.tables.plan import (
+    AS_CONFIGURED,
+    STAGES,
+    Cell,
+    Plan,
+    Pretraining,
+    TableConfig,
+    TaskTableConfig,
+    absences,
+    arms_of,
+)
 from vfm4us.tasks import base
 
 PUBLISHED = "assets/published.csv"
@@ -27,6 +37,7 @@ TITLES = {
     "classification": "Classification: top-1 accuracy",
     "segmentation": "Segmentation: Dice",
     "generation": "Generation: SSIM",
+    "representation": "Representation: probes of the frozen encoder",
 }
 HEADLINES = {"accuracy": "top-1", "dice_present": "Dice", "ssim": "SSIM"}
 ALONE = "not pretrained here"  # column of random weights, ImageNet and the like
@@ -50,19 +61,24 @@ def read_outcomes(cell: Cell) -> list[statistics.Outcome]:
 
 
 class TaskResults:
-    """The finished cells of one task: figures, and differences to the method that all are compared with."""
+    """The finished cells of one task: figures, differences to the method that all are compared with, and contrasts."""
 
-    def __init__(self, task: str, cells: list[Cell], against: tuple[str, str]):
-        self.task, self.against, self.cells = task, against, cells
+    def __init__(self, task: str, cells: list[Cell], settings: TableConfig):
+        against = tuple(settings.against)
+        self.task, self.against, self.cells, self.bound = task, against, cells, settings.bound
         self.settings = list(dict.fromkeys(cell.setting for cell in cells))
         self.methods = list(dict.fromkeys(cell.method for cell in cells))
-        self.stages = [s for s in ("", *STAGES) if any(cell.stage == s for cell in cells)]
+        self.stages = [s for s in ("", *STAGES, AS_CONFIGURED) if any(cell.stage == s for cell in cells)]
+        own = config.from_dict(TaskTableConfig, settings.tasks[task], f"tasks.{task}")
+        self.means = {name: list(map(str, of)) for name, of in own.means.items()}
+        if len(self.settings) > 1:
+            self.means = {"mean of all": self.settings} | self.means
         self.scores = cells[0].scores
         finished = [cell for cell in cells if cell.finished]
         self.at = {(cell.setting, cell.method, cell.stage): cell for cell in finished}
         self.metrics = {key: base.read_metrics(cell.folder) for key, cell in self.at.items()}
         self.outcomes = {key: read_outcomes(cell) for key, cell in self.at.items()}
-        score = _remembered(finished[0].kind.figures.outcome_scores) if finished else None
+        self.score = _remembered(finished[0].kind.figures.outcome_scores) if finished else None
         arms = list(
             dict.fromkeys((cell.method, cell.stage) for cell in finished if (cell.method, cell.stage) != against)
         )
@@ -73,27 +89,38 @@ class TaskResults:
                 for s in self.settings
                 if {(s, *arm), (s, *against)} <= self.at.keys()
             }
-            for setting, pair in pairs.items():
-                self.differences[setting, *arm] = statistics.differences(score, [pair])
-            if len(pairs) == len(self.settings) > 1:
-                self.differences["mean of all", *arm] = statistics.differences(score, list(pairs.values()))
+            for setting, found in self._apart(pairs).items():
+                self.differences[setting, *arm] = found
+        known = arms_of(cells)
+        self.contrasts: dict[str, dict[str, dict[str, dict]]] = {}  # name -> setting or mean -> score -> figure
+        for a, b in settings.contrasts:
+            sides = {s: [(s, *known[name]) for name in (a, b)] for s in self.settings if {a, b} <= known.keys()}
+            whole = {s: tuple(self.outcomes[k] for k in keys) for s, keys in sides.items() if {*keys} <= self.at.keys()}
+            self.contrasts[f"{a} - {b}"] = self._apart(whole, settings.bound)
+
+    def _apart(self, pairs: dict[str, tuple], bound: float = 0.0) -> dict[str, dict]:
+        """The differences of pairs of outcomes, by setting, and their means where every setting of one is there."""
+        of = {s: [s] for s in pairs} | {m: each for m, each in self.means.items() if set(each) <= pairs.keys()}
+        return {
+            name: statistics.differences(self.score, [pairs[s] for s in each], bound=bound) for name, each in of.items()
+        }
 
     def figure(self, score: str, setting: str, method: str, stage: str) -> dict | None:
-        """{mean, low, high} of one cell; {mean} over the settings for `mean of all`, where every one is finished."""
-        if setting != "mean of all":
+        """{mean, low, high} of one cell; {mean} over its settings for a mean, where every one is finished."""
+        if setting not in self.means:
             return self.metrics.get((setting, method, stage), {"metrics": {}})["metrics"].get(score)
-        each = [self.figure(score, s, method, stage) for s in self.settings]
+        each = [self.figure(score, s, method, stage) for s in self.means[setting]]
         return {"mean": float(np.mean([f["mean"] for f in each]))} if all(each) else None
 
     def rows(self) -> list[tuple[str, str]]:
-        """(setting, method); with more than one setting, none without data, their mean follows."""
-        every = len(self.settings) > 1 and {setting for setting, _, _ in self.at} == set(self.settings)
-        settings = [*self.settings, *(["mean of all"] if every else [])]
+        """(setting, method); then the means of settings of which each has data."""
+        there = {setting for setting, _, _ in self.at}
+        settings = [*self.settings, *(name for name, of in self.means.items() if set(of) <= there)]
         return [(setting, method) for setting in settings for method in self.methods]
 
     def table(self, score: str, published: list[dict]) -> str:
         """Rows are methods on a dataset, columns stages; then what the row's last stage has more than the one compared with."""
-        name, to = HEADLINES.get(score, score.replace("_", " ")), ", ".join(self.against)
+        name, to = HEADLINES.get(score, score.replace("_", " ")), _arm(*self.against) if self.against else ""
         beside = {
             (c.setting, c.method): p
             for c in self.cells
@@ -103,7 +130,10 @@ class TaskResults:
             and c.finished
             and int(p["images"]) == _count_images(c)
         }
-        heads = ["dataset", "method", *(f"{name}, {s or ALONE}" for s in self.stages), f"minus {to}", "p"]
+        # as configured, an arm is its method: one column for all
+        stages: list[str | None] = [None] if set(self.stages) == {"", AS_CONFIGURED} else [*self.stages]
+        heads = ["dataset", "method", *(name if s is None else f"{name}, {s or ALONE}" for s in stages)]
+        heads += [f"minus {to}", "p"] if self.against else []
         heads += ["published elsewhere"] if beside else []
         last = {cell.method: cell.stage for cell in self.cells}
         absent = {(cell.setting, cell.method, cell.stage) for cell in self.cells if cell.absent}
@@ -116,10 +146,11 @@ class TaskResults:
                 "absent"
                 if (setting, method, stage) in absent
                 else markdown.cell(self.figure(score, setting, method, stage))
-                for stage in self.stages
+                for stage in (last[method] if s is None else s for s in stages)
             ]
             apart = apart_of[setting, method]
-            shown += [markdown.difference(apart), f"{corrected[setting, method]:.3f}"] if apart else ["-", "-"]
+            if self.against:
+                shown += [markdown.difference(apart), f"{corrected[setting, method]:.3f}"] if apart else ["-", "-"]
             seen += [apart] if apart else []
             if beside:
                 shown.append(
@@ -130,6 +161,52 @@ class TaskResults:
         lines += ["", *(f"Published elsewhere: {text}." for text in sorted({p["source"] for p in beside.values()}))]
         return "\n".join(lines).rstrip()
 
+    def table_of_contrasts(self, score: str) -> str:
+        """Each contrast on the first mean or the one setting, p, whether it is none; then the others. '' without any."""
+        names = [*self.means, *self.settings]
+        found = {name: of for name, of in self.contrasts.items() if score in of.get(names[0], {})}
+        if not found:
+            return ""
+        corrected = statistics.holm([of[names[0]][score]["p"] for of in found.values()])
+        title = HEADLINES.get(score, score.replace("_", " "))
+        heads = [
+            f"{title}: contrast",
+            names[0],
+            "p",
+            "p, Holm",
+            "90 % interval",
+            f"within +- {self.bound:g}",
+            *names[1:],
+        ]
+        rows, seen = [], []
+        for (name, of), p in zip(found.items(), corrected, strict=True):
+            first, *others = [of.get(n, {}).get(score) for n in names]
+            none = first["equivalence"]
+            row = [name, markdown.difference(first), f"{first['p']:.3f}", f"{p:.3f}"]
+            row += [f"{none['low']:+.3f} to {none['high']:+.3f}", "yes" if none["equivalent"] else "not shown"]
+            rows.append([*row, *map(markdown.difference, others)])
+            seen += [f for f in (first, *others) if f]
+        return f"{markdown.table(heads, rows)}\n\n{statistics.power_line(seen)}"
+
+    def draw_contrasts(self, path: Path) -> None:
+        """The first score: a line for each mean and setting, a colour for each contrast."""
+        score, names = self.scores[0], [*self.means, *self.settings]
+        whole = {c: of for c, of in self.contrasts.items() if all(score in of.get(n, {}) for n in names)}
+        if whole:
+            series = {
+                c: [tuple(of[n][score][k] for k in ("mean", "low", "high")) for n in names] for c, of in whole.items()
+            }
+            title = f"difference in {HEADLINES.get(score, score.replace('_', ' '))}, 95 % interval"
+            plots.intervals(path, names, series, title, bound=self.bound)
+
+    def shapes(self) -> str:
+        """What the size and shape of the image files alone tell of the labels; '' for tasks that do not measure it."""
+        name, told = "size and shape balanced_accuracy", []
+        for setting in self.settings:
+            each = (m["metrics"].get(name) for (s, _, _), m in self.metrics.items() if s == setting)
+            told += [f"{setting} {markdown.cell(figure)}" for figure in [next(each, None)] if figure]
+        return f"Balanced accuracy by the size and shape of the image files alone: {', '.join(told)}." if told else ""
+
     def sizes(self) -> str:
         """How many images each cell was trained and tested on."""
         about = {setting: m["protocol"] for (setting, _, _), m in self.metrics.items()}
@@ -138,7 +215,8 @@ class TaskResults:
             for s in self.settings
             if s in about
         ]
-        return f"Training and test images: {'; '.join(f'{s} {training} and {test}' for s, training, test in each)}."
+        of = " of the first seed" if any("cross_fitting" in m["protocol"] for m in self.metrics.values()) else ""
+        return f"Training and test images{of}: {'; '.join(f'{s} {training} and {test}' for s, training, test in each)}."
 
     def draw(self, path: Path) -> None:
         """The first score: a panel per setting, a line per method, a colour per stage."""
@@ -161,7 +239,7 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
     """tables.md, results.csv, differences.csv and <task>.png."""
     published = read_published()
     tasks = {task: [c for c in plan.cells if c.task == task] for task in dict.fromkeys(c.task for c in plan.cells)}
-    found = {task: TaskResults(task, cells, tuple(settings.against)) for task, cells in tasks.items()}
+    found = {task: TaskResults(task, cells, settings) for task, cells in tasks.items()}
     parts = [f"# {settings.name}", _header(settings, plan, found)]
     for task, result in found.items():
         parts.append(f"## {TITLES[task]}")
@@ -170,8 +248,12 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
             parts.append("Nothing is finished yet.")
             continue
         parts.append(result.sizes())
-        parts += [f"{HEADLINES.get(s, s)}:\n\n{result.table(s, published)}" for s in result.scores]
+        for score in result.scores:
+            parts.append(f"{HEADLINES.get(score, score)}:\n\n{result.table(score, published)}")
+            parts += filter(None, [result.table_of_contrasts(score)])
+        parts += filter(None, [result.shapes()])
         result.draw(out / f"{task}.png")
+        result.draw_contrasts(out / f"{task}_contrasts.png")
     if plan.pretrainings:
         parts += ["## Pretraining budgets", budgets(plan.pretrainings)]
     if missing := [cell.name for cell in plan.cells if not cell.finished and not cell.absent]:
@@ -196,7 +278,38 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
     ]
     heads = ["method", "stage", "task", "setting", "metric", f"minus {', '.join(settings.against)}", "low", "high", "p"]
     _write_csv(out / "differences.csv", heads, apart)
+    write_text(out / "metrics.json", json.dumps(_whole(settings, plan, found), indent=1))
     return text
+
+
+def _whole(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) -> dict:
+    """What metrics.json of a table of methods holds: every figure, difference and contrast by its name."""
+    metrics, protocols = {}, {}
+    for task, result in found.items():
+        for (setting, method, stage), measured in result.metrics.items():
+            arm = f"{task}/{setting}/{_arm(method, stage)}"
+            metrics |= {f"{arm}/{name}": figure for name, figure in measured["metrics"].items() if "mean" in figure}
+            protocols[task] = measured["protocol"]
+        for (setting, method, stage), figures in result.differences.items():
+            arm = f"{task}/{setting}/{_arm(method, stage)} - {_arm(*settings.against)}"
+            metrics |= {f"{arm}/{name}": figure for name, figure in figures.items()}
+        for contrast, of in result.contrasts.items():
+            for setting, figures in of.items():
+                metrics |= {f"{task}/{setting}/{contrast}/{name}": figure for name, figure in figures.items()}
+    split = f"{settings.folds} folds of train and val" if settings.folds else "test"
+    return {
+        "task": list(found),
+        "dataset": sorted({cell.dataset for cell in plan.cells}),
+        "split": split,
+        "protocol": protocols,
+        "seeds": sorted({seed for cell in plan.cells for seed in cell.config.seeds}),
+        "missing": [cell.name for cell in plan.cells if not cell.finished],
+        "metrics": metrics,
+    }
+
+
+def _arm(method: str, stage: str) -> str:
+    return method if stage in ("", AS_CONFIGURED) else f"{method}, {stage}"
 
 
 def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) -> str:
@@ -207,11 +320,25 @@ def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) ->
         start = f"Pretraining seed {pretrained} for all runs, so that no interval holds what another pretraining would change"
     else:
         start = f"Pretraining seeds {pretrained}, one for each fine-tuning seed"
-    text = (
-        f"{start}; fine-tuning seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}. Mean and interval: {statistics.INTERVAL}. "
-        f"`minus {', '.join(settings.against)}`: the row's last stage, paired in the test images; p: a two-sided test by the same "
-        "variances, corrected by Holm over the rows of a table. "
-    )
+    text = f"{start}; fine-tuning seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}. "
+    text += f"Mean and interval: {statistics.INTERVAL}. "
+    paired = "the test images"
+    if settings.folds:
+        paired = "seeds, folds and test images"
+        text += (
+            f"Cross-fitted: seed s is tested on part s modulo {settings.folds} of each dataset's train and val images, which "
+            "neither its encoder nor its probe or head has seen. "
+        )
+    if settings.against:
+        text += (
+            f"`minus {_arm(*settings.against)}`: the row's last stage, paired in {paired}; p: a two-sided test by the same "
+            "variances, corrected by Holm over the rows of a table. "
+        )
+    if settings.contrasts:
+        text += (
+            f"Contrasts are paired in {paired}; `p, Holm` is corrected for their number, and `within` says where the 90 % interval "
+            f"lies within +- {settings.bound:g}. "
+        )
     sizes = sorted({m["protocol"]["input_size"] for r in found.values() for m in r.metrics.values()})
     devices = sorted({m["protocol"]["device"] for r in found.values() for m in r.metrics.values()})
     code = code_of([job.folder for job in plan.jobs if job.finished])
@@ -246,6 +373,9 @@ def budgets(pretrainings: list[Pretraining]) -> str:
         if len(images) == 1
         else "The encoders do NOT see equally many images."
     )
+    costs = [spent["flops"] for spent in map(budget, pretrainings) if "flops" in spent]
+    if len(costs) > 1 and max(costs) > 0:
+        equal += f" The cheapest of those that are finished took {100 * min(costs) / max(costs):.0f} % of the FLOPs of the dearest."
     return equal + "\n\n" + markdown.table(heads, rows)
 
 
@@ -280,7 +410,7 @@ def _remembered(score: statistics.Score) -> statistics.Score:
     kept: dict[tuple[int, int], dict] = {}
 
     def of(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
-        key = id(outcome), len(counts)
+        key = id(outcome), len(counts)  # the resamples of an outcome are always the same: see statistics.differences
         if key not in kept:
             kept[key] = score(outcome, counts)
         return kept[key]

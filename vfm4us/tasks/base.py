@@ -45,7 +45,7 @@ from vfm4us.runtime.run import RunFolder, refuse_changed
 from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights, weights_of
 from vfm4us.tasks.trained_on import differences, trained_on
 
-TASKS = ("classification", "segmentation", "generation")  # modules of vfm4us.tasks
+TASKS = ("classification", "segmentation", "generation", "representation")  # modules of vfm4us.tasks
 HEAD = "module.head."  # of a saved model's tensors: all but the encoder's
 
 
@@ -65,6 +65,14 @@ class TaskDataConfig:
     label_share: float = option(
         1.0, "share of the labelled training images that is used, of each class, at least one", low=0.0, high=1.0
     )
+    folds: int = option(
+        0,
+        "cross-fitting: the run of seed s is tested on part s modulo folds of train and val and learns from the others; 0: tested "
+        "on the test split",
+        low=0,
+        high=1000,
+    )
+    with_test: bool = option(False, "with folds: each seed is tested on the test split as well")
     pretraining: list[str] = option(
         [], "datasets the encoder was pretrained on: duplicates of test images are reported"
     )
@@ -215,7 +223,9 @@ class Task:
         """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
         folders = run_each_seed(config, lambda one, folder: self.run_seed(one, folder, say), say)
         outcomes = [read_outcome(folder) for folder in folders]
-        result = self.figures.evaluate(outcomes) | (self.ensemble(outcomes) if len(outcomes) > 1 else {})
+        result = self.figures.evaluate(outcomes)
+        if len(outcomes) > 1 and not config.data.folds:  # cross-fitted models were tested on other images each
+            result |= self.ensemble(outcomes)
         write_summary(folders, config.seeds, result)
         return result
 
@@ -235,6 +245,8 @@ class Task:
             model, validated = self.train(config, data, encoder, folder, device)
             self.save(where / self.file, model, config, data.dataset.size, trained_on(data.dataset))
             outcome = self.test(config, data, model, where, validated) | validated
+            if folds := config.data.folds:
+                outcome["fold"] = np.array([config.seed % folds, folds])
             write_outcome(where, outcome)
             result = self.figures.evaluate([outcome])
             about = self.protocol(config, data, outcome, result) | {"duplicates": duplicates}
@@ -362,8 +374,11 @@ def evaluate_from_command_line(task: Task, doc: str | None) -> None:
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def open_dataset(config: TaskDataConfig, wanted: str) -> PreparedDataset:
-    """The dataset of a task, packed if need be. `wanted` says in the error what may be given."""
+def open_dataset(config: TaskDataConfig, wanted: str, seed: int | None = None) -> PreparedDataset:
+    """The dataset of a task, packed if need be. `wanted` says in the error what may be given.
+
+    `seed` is the run's, by which a cross-fitted one knows its fold; ValueError where a task that gives none is asked for folds.
+    """
     path = Path(config.path)
     if not config.path or not path.exists():
         raise FileNotFoundError(
@@ -371,7 +386,12 @@ def open_dataset(config: TaskDataConfig, wanted: str) -> PreparedDataset:
             + (f"\n{config.hint}" if config.hint else "")
         )
     reading = frames_of(config.frames)
-    return open_or_prepare(path, Path(config.cache), config.size, tuple(config.splits), reading=reading)
+    dataset = open_or_prepare(path, Path(config.cache), config.size, tuple(config.splits), reading=reading)
+    if not config.folds:
+        return dataset
+    if seed is None:
+        raise ValueError(f"data.folds: {config.folds}, but this task cannot be cross-fitted: leave it out")
+    return dataset.test_on_fold(config.folds, seed % config.folds, config.with_test)
 
 
 def source_records(data: Path, split: str = "all", blank: bool = False, size: int = 0) -> list[Record]:
@@ -419,8 +439,9 @@ def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> 
     return np.sort(np.concatenate(kept)) if kept else rows
 
 
-def shared_with_pretraining(config: TaskConfig) -> list[tuple[tuple[float, ...], bool]]:
-    """How the encoder's own pretraining used the data of this task: shares of its splits, and whether it took all images.
+def shared_with_pretraining(config: TaskConfig) -> list[tuple[tuple[float, ...], bool, int, int]]:
+    """How the encoder's own pretraining used the data of this task: shares of its splits, whether it took all images, its folds
+    (0: none) and the one it held back.
 
     As the encoder's file states it; empty where it does not, or where it was pretrained on other folders.
     """
@@ -435,7 +456,8 @@ def shared_with_pretraining(config: TaskConfig) -> list[tuple[tuple[float, ...],
         for source in (stage.get("data") or []) if isinstance(stage, Mapping) else []:
             path = source.get("path") if isinstance(source, Mapping) else None
             if isinstance(path, str) and (root / path).resolve() == Path(config.data.path).resolve():
-                found.append((shares, source.get("split") == "all"))
+                fold = [source.get(key) if isinstance(source.get(key), int) else 0 for key in ("folds", "fold")]
+                found.append((shares, source.get("split") == "all", *fold))
     return list(dict.fromkeys(found))
 
 
@@ -443,7 +465,7 @@ def report_duplicates(
     dataset: PreparedDataset,
     config: TaskDataConfig,
     folder: Path,
-    shared: Sequence[tuple[tuple[float, ...], bool]] = (),
+    shared: Sequence[tuple[tuple[float, ...], bool, int, int]] = (),
 ) -> str:
     """Write duplicates.csv: clusters within the dataset, and test images that occur in what was pretrained on.
 
@@ -470,10 +492,11 @@ def report_duplicates(
             raise FileNotFoundError(f"data.pretraining: {path!r} does not exist (looked from {Path.cwd()})")
         other = open_or_prepare(Path(path), Path(config.cache), dataset.size)
         compared.append((other, other.indices("train")))
-    for shares, whole in shared:  # the same folder, as it was divided then
+    for shares, whole, folds, fold in shared:  # the same folder, as it was divided then
         other = open_or_prepare(
             Path(config.path), Path(config.cache), dataset.size, shares, reading=frames_of(config.frames)
         )
+        other = other.hold_back(folds, fold) if folds else other
         compared.append((other, other.indices(None if whole else "train")))
     for other, pool in compared:
         for leak in splitting.leakage(other.fingerprints(pool), dataset.fingerprints(test)):
@@ -552,6 +575,8 @@ def write_metrics(
         "interval": INTERVAL,
         "device": device_name(),
     }
+    if config.data.folds:
+        common["cross_fitting"] = f"fold {config.seed % config.data.folds} of {config.data.folds}, from 0"
     whole = {
         "task": task,
         "dataset": config.data.path,

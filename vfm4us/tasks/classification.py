@@ -101,7 +101,8 @@ class LabelledData:
     """A prepared dataset as a classification task: class codes per image, and the rows of each split."""
 
     def __init__(self, config: LabelledDataConfig, seed: int):
-        self.dataset = base.open_dataset(config, "a folder of class folders, a CSV manifest, or a prepared dataset")
+        wanted = "a folder of class folders, a CSV manifest, or a prepared dataset"
+        self.dataset = base.open_dataset(config, wanted, seed)
         renamed = dict(pair(item) for item in config.merge)
         if unknown := renamed.keys() - set(self.dataset.labels):
             raise ValueError(

@@ -142,6 +142,7 @@ class MaskedData:
         self.dataset = base.open_dataset(
             config,
             "a folder with images/ and masks/, a CSV manifest with a mask column, a published or a prepared dataset",
+            seed,
         )
         d, self.join = self.dataset, config.join
         if d.masks is None:
