@@ -109,8 +109,9 @@ def test_every_image_is_tested_by_an_encoder_and_a_probe_that_never_saw_it(write
 
 
 def test_an_encoder_that_saw_its_fold_is_found(write_folds, textures):
-    file = write_folds(pretraining={"stages": {0: {"data": {0: {"path": "one", "split": "all"}}}}})
-    plan = make_plan(load(file, f"data={textures}", "encoders.C->F=null", "contrasts=[]"))
+    plan = make_plan(load(write_folds(), f"data={textures}", "encoders.C->F=null"))
+    for job in plan.pretrainings:
+        job.config.stages[0].data[0].split = "all"
     assert "none of the test images" in check_leakage(plan)["representation"], "the pool leaves out what is protected"
     for job in plan.pretrainings:
         job.config.data.protect = []
@@ -129,8 +130,8 @@ def test_an_encoder_that_saw_its_fold_is_found(write_folds, textures):
         ("contrasts=[[F, F]]", "are not two different arms"),
         ("against=[random]", "against: .*give a method and its stage"),
         (
-            "tasks.representation.means={all: [on]}",
-            "tasks.representation.means.all: 'on' is no setting of this task: one",
+            "tasks.representation.means={all: [tow]}",
+            "tasks.representation.means.all: 'tow' is no setting of this task: one",
         ),
         ("tasks.representation.cells.embeddings=[hole]", "embeddings.0: 'hole' is not one of whole, square, patches"),
         ("encoders.F.stages=[as confgured]", "encoders.F.stages: 'as confgured' is not one of coarse.* as configured"),

@@ -156,7 +156,7 @@ def build_held_out(sources: list[SourceConfig], datasets: list[PreparedDataset])
     return Pool([d for _, d in kept], parts, labels) if sum(map(len, parts)) else None
 
 
-def _kept_leakage(pool: PreparedDataset, part, protected: PreparedDataset, held_out) -> list[Leak]:
+def kept_leakage(pool: PreparedDataset, part, protected: PreparedDataset, held_out) -> list[Leak]:
     """`leakage` of these images, kept in leakage.json of the pool's folder: a run that goes on need not compare them again."""
     digest = hashlib.sha256(f"{HASH_DISTANCE} {SAME_PICTURE}".encode())
     for dataset, indices in ((pool, part), (protected, held_out)):
@@ -192,7 +192,7 @@ def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, li
         checked += len(held_out)
         offset = 0
         for other, part in zip(pool.datasets, pool.parts, strict=True):
-            for leak in _kept_leakage(other, part, dataset, held_out):
+            for leak in kept_leakage(other, part, dataset, held_out):
                 inside = other.records[part[leak.pool_index]]
                 outside = dataset.records[held_out[leak.protected_index]]
                 drop.add(offset + leak.pool_index)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from vfm4us import checkpoints, config
 from vfm4us.checkpoints import released
-from vfm4us.data.pools import StagePool, stage_pools
+from vfm4us.data.pools import StagePool, kept_leakage, stage_pools
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
-from vfm4us.data.splits import leakage
 from vfm4us.tables.plan import Cell, Plan, Pretraining
 
 
@@ -89,7 +88,7 @@ def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> l
     test = dataset.indices("test")
     for stage in stages:
         for source, part in zip(stage.training.datasets, stage.training.parts, strict=True):
-            for leak in leakage(source.fingerprints(part), dataset.fingerprints(test)):
+            for leak in kept_leakage(source, part, dataset, test):
                 seen, held = source.records[part[leak.pool_index]], dataset.records[test[leak.protected_index]]
                 how = "equals" if leak.kind == "identical" else "nearly equals"
                 raise ValueError(

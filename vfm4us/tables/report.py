@@ -63,7 +63,7 @@ def read_outcomes(cell: Cell) -> list[statistics.Outcome]:
 class TaskResults:
     """The finished cells of one task: figures, differences to the method that all are compared with, and contrasts."""
 
-    def __init__(self, task: str, cells: list[Cell], settings: TableConfig):
+    def __init__(self, task: str, cells: list[Cell], settings: TableConfig, known: dict[str, tuple[str, str]]):
         against = tuple(settings.against)
         self.task, self.against, self.cells, self.bound = task, against, cells, settings.bound
         self.settings = list(dict.fromkeys(cell.setting for cell in cells))
@@ -91,12 +91,13 @@ class TaskResults:
             }
             for setting, found in self._apart(pairs).items():
                 self.differences[setting, *arm] = found
-        known = arms_of(cells)
         self.contrasts: dict[str, dict[str, dict[str, dict]]] = {}  # name -> setting or mean -> score -> figure
         for a, b in settings.contrasts:
-            sides = {s: [(s, *known[name]) for name in (a, b)] for s in self.settings if {a, b} <= known.keys()}
-            whole = {s: tuple(self.outcomes[k] for k in keys) for s, keys in sides.items() if {*keys} <= self.at.keys()}
-            self.contrasts[f"{a} - {b}"] = self._apart(whole, settings.bound)
+            if {a, b} <= known.keys():  # neither is left out
+                sides = {s: [(s, *known[name]) for name in (a, b)] for s in self.settings}
+                there = {s: keys for s, keys in sides.items() if {*keys} <= self.at.keys()}
+                pairs = {s: tuple(self.outcomes[key] for key in keys) for s, keys in there.items()}
+                self.contrasts[f"{a} - {b}"] = self._apart(pairs, settings.bound)
 
     def _apart(self, pairs: dict[str, tuple], bound: float = 0.0) -> dict[str, dict]:
         """The differences of pairs of outcomes, by setting, and their means where every setting of one is there."""
@@ -239,7 +240,7 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
     """tables.md, results.csv, differences.csv and <task>.png."""
     published = read_published()
     tasks = {task: [c for c in plan.cells if c.task == task] for task in dict.fromkeys(c.task for c in plan.cells)}
-    found = {task: TaskResults(task, cells, settings) for task, cells in tasks.items()}
+    found = {task: TaskResults(task, cells, settings, arms_of(plan.cells)) for task, cells in tasks.items()}
     parts = [f"# {settings.name}", _header(settings, plan, found)]
     for task, result in found.items():
         parts.append(f"## {TITLES[task]}")

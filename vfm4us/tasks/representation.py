@@ -50,7 +50,7 @@ class Representation(Task):
     def train(self, config: RepresentationConfig, data: LabelledData, encoder: Encoder, folder, device):
         return encoder.to(device).eval(), {}
 
-    def save(self, path: Path, model, config, size: int) -> None:
+    def save(self, path: Path, model, config, size: int, known=None) -> None:
         """Nothing was trained."""
 
     def test(self, config: RepresentationConfig, data: LabelledData, model: Encoder, where: Path, validated):
