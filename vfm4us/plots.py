@@ -197,7 +197,7 @@ def intervals(
         axis.errorbar(mean, place, xerr=[mean - low, high - mean], fmt="o", markersize=4, linewidth=1, label=name)
     if bound:
         axis.axvspan(-bound, bound, color="0.93", zorder=0)
-        axis.axvline(0, color="0.6", linewidth=0.8, zorder=1)
+        axis.axvline(0, color="0.5", linewidth=0.8, zorder=1.8)  # above the grid
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(label, fontsize=9)

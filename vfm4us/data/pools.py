@@ -218,9 +218,7 @@ class StagePool:
     checked: int
 
 
-def stage_pools(
-    stages, protect: list[SourceConfig], where: Locations, seed: int, fewest: int = 0
-) -> list[StagePool]:
+def stage_pools(stages, protect: list[SourceConfig], where: Locations, seed: int, fewest: int = 0) -> list[StagePool]:
     """A pool for each of `stages` (which have `data`, a list of sources), without what is held out of any of their sources.
 
     Also without the val and test images of the datasets `protect`. fewest: images of a batch, see `open_sources`.

@@ -66,6 +66,7 @@ class TaskResults:
     def __init__(self, task: str, cells: list[Cell], settings: TableConfig, known: dict[str, tuple[str, str]]):
         against = tuple(settings.against)
         self.task, self.against, self.cells, self.bound = task, against, cells, settings.bound
+        self.folds = settings.folds
         self.settings = list(dict.fromkeys(cell.setting for cell in cells))
         self.methods = list(dict.fromkeys(cell.method for cell in cells))
         self.stages = [s for s in ("", *STAGES, AS_CONFIGURED) if any(cell.stage == s for cell in cells)]
@@ -121,7 +122,7 @@ class TaskResults:
 
     def table(self, score: str, published: list[dict]) -> str:
         """Rows are methods on a dataset, columns stages; then what the row's last stage has more than the one compared with."""
-        name, to = HEADLINES.get(score, score.replace("_", " ")), _arm(*self.against) if self.against else ""
+        name, to = _title(score), _arm(*self.against) if self.against else ""
         beside = {
             (c.setting, c.method): p
             for c in self.cells
@@ -169,9 +170,8 @@ class TaskResults:
         if not found:
             return ""
         corrected = statistics.holm([of[names[0]][score]["p"] for of in found.values()])
-        title = HEADLINES.get(score, score.replace("_", " "))
         heads = [
-            f"{title}: contrast",
+            f"{_title(score)}: contrast",
             names[0],
             "p",
             "p, Holm",
@@ -197,7 +197,7 @@ class TaskResults:
             series = {
                 c: [tuple(of[n][score][k] for k in ("mean", "low", "high")) for n in names] for c, of in whole.items()
             }
-            title = f"difference in {HEADLINES.get(score, score.replace('_', ' '))}, 95 % interval"
+            title = f"difference in {_title(score)}, 95 % interval"
             plots.intervals(path, names, series, title, bound=self.bound)
 
     def shapes(self) -> str:
@@ -233,7 +233,8 @@ class TaskResults:
                 }
                 for s in self.stages
             }
-        plots.method_panels(path, self.methods, panels, f"{HEADLINES.get(score, score)} on test, 95 % interval")
+        title = f"{_title(score)} on {'held-out folds' if self.folds else 'test'}, 95 % interval"
+        plots.method_panels(path, self.methods, panels, title)
 
 
 def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], out: Path) -> str:
@@ -250,7 +251,7 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
             continue
         parts.append(result.sizes())
         for score in result.scores:
-            parts.append(f"{HEADLINES.get(score, score)}:\n\n{result.table(score, published)}")
+            parts.append(f"{_title(score)}:\n\n{result.table(score, published)}")
             parts += filter(None, [result.table_of_contrasts(score)])
         parts += filter(None, [result.shapes()])
         result.draw(out / f"{task}.png")
@@ -307,6 +308,10 @@ def _whole(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) -> 
         "missing": [cell.name for cell in plan.cells if not cell.finished],
         "metrics": metrics,
     }
+
+
+def _title(score: str) -> str:
+    return HEADLINES.get(score, score.replace("_", " "))
 
 
 def _arm(method: str, stage: str) -> str:

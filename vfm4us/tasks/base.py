@@ -32,6 +32,7 @@ from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.filling import fill_unpacked
+from vfm4us.data.pools import kept_leakage
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of, reading_of
 from vfm4us.data.records import Record
@@ -497,7 +498,11 @@ def report_duplicates(
             Path(config.path), Path(config.cache), dataset.size, shares, reading=frames_of(config.frames)
         )
         other = other.hold_back(folds, fold) if folds else other
-        compared.append((other, other.indices(None if whole else "train")))
+        pool = other.indices(None if whole else "train")
+        if not whole:  # what nearly equals its own held-out images was left out of pretraining
+            held = np.flatnonzero(np.isin(other.splits, ["val", "test"]))
+            pool = np.delete(pool, [leak.pool_index for leak in kept_leakage(other, pool, other, held)])
+        compared.append((other, pool))
     for other, pool in compared:
         for leak in splitting.leakage(other.fingerprints(pool), dataset.fingerprints(test)):
             row = int(test[leak.protected_index])
