@@ -111,7 +111,7 @@ def test_one_process_and_two_that_were_stopped_write_the_same_and_keep_what_is_f
         json.dumps([starts[0] | {"commit": "0123456789", "dirty": True}])
     )  # made with other code than the rest
 
-    before = {p: p.stat().st_mtime_ns for p in [*out.glob("**/encoder.pt"), *out.glob("**/metrics.json")]}
+    before = {p: p.stat().st_mtime_ns for p in [*out.glob("**/encoder.pt"), *out.glob("*/**/metrics.json")]}
     again = command(f"data={textures}", "workers=0", folder=tmp_path)
     assert again.returncode == 0 and contents(tmp_path) == once
     text = (out / "tables.md").read_text()
