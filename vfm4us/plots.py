@@ -470,7 +470,11 @@ def cycle_curve(path: Path, lines: list[dict], best: int) -> None:
     width = max(1, len(steps) // 100)
     at = [s["step"] for s in steps[::width]]
     for axis, kinds, title in (
-        (axes[0], ("cycle_low", "cycle_high", "identity_low", "identity_high", "l1"), "cycle, identity"),
+        (
+            axes[0],
+            ("cycle_low", "cycle_high", "identity_low", "identity_high", "l1", "pair", "contrast_low"),
+            "cycle, identity, pairs",
+        ),
         (
             axes[1],
             ("adversarial_high", "adversarial_low", "discriminator_high", "discriminator_low"),
@@ -483,7 +487,8 @@ def cycle_curve(path: Path, lines: list[dict], best: int) -> None:
                 label = kind.replace("_", " ")
                 axis.plot(at, smooth, marker=_marker(smooth), markersize=3, linewidth=1, label=label)
         axis.set_title(title, fontsize=9)
-        axis.legend(fontsize=7)
+        if axis.lines:
+            axis.legend(fontsize=7)
     for axis, name in ((axes[2], "ssim"), (axes[3], "psnr")):
         axis.set_title(f"validation {name.upper()}", fontsize=9)
         if epochs and f"val_{name}" in epochs[0]:
@@ -508,20 +513,21 @@ def cycle_curve(path: Path, lines: list[dict], best: int) -> None:
     _save(figure, path)
 
 
-def before_and_after(path: Path, rows: list[tuple[list[str], np.ndarray, np.ndarray, np.ndarray | None]]) -> None:
-    """Rows of input, enhanced, target (H, W) uint8 or None, and enhanced minus target; the first two have the titles given."""
-    columns = 2 if all(target is None for *_, target in rows) else 4
-    heights = [2.9 * low.shape[0] / low.shape[1] + 0.25 for _, low, *_ in rows]
+def before_and_after(path: Path, rows: list[tuple[dict[str, np.ndarray], np.ndarray | None]]) -> None:
+    """Rows of pictures (H, W) uint8 by their titles, and behind them enhanced minus target where that is given."""
+    columns = len(rows[0][0]) + (rows[0][1] is not None)
+    shapes = [next(iter(pictures.values())).shape for pictures, _ in rows]
+    heights = [2.9 * height / width + 0.25 for height, width in shapes]
     figure = Figure(figsize=(2.9 * columns + 0.5, sum(heights) + 0.2), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     shown = None
-    for axes, (titles, low, made, target) in zip(grid, rows, strict=True):
-        for axis, picture, title in zip(axes, (low, made, target), (*titles, "target"), strict=False):
+    for axes, (pictures, difference) in zip(grid, rows, strict=True):
+        for axis, (title, picture) in zip(axes, pictures.items(), strict=False):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
             axis.set_title(title, fontsize=8, loc="left")
-        if target is not None:
-            shown = axes[3].imshow(made.astype(int) - target, cmap="RdBu_r", vmin=-100, vmax=100)
-            axes[3].set_title("enhanced - target", fontsize=8, loc="left")
+        if difference is not None:
+            shown = axes[-1].imshow(difference, cmap="RdBu_r", vmin=-100, vmax=100)
+            axes[-1].set_title("enhanced - target", fontsize=8, loc="left")
     for axis in grid.flat:
         axis.axis("off")
     if shown is not None:

@@ -3,6 +3,7 @@
     python Downstream/Generation/train.py                                                   built-in synthetic ultrasound
     python Downstream/Generation/train.py --config configs/generation/usenhance_thyroid.yaml data.path=DIR encoder.weights=FILE
     python Downstream/Generation/train.py data.path=DIR data.degrade=true name=mine         any folder of good images
+    python Downstream/Generation/train.py data.path=DIR method=supervised name=paired       with pairs: the ceiling
 
 Any key below can follow as section.key=value. Each seed's run lies in logs/<name>/seed-<n>: metrics.json, per_image.csv,
 enhanced/ (test images at their original size), grids/ (real, fake, reconstructed, each epoch), generator.pt, pictures; the table of

@@ -23,12 +23,13 @@ from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.evaluation import likeness
-from vfm4us.phantoms.degradation import degraded
+from vfm4us.phantoms.degradation import LEVELS, degraded
 from vfm4us.runtime import signals
 from vfm4us.runtime.rng import generator
+from vfm4us.runtime.run import RunFolder
 from vfm4us.tables import report
 from vfm4us.tables.plan import TableConfig, make_plan
-from vfm4us.tasks import cyclegan
+from vfm4us.tasks import cyclegan, enhancers, segmentation
 from vfm4us.tasks import generation as task
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Generation" / name for name in ("train.py", "evaluate.py"))
@@ -469,6 +470,109 @@ def test_a_crop_of_packed_images_which_are_read_only_is_taken_without_a_warning(
         torch.set_warn_always(False)
 
 
+def test_a_degradation_has_names_which_give_way_to_no_number(build, folder):
+    settings = build("data.degrade=true", "data.level=middle", path=folder / "high_quality")
+    assert task.QualityData(settings.data, False, 0).strength == LEVELS["middle"]
+    with pytest.raises(ValueError, match=r"data.level=mild and data.strength=0.3 both say"):
+        task.TASK.run_seeds(build("data.degrade=true", "data.level=mild", "data.strength=0.3"), quiet)
+
+
+def test_high_quality_images_that_are_targets_of_validation_or_test_are_left_out(folder, build, tmp_path):
+    high = tmp_path / "more"
+    pairs(high, count=12, size=(50, 50), seed=9)
+    high = high / "high_quality"
+    before = task.QualityData(build(f"data.high={high}").data, False, 0)
+    assert before.known == 0
+    row = int(before.test[0])
+    leaked = Image.open(folder / before.dataset.records[row].target)
+    leaked.save(high / "other_name.png")
+    leaked.resize((90, 66)).save(high / "other_size.png")
+    splits = {before.dataset.records[i].path: s for s in ("train", "val", "test") for i in getattr(before, s, [])}
+    lines = [f"{folder / r.path},{folder / r.target},{splits.get(r.path, 'train')}" for r in find_source(folder)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,target,split", *lines]) + "\n")
+    (tmp_path / "high.csv").write_text(
+        "\n".join(["path,split", *(f"{p},train" for p in sorted(high.iterdir()))]) + "\n"
+    )
+    settings = build(f"data.high={tmp_path / 'high.csv'}", path=tmp_path / "m.csv")
+    data = task.QualityData(settings.data, False, 0)
+    assert data.known == 2 and len(data.high) == 12
+    assert "2 images of data.high left out" in task.TASK.describe(data)
+
+
+# ---- networks and terms of the other methods -------------------------------------------------------------------------
+
+
+def test_a_unet_begins_as_the_identity_at_any_size_and_every_part_learns():
+    torch.manual_seed(0)
+    settings = cyclegan.GeneratorConfig(width=4, kind="unet")
+    model = cyclegan.new_enhancer(settings, Encoder(EncoderSpec("resnet18", 1)))
+    for size in ((64, 64), (70, 45), (16, 100)):
+        x = torch.rand(1, 1, *size) * 2 - 1
+        assert torch.equal(model(x), x)
+    torch.nn.init.normal_(model.last.weight, 0, 0.1)
+    model(torch.rand(1, 1, 64, 64)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "encoder" not in n)
+
+
+def test_the_distance_is_l1_and_ssim_and_features_where_the_config_says_so():
+    rng = np.random.default_rng(0)
+    a, b = noisy_pair(rng, (40, 52))
+    x, y = (torch.from_numpy(i)[None, None].float() / 127.5 - 1 for i in (a, b))
+    plain = cyclegan.Distance(cyclegan.TrainingConfig())
+    assert torch.equal(plain(x, y), torch.nn.functional.l1_loss(x, y))
+    assert float(cyclegan.structural_similarity(x, y)) == pytest.approx(ssim_by_definition(a, b), abs=1e-4)
+    with_ssim = cyclegan.Distance(cyclegan.TrainingConfig(ssim_weight=2.0))
+    assert float(with_ssim(x, y) - plain(x, y)) == pytest.approx(2 * (1 - ssim_by_definition(a, b)), abs=1e-3)
+    encoder = Encoder(EncoderSpec("resnet18", 1))
+    perceptual = cyclegan.Distance(cyclegan.TrainingConfig(perceptual_weight=1.0), encoder)
+    assert perceptual(x, x) == 0 < perceptual(x, y) - plain(x, y)
+    x.requires_grad_()
+    perceptual(x, y).backward()
+    assert x.grad.abs().sum() > 0 and not any(p.requires_grad for p in perceptual.encoder.parameters())
+
+
+def test_features_of_random_weights_are_no_measure(build):
+    with pytest.raises(ValueError, match="those of random weights say little: give training.perceptual_encoder=FILE"):
+        task.TASK.run_seeds(build("training.perceptual_weight=1"), quiet)
+    with pytest.raises(ValueError, match="method=one-sided compares maps of residual blocks: give network.kind=blocks"):
+        task.TASK.run_seeds(build("method=one-sided", "network.kind=unet"), quiet)
+
+
+def test_patches_are_told_apart_by_their_own_place():
+    k = torch.randn(2, 30, 16, generator=generator(0))
+    assert enhancers.patch_contrast(k, k) < 0.01
+    assert enhancers.patch_contrast(k.roll(1, dims=1), k) > 5
+    assert float(enhancers.patch_contrast(torch.ones(2, 30, 16), torch.ones(2, 30, 16))) == pytest.approx(
+        np.log(30), abs=1e-4
+    )
+
+
+def test_content_is_what_another_brightness_and_contrast_do_not_change():
+    x = torch.rand(3, 1, 16, 16, generator=generator(0)) * 2 - 1
+    assert float(enhancers.correlation(0.5 * x - 0.2, x)) == pytest.approx(1, abs=0.01)
+    assert enhancers.correlation(x.flip(-1), x) < 0.5 and float(enhancers.correlation(-x, x)) < -0.9
+    assert enhancers.correlation(torch.full_like(x, -1), torch.full_like(x, -1)) == 1
+
+
+def trained_by(method, settings, tmp_path):
+    folder = RunFolder(tmp_path / method, TINY)
+    encoder = Encoder(EncoderSpec("resnet18", 1))
+    network = cyclegan.GeneratorConfig(width=4, blocks=1, discriminator_width=4, residual=True)
+    return enhancers.METHODS[method](encoder, network, settings, folder, torch.device("cpu"), 0, frozen=True)
+
+
+def test_the_enhancer_and_the_learnt_degradation_do_not_agree_on_a_code(tmp_path):
+    gan = trained_by("learned-degradation", cyclegan.TrainingConfig(crop=64), tmp_path)
+    low, high = torch.rand(2, 2, 1, 64, 64, generator=generator(0)) * 2 - 1
+    torch.nn.init.normal_(gan.generators["degrader"].last[-1].weight, 0, 0.02)
+    parts, _ = gan.terms(low, high, generator(1))
+    parts["pair"].backward()
+    assert all(p.grad is None for p in gan.generators["degrader"].parameters())
+    assert gan.generators["enhancer"].last[-1].weight.grad.abs().sum() > 0
+    one, other = (gan.generators["degrader"](high, torch.randn(high.shape, generator=generator(n))) for n in (2, 3))
+    assert (one - other).abs().mean() > 1e-3, "one image has many low-quality versions"
+
+
 # ---- whole runs -----------------------------------------------------------------------------------------------------
 
 
@@ -559,6 +663,75 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
     whole, parts = state_of(tmp_path, "t"), state_of(tmp_path, "stopped")
     assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
     assert any(k.startswith("module.degrader.") for k in whole)
+
+
+@pytest.mark.parametrize("method", ["supervised", "one-sided", "learned-degradation"])
+def test_every_method_is_stopped_continued_saved_and_used(build, folder, tmp_path, monkeypatch, method):
+    keys = [f"method={method}", "encoder.freeze=true", "network.residual=true", "training.average=0.5"]
+    keys += ["training.pool=1", "training.ssim_weight=0.5", "network.discriminator_norm=none"]
+    keys += ["network.kind=unet"] if method == "supervised" else []
+    task.TASK.run_seeds(build(*keys), quiet)
+    real, steps = enhancers.METHODS[method]._update, []
+
+    def counted(self, *arguments):
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(enhancers.METHODS[method], "_update", counted)
+    stopped = build("name=stopped", *keys, "training.steps=1")
+    task_whole = build("name=whole", *keys, "training.steps=1")
+    with pytest.raises(KeyboardInterrupt):
+        task.TASK.run_seeds(stopped, quiet)
+    monkeypatch.setattr(enhancers.METHODS[method], "_update", real)
+    for settings in (stopped, task_whole):
+        task.TASK.run_seeds(settings, quiet)
+    whole, parts = state_of(tmp_path, "whole"), state_of(tmp_path, "stopped")
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert any(k.startswith("module.degrader.") for k in whole) == (method == "learned-degradation")
+    about = json.loads((tmp_path / "logs/t/metrics.json").read_text())
+    assert about["protocol"]["method"] == method and about["protocol"]["output"] == "residual"
+    assert about["protocol"]["kind"] == ("paired" if method == "supervised" else "unpaired")
+    assert "the best SSIM on validation pairs" in about["protocol"]["nlm"]
+    sides = ("", "_input", "_gain", "_blur", "_median", "_nlm", "_over_filters")
+    assert {m + side for m in ("ssim", "psnr", "lncc", "speckle", "gradient") for side in sides} <= about[
+        "metrics"
+    ].keys()
+    model, facts = task.TASK.load(tmp_path / "logs/t")
+    assert set(facts["filters"]) == {"blur", "median", "nlm"}
+    image = np.asarray(Image.open(folder / "low_quality/00.png"))
+    assert task.enhance(model, image, 60).shape == image.shape
+
+
+def test_a_segmentation_model_reads_every_version_of_the_images(folder, tmp_path):
+    masked = tmp_path / "masked"
+    (masked / "images").mkdir(parents=True)
+    (masked / "masks").mkdir()
+    for i in range(3):
+        image = Image.open(folder / "high_quality" / f"{i:02d}.png")
+        image.save(masked / "images" / f"{i}.png")
+        Image.fromarray((np.asarray(image) > 128).astype(np.uint8) * 255).save(masked / "masks" / f"{i}.png")
+    encoder = Encoder(EncoderSpec("resnet18", 1))
+    settings = segmentation.SegmentationConfig(decoder_width=16)
+    model = segmentation.Segmenter(encoder, ["a"], settings.decoder, 16, settings.atrous_rates)
+    segmentation.TASK.save(tmp_path / "segmenter.pt", model, settings, size=64)
+    small = cyclegan.GeneratorConfig(width=4, blocks=1, residual=True)
+    networks = cyclegan.Networks({"enhancer": cyclegan.Generator(small, encoder)})
+    task.TASK.save(tmp_path / "generator.pt", networks, task.GenerationConfig(network=small), size=60)
+    asked = dict(checkpoint=str(tmp_path / "generator.pt"), data=str(masked), out=str(tmp_path / "o"), degrade="mild")
+    result = task.TASK.evaluate_files(task.EnhanceConfig(**asked, segmenter=str(tmp_path / "segmenter.pt")), quiet)
+    assert result["dice"]["mean"] == result["dice_input"]["mean"], "an enhancer that is the identity"
+    assert {"dice_gain", "dice_target", "dice_blur", "dice_over_filters"} <= result.keys()
+    masks = segmentation.segment(model, [masked / "images" / f"{i}.png" for i in range(3)], 64)
+    truth = [np.asarray(Image.open(masked / "masks" / f"{i}.png")) > 0 for i in range(3)]
+    dice = [
+        2 * (m.astype(bool) & t).sum() / (m.astype(bool).sum() + t.sum()) for m, t in zip(masks, truth, strict=True)
+    ]
+    assert result["dice_target"]["mean"] == pytest.approx(np.mean(dice), abs=1e-6)
+    asked |= {"data": str(folder / "high_quality"), "segmenter": str(tmp_path / "segmenter.pt")}
+    with pytest.raises(ValueError, match="has no mask, and --segmenter compares with masks"):
+        task.TASK.evaluate_files(task.EnhanceConfig(**asked), quiet)
 
 
 def test_a_frozen_encoder_stays_what_was_loaded_and_a_free_one_does_not(build, tmp_path):
@@ -688,7 +861,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         (["logs/s", "nowhere"], "nowhere does not exist"),
         (["logs/s", "plain", "--split", "val"], "no images in split val"),
         (["logs/s", "plain", "--out", "plain/o"], "--out plain/o lies in the data plain"),
-        (["logs/s", "plain", "--degrade", "-1"], "give a strength above 0"),
+        (["logs/s", "plain", "--degrade=-1"], "'-1': give a strength above 0, or mild, middle, strong"),
         (["logs/s", "plain", "--tile", "8"], "tile: 8 is below"),
     ):
         done = script(EVALUATE, *arguments, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""How like two images, or two sets of images, are: SSIM, PSNR, local correlation, kernel inception distance.
+"""How like two images, or two sets of images, are: SSIM, PSNR, local correlation, speckle, gradients, kernel inception distance.
 
 Images are uint8 (H, W). The figures of a pair are in FIGURES; KID compares sets by the features of a network that `Features` names.
 """
@@ -17,6 +17,7 @@ from vfm4us.data.images import image_batch
 from vfm4us.evaluation import statistics
 
 WINDOW = 9  # px, of LNCC
+PATCH = 9  # px, side of the patches of even tissue
 LEAST_FOR_KID = 50  # images on either side
 
 
@@ -59,16 +60,69 @@ def box_sums(x: np.ndarray, window: int) -> np.ndarray:
     return total[window:, window:] - total[:-window, window:] - total[window:, :-window] + total[:-window, :-window]
 
 
-FIGURES = {"ssim": ssim, "psnr": psnr, "lncc": lncc}
-MEASURES = tuple(FIGURES)
-BLUR = 1.0  # px, of the original image: what is taken without any learning
+def speckle(image: np.ndarray, target: np.ndarray) -> float:
+    """How near the speckle of an image is to its target's, 1 for as strong: min(r, 1 / r) of r = `speckle_ratio`."""
+    return _near(speckle_ratio(image, target))
+
+
+def gradient(image: np.ndarray, target: np.ndarray) -> float:
+    """How near the gradients of an image are to its target's, 1 for as steep: min(r, 1 / r) of r = `gradient_ratio`."""
+    return _near(gradient_ratio(image, target))
+
+
+def speckle_ratio(image: np.ndarray, target: np.ndarray) -> float:
+    """Speckle contrast (deviation / mean, the inverse of speckle SNR) of an image over that of its target; below 1: too smooth.
+
+    Median over patches of the target that show even tissue: windows of 9 px that do not overlap, no grey below 8 or above 247,
+    and of those the half whose mean greys in four quarters differ least. nan where there is no such patch.
+    """
+    a, b = (_patches(x) for x in (image, target))
+    usable = (b.min((1, 2)) >= 8) & (b.max((1, 2)) <= 247)
+    if not usable.any():
+        return float("nan")
+    a, b = a[usable], b[usable]
+    h = PATCH // 2
+    quarters = np.stack(
+        [b[:, y, x].mean((1, 2)) for y in (slice(h), slice(-h, None)) for x in (slice(h), slice(-h, None))]
+    )
+    even = np.argsort(np.ptp(quarters, axis=0) / b.mean((1, 2)), kind="stable")[: (len(b) + 1) // 2]
+    contrast = [np.median(x[even].std((1, 2)) / np.maximum(x[even].mean((1, 2)), 1)) for x in (a, b)]
+    return float(contrast[0] / contrast[1]) if contrast[1] else float("nan")
+
+
+def gradient_ratio(image: np.ndarray, target: np.ndarray) -> float:
+    """Mean length of an image's grey gradient over that of its target; below 1: too smooth. nan where the target is flat."""
+    lengths = [np.hypot(*np.gradient(x.astype(np.float64))).mean() for x in (image, target)]
+    return float(lengths[0] / lengths[1]) if lengths[1] else float("nan")
+
+
+def _near(ratio: float) -> float:
+    """1 for a ratio of 1 and where there is nothing to compare, towards 0 both ways."""
+    return 1.0 if np.isnan(ratio) else min(ratio, 1 / ratio) if ratio else 0.0
+
+
+def _patches(x: np.ndarray) -> np.ndarray:
+    """(H, W) -> (N, PATCH, PATCH), side by side from the top left corner."""
+    rows, columns = (side // PATCH for side in x.shape)
+    cut = x[: rows * PATCH, : columns * PATCH].astype(np.float64)
+    return cut.reshape(rows, PATCH, columns, PATCH).swapaxes(1, 2).reshape(-1, PATCH, PATCH)
+
+
+FIGURES = {"ssim": ssim, "psnr": psnr, "lncc": lncc, "speckle": speckle, "gradient": gradient}
+MEASURES = (*FIGURES, "dice")
+FILTERS = ("blur", "median", "nlm")  # see filters.py
+SIDES = ("input", *FILTERS, "blurred", "target")  # beside ours; blurred: of older runs, a blur of 1 px
 RULES = {
     "resolution": "original size of each low-quality image, grey, 8 bit; a target of another scale is resized to it",
     "ssim": "Gaussian window of sigma 1.5, range 255 (scikit-image)",
     "psnr": "10 log10(255^2 / mean squared difference), dB; 100 where there is no difference",
     "lncc": f"local normalised cross-correlation in windows of {WINDOW} x {WINDOW} px, mean over those whose target is not flat",
+    "speckle": f"contrast (deviation / mean) in {PATCH} x {PATCH} px patches of even tissue over the target's: min(r, 1/r), 1 is "
+    "best, and stands where the target has no such patch",
+    "gradient": "mean length of the grey gradient against the target's: min(r, 1/r), 1 is best",
     "input": "figures named _input are of the untouched low-quality image, _gain is ours minus that, image by image",
-    "blurred": f"figures named _blurred are of the low-quality image after a Gaussian blur of {BLUR:g} px, which takes noise away",
+    "filters": "figures named _blur, _median, _nlm are of the low-quality image after that filter; _over_filters is ours minus the "
+    "best of the three, found for each figure by itself, in favour of the filters",
 }
 
 
@@ -150,10 +204,12 @@ def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str,
     """Every figure (R,) of what one seed's model did, in each row of counts (R, N), how often an image occurs."""
     result = {}
     for name in (m for m in MEASURES if m in outcome):
-        ours, untouched = ((counts @ outcome[n] / counts.sum(1)) for n in (name, f"{name}_input"))
-        result |= {name: ours, f"{name}_input": untouched, f"{name}_gain": ours - untouched}
-        if f"{name}_blurred" in outcome:  # runs before this figure do not have it
-            result[f"{name}_blurred"] = counts @ outcome[f"{name}_blurred"] / counts.sum(1)
+        sides = {s: counts @ outcome[f"{name}_{s}"] / counts.sum(1) for s in SIDES if f"{name}_{s}" in outcome}
+        ours = counts @ outcome[name] / counts.sum(1)
+        result |= {name: ours} | {f"{name}_{side}": value for side, value in sides.items()}
+        result[f"{name}_gain"] = ours - sides["input"]
+        if filtered := [sides[f] for f in FILTERS if f in sides]:
+            result[f"{name}_over_filters"] = ours - np.max(filtered, axis=0)
     return result
 
 
@@ -162,10 +218,9 @@ def evaluate(outcomes: list[statistics.Outcome]) -> dict[str, dict]:
 
     Those named val_ are of the validation images at the packed size, by which the epoch was chosen: for choosing settings.
     """
-    signed = tuple(f"{m}_gain" for m in MEASURES) + ("lncc", "lncc_input", "lncc_blurred")
-    result = statistics.figures(
-        outcome_scores, outcomes, unbounded=("psnr", "psnr_input", "psnr_blurred"), signed=signed
-    )
+    differences = [f"{m}_{of}" for m in MEASURES for of in ("gain", "over_filters")]
+    lncc_, psnr_ = ([m, *(f"{m}_{side}" for side in SIDES)] for m in ("lncc", "psnr"))
+    result = statistics.figures(outcome_scores, outcomes, unbounded=tuple(psnr_), signed=(*differences, *lncc_))
     for name in ("kid", "kid_input", "val_ssim", "val_ssim_input", "val_psnr", "val_psnr_input"):
         if all(name in o for o in outcomes):
             values = [float(o[name]) for o in outcomes]
@@ -192,7 +247,28 @@ def verdict(result: dict[str, dict]) -> str:
         if not lost
         else f"does NOT beat the untouched input in {' nor in '.join(lost)}"
     )
-    if "ssim_blurred" in result:
-        blurred = f"{result['ssim_blurred']['mean']:.3f} and {result['psnr_blurred']['mean']:.3f} dB"
-        return f"{'; '.join(parts)}: the enhancer {said}. A Gaussian blur of {BLUR:g} px reads {blurred}."
-    return f"{'; '.join(parts)}: the enhancer {said}."
+    said = f"{'; '.join(parts)}: the enhancer {said}."
+    if "ssim_over_filters" in result:
+        said += f" {against_filters(result)}"
+    return said
+
+
+def against_filters(result: dict[str, dict]) -> str:
+    """One sentence: whether the enhanced images are nearer to their targets than those of the best filter, and as lively."""
+    parts, lost = [], []
+    for name, unit in (("ssim", ""), ("psnr", " dB")):
+        over = result[f"{name}_over_filters"]
+        best = max(FILTERS, key=lambda f: result[f"{name}_{f}"]["mean"])
+        interval = f" ({over['low']:+.3f} to {over['high']:+.3f})" if "low" in over else ""
+        parts.append(
+            f"{name.upper()} {result[f'{name}_{best}']['mean']:.3f}{unit} ({best}), {over['mean']:+.3f}{interval}"
+        )
+        if over.get("low", over["mean"]) <= 0:
+            lost.append(name.upper())
+    said = "is beaten in both" if not lost else f"is NOT beaten in {' nor in '.join(lost)}"
+    kept = ", ".join(
+        f"{name} {result[name]['mean']:.2f} against {max(result[f'{name}_{f}']['mean'] for f in FILTERS):.2f}"
+        for name in ("speckle", "gradient")
+        if f"{name}_over_filters" in result
+    )
+    return f"The best filter reads {'; '.join(parts)}: it {said}" + (f"; likeness of {kept}." if kept else ".")

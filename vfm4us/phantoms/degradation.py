@@ -11,7 +11,7 @@ and then it loses what a cheaper scanner loses:
 - electronic noise, which time-gain compensation raises with depth;
 - a narrower dynamic range and fewer bits.
 
-Black borders, which are no tissue, stay black. Strength 0 gives the image back, 1 is about what the low-quality phantoms show.
+Black borders, which are no tissue, stay black. Strength 0 gives the image back; LEVELS are the strengths that have a name.
 """
 
 import hashlib
@@ -20,9 +20,21 @@ import numpy as np
 from scipy import fft, ndimage
 
 VERSION = 1  # raise it whenever the pixels change: degraded copies are kept
+LEVELS = {"mild": 0.5, "middle": 0.75, "strong": 1.0}
 DYNAMIC_RANGE = 60.0  # dB between black and white of the given image
 PEDESTAL = 0.03  # amplitude of the side lobes, at strength 1
 PEDESTAL_WIDTH = 6.0  # of the main lobe's
+
+
+def strength_of(word: str) -> float:
+    """A strength from the name of a level or a number as text. ValueError for what is neither, or not above 0."""
+    try:
+        strength = LEVELS[word] if word in LEVELS else float(word)
+    except ValueError:
+        strength = 0.0
+    if not 0 < strength < np.inf:
+        raise ValueError(f"{word!r}: give a strength above 0, or {', '.join(LEVELS)}")
+    return strength
 
 
 def degraded(image: np.ndarray, strength: float = 1.0) -> np.ndarray:

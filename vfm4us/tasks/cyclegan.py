@@ -6,6 +6,8 @@ squares. The enhancer alone carries our encoder: it is the one that is used, and
     loss = adversarial + 10 (|degrader(enhancer(low)) - low| + |enhancer(degrader(high)) - high|)
            + 5 (|enhancer(high) - high| + |degrader(low) - low|)  [+ 100 |enhancer(low) - target|, where pairs may be used]
 
+where |a - b| is a `Distance`: L1, and as the config says SSIM and an encoder's features. The other methods are in enhancers.py.
+
 Every random number is a function of (seed, epoch, step) and the pools of earlier images are saved, so a run that was stopped
 anywhere and continued ends in the same weights, bit for bit on a CPU. Images are (N, 1, H, W) in [-1, 1] throughout.
 """
@@ -14,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from vfm4us.config import option
 from vfm4us.encoders import Encoder
 from vfm4us.runtime.device import autocast
 from vfm4us.runtime.loop import PLACE, Loop, Training
-from vfm4us.runtime.rng import stream
+from vfm4us.runtime.rng import generator, stream
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks.finetune import move_average
 
@@ -47,11 +50,19 @@ class GeneratorConfig:
         "both generators give their input plus tanh(network), at first the input itself; false: tanh(network), as published",
     )
     discriminator_width: int = option(64, "channels of a discriminator's first layer", low=4, high=1024)
+    kind: str = option(
+        "blocks",
+        "of the enhancer: blocks, the published residual blocks; unet, a small U-Net without norm",
+        choices=["blocks", "unet"],
+    )
+    discriminator_norm: str = option(
+        "instance", "of the discriminators; none lets them see brightness and contrast", choices=["instance", "none"]
+    )
 
 
 @dataclass
 class TrainingConfig:
-    """How the CycleGAN is trained: how long, how fast, on which crops, with which losses, and when it stops."""
+    """How an enhancer is trained: how long, how fast, on which crops, with which losses, and when it stops."""
 
     epochs: int = option(100, "with the full learning rate", low=0, high=100_000)
     decay_epochs: int = option(100, "further ones, in which it falls linearly to 0", low=0, high=100_000)
@@ -67,6 +78,22 @@ class TrainingConfig:
     cycle_weight: float = option(10.0, "of the way there and back", low=0.0)
     identity_weight: float = option(0.5, "of leaving alone what is in the domain already, times cycle_weight", low=0.0)
     l1_weight: float = option(100.0, "of the difference to the paired image, where paired=true", low=0.0)
+    ssim_weight: float = option(
+        0.0, "of 1 - SSIM, beside L1, wherever two images are compared: cycle, identity and pair", low=0.0
+    )
+    perceptual_weight: float = option(
+        0.0, "of the difference of an encoder's features, beside L1, wherever two images are compared", low=0.0
+    )
+    perceptual_encoder: str = option(
+        "", "checkpoint of the encoder whose features are compared; empty: encoder.weights, as they are loaded"
+    )
+    contrast_weight: float = option(
+        1.0, "one-sided: of patches that stay more like themselves than like others of their image", low=0.0
+    )
+    contrast_patches: int = option(128, "one-sided: of an image that are compared", low=2, high=4096)
+    content_weight: float = option(
+        5.0, "learned-degradation: of 1 - correlation of 4 x 4 px means, before and after the degrader", low=0.0
+    )
     pool: int = option(50, "earlier images among which a discriminator's half is drawn", low=0, high=10000)
     average: float = option(
         0.0,
@@ -145,19 +172,62 @@ class EncoderBranch(nn.Module):
         return y
 
 
+class UNet(nn.Module):
+    """A small U-Net that gives a change of its input, at first none: (N, 1, H, W) -> the same, any H and W.
+
+    Three levels with `width`, twice and four times as many channels; our encoder joins at a quarter of the resolution. No norm:
+    what is taken away from a pixel depends on its own brightness, and a crop must be treated as the image that it comes from.
+    """
+
+    residual = True
+
+    def __init__(self, config: GeneratorConfig, encoder: Encoder):
+        super().__init__()
+        w = config.width
+
+        def two(before: int, after: int, stride: int = 1) -> nn.Sequential:
+            first, second = (nn.Conv2d(a, after, 3, stride=s, padding=1) for a, s in ((before, stride), (after, 1)))
+            return nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
+
+        self.down = nn.ModuleList([two(1, w), two(w, 2 * w, stride=2), two(2 * w, 4 * w, stride=2)])
+        self.branch = EncoderBranch(encoder, 4 * w)
+        self.bottom = two(8 * w, 4 * w)
+        self.up = nn.ModuleList([two(6 * w, 2 * w), two(3 * w, w)])
+        self.last = nn.Conv2d(w, 1, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        padded = F.pad(x, (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
+        maps = [self.down[0](padded)]
+        for layer in self.down[1:]:
+            maps.append(layer(maps[-1]))
+        y = self.bottom(torch.cat([maps[-1], self.branch((padded + 1) / 2)], dim=1))
+        for layer, skip in zip(self.up, maps[-2::-1], strict=True):
+            y = layer(torch.cat([F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False), skip], dim=1))
+        return (x + self.last(y).float()[..., :height, :width]).clamp(-1, 1)
+
+
+def new_enhancer(config: GeneratorConfig, encoder: Encoder) -> nn.Module:
+    """The untrained network from low to high quality that the config asks for."""
+    return UNet(config, encoder) if config.kind == "unet" else Generator(config, encoder)
+
+
 class Generator(nn.Module):
     """Residual generator (N, 1, H, W) -> the same, any H and W; with an encoder, its branch is fused before the residual blocks.
 
     Two strided convolutions, `blocks` residual blocks at a quarter of the resolution, two transposed convolutions; instance norm,
     reflection padding. The branch is concatenated to what the blocks get, and mixed in by a 1 x 1 convolution. A residual one shows
     its last convolution the input and the first features as well: noise that is to be taken away does not fit through the blocks.
+    A noisy one gets a second channel of white noise, so that one image has many answers.
     """
 
-    def __init__(self, config: GeneratorConfig, encoder: Encoder | None = None):
+    def __init__(self, config: GeneratorConfig, encoder: Encoder | None = None, noisy: bool = False):
         super().__init__()
-        w, self.residual = config.width, config.residual
+        w, self.residual, self.noisy = config.width, config.residual, noisy
         self.stem = nn.Sequential(
-            normalised(nn.ReflectionPad2d(3), nn.Conv2d(1, w, 7), channels=w),
+            normalised(nn.ReflectionPad2d(3), nn.Conv2d(1 + noisy, w, 7), channels=w),
             normalised(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1), channels=2 * w),
             normalised(nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1), channels=4 * w),
         )
@@ -168,36 +238,59 @@ class Generator(nn.Module):
             normalised(nn.ConvTranspose2d(4 * w, 2 * w, 3, stride=2, padding=1, output_padding=1), channels=2 * w),
             normalised(nn.ConvTranspose2d(2 * w, w, 3, stride=2, padding=1, output_padding=1), channels=w),
         )
-        self.last = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(2 * w + 1 if self.residual else w, 1, 7))
+        self.last = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(2 * w + 1 + noisy if self.residual else w, 1, 7))
         for name, module in self.named_modules():
             if not name.startswith("branch.encoder."):
                 initialise(module)
         if self.residual:  # it begins by leaving an image as it is
             nn.init.zeros_(self.last[-1].weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
-        padded = F.pad(x, (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
+        if self.noisy:
+            noise = torch.randn(x.shape, generator=generator(0)).to(x) if noise is None else noise
+            padded = self._padded(torch.cat([x, noise], dim=1))
+        else:
+            padded = self._padded(x)
         fine = self.stem[0](padded)
-        y = self.stem[2](self.stem[1](fine))
-        if self.branch is not None:
-            y = self.fuse(torch.cat([y, self.branch((padded + 1) / 2)], dim=1))
-        y = self.up(self.blocks(y))
+        y = self.up(self.blocks(self._fused(padded, self.stem[2](self.stem[1](fine)))))
         if self.residual:
             y = torch.cat([y, fine, padded.to(y.dtype)], dim=1)
         y = torch.tanh(self.last(y).float())[..., :height, :width]
         return (x + y).clamp(-1, 1) if self.residual else y
 
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Maps of the way down: after each layer of the stem, and after half of the blocks."""
+        maps = [self._padded(x)]
+        for layer in self.stem:
+            maps.append(layer(maps[-1]))
+        return [*maps[1:], self.blocks[: (len(self.blocks) + 1) // 2](self._fused(maps[0], maps[-1]))]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, -x.shape[-1] % COARSEST, 0, -x.shape[-2] % COARSEST), mode="replicate")
+
+    def _fused(self, padded: Tensor, y: Tensor) -> Tensor:
+        """What the blocks get: the stem's map, and what the encoder says."""
+        return y if self.branch is None else self.fuse(torch.cat([y, self.branch((padded + 1) / 2)], dim=1))
+
+
+class Networks(nn.ModuleDict):
+    """Generators by their names, and the strengths of the filters that the enhancer must beat (`filters.choose`)."""
+
+    def __init__(self, networks: dict[str, nn.Module]):
+        super().__init__(networks)
+        self.filters: dict[str, float] = {}
+
 
 class Discriminator(nn.Sequential):
     """PatchGAN: (N, 1, H, W) -> a map of verdicts, 1 for real, each on 70 x 70 px."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, norm: str = "instance"):
         layers = [nn.Conv2d(1, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         for before, stride in ((1, 2), (2, 2), (4, 1)):
             layers += [
                 nn.Conv2d(before * width, 2 * before * width, 4, stride=stride, padding=1),
-                nn.InstanceNorm2d(2 * before * width),
+                nn.InstanceNorm2d(2 * before * width) if norm == "instance" else nn.Identity(),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         super().__init__(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
@@ -240,6 +333,51 @@ class ImagePool:
         )
 
 
+class Distance:
+    """How far two images lie apart, (N, 1, H, W) in [-1, 1]: |a - b| + ssim_weight (1 - SSIM) + perceptual_weight |f(a) - f(b)|^2.
+
+    f: all maps of an encoder, each pixel's features of length 1 (as in LPIPS, Zhang et al. 2018); the encoder never learns.
+    """
+
+    def __init__(self, config: TrainingConfig, encoder: Encoder | None = None):
+        self.ssim_weight, self.perceptual_weight = config.ssim_weight, config.perceptual_weight
+        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False) if config.perceptual_weight else None
+
+    def __call__(self, made: Tensor, wanted: Tensor) -> Tensor:
+        made = made.float()
+        result = F.l1_loss(made, wanted)
+        if self.ssim_weight:
+            result = result + self.ssim_weight * (1 - structural_similarity(made, wanted))
+        if self.encoder is not None:
+            maps = [self.encoder.pyramid((x + 1) / 2) for x in (made, wanted)]
+            apart = [
+                (F.normalize(a.float()) - F.normalize(b.float())).square().sum(1).mean()
+                for a, b in zip(*maps, strict=True)
+            ]
+            result = result + self.perceptual_weight * sum(apart) / len(apart)
+        return result
+
+
+def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Mean SSIM of images (N, 1, H, W) in [-1, 1] over all Gaussian windows inside; `likeness.ssim` with a gradient."""
+    x = torch.arange(-5.0, 6.0, device=a.device)
+    line = torch.exp(-(x**2) / (2 * 1.5**2))
+    line = line / line.sum()
+
+    def mean(y: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(y, line[None, None, :, None]), line[None, None, None, :])
+
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = (a.float() + 1) / 2, (b.float() + 1) / 2
+        # one pass over all five, which is faster than five
+        mean_a, mean_b, aa, bb, ab = mean(torch.cat([a, b, a * a, b * b, a * b])).chunk(5)
+        spread, covariance = aa - mean_a**2 + bb - mean_b**2, ab - mean_a * mean_b
+        c1, c2 = 0.01**2, 0.03**2
+        return (
+            (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (spread + c2))
+        ).mean()
+
+
 def learning_rate(epoch: int, config: TrainingConfig) -> float:
     """Constant for `epochs`, then linear, such that it would reach 0 one epoch after the last."""
     return config.learning_rate * (1 - max(0, epoch + 1 - config.epochs) / (config.decay_epochs + 1))
@@ -249,12 +387,19 @@ def learning_rate(epoch: int, config: TrainingConfig) -> float:
 
 
 class CycleGAN(Training):
-    """What the loop trains here: both generators and their average, both discriminators, their optimizers and pools."""
+    """What the loop trains here: both generators and their average, both discriminators, their optimizers and pools.
+
+    A method with less says which networks it has, and which domains are judged by a discriminator.
+    """
+
+    networks: ClassVar[tuple[str, ...]] = ("enhancer", "degrader")
+    judged: ClassVar[tuple[str, ...]] = ("low", "high")
+    noisy_degrader: ClassVar[bool] = False
 
     def __init__(
         self,
         encoder: Encoder,
-        generator: GeneratorConfig,
+        networks: GeneratorConfig,
         config: TrainingConfig,
         folder: RunFolder,
         device: torch.device,
@@ -263,32 +408,34 @@ class CycleGAN(Training):
         freeze_epochs: int = 0,
         precision: str = "auto",
         paired: bool = False,
+        compared_on: Encoder | None = None,
     ):
+        self.distance = Distance(config, compared_on and compared_on.to(device))
         torch.manual_seed(seed)
-        self.generators = nn.ModuleDict(
-            {"enhancer": Generator(generator, encoder), "degrader": Generator(generator)}
-        ).to(device)
+        self.generators = Networks({"enhancer": new_enhancer(networks, encoder)})
+        if "degrader" in self.networks:
+            self.generators["degrader"] = Generator(networks, noisy=self.noisy_degrader)
+        self.generators.to(device)
         self.averaged = copy.deepcopy(self.generators).requires_grad_(False) if config.average else self.generators
         self.discriminators = nn.ModuleDict(
-            {k: Discriminator(generator.discriminator_width) for k in ("low", "high")}
+            {k: Discriminator(networks.discriminator_width, networks.discriminator_norm) for k in self.judged}
         ).to(device)
-        if device.type == "cuda":  # on a CPU the bits stay as they were
+        self.projectors = self.new_projectors(networks).to(device)
+        if device.type == "cuda" or precision == "bfloat16":
             for module in (self.generators, self.averaged, self.discriminators):
                 module.to(memory_format=torch.channels_last)
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.frozen_epochs = math.inf if frozen else freeze_epochs
         self.precision, self.paired = precision, paired
         own = {id(p) for p in encoder.parameters()}
-        rest = [p for p in self.generators.parameters() if id(p) not in own]
+        rest = [p for p in [*self.generators.parameters(), *self.projectors.parameters()] if id(p) not in own]
         groups = [{"params": rest, "scale": 1.0}, {"params": list(encoder.parameters()), "scale": config.encoder_rate}]
-        self.optimizers = {
-            "generators": torch.optim.Adam(groups, lr=0.0, betas=(0.5, 0.999)),
-            "discriminators": torch.optim.Adam(
-                [{"params": list(self.discriminators.parameters()), "scale": 1.0}], lr=0.0, betas=(0.5, 0.999)
-            ),
-        }
-        self.pools = {"low": ImagePool(config.pool), "high": ImagePool(config.pool)}
-        self.standing = {"low": DRAW, "high": DRAW}  # running mean of each discriminator's loss
+        self.optimizers = {"generators": torch.optim.Adam(groups, lr=0.0, betas=(0.5, 0.999))}
+        if self.judged:
+            judges = [{"params": list(self.discriminators.parameters()), "scale": 1.0}]
+            self.optimizers["discriminators"] = torch.optim.Adam(judges, lr=0.0, betas=(0.5, 0.999))
+        self.pools = {k: ImagePool(config.pool) for k in self.judged}
+        self.standing = dict.fromkeys(self.judged, DRAW)  # running mean of each discriminator's loss
         self.best_state: dict[str, Tensor] = {}
 
     def fit(
@@ -296,7 +443,7 @@ class CycleGAN(Training):
         batches: Callable[[int], list[tuple[np.ndarray, np.ndarray]]],
         crops: Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[Tensor, Tensor]],
         validate: Callable[[nn.ModuleDict, int], dict[str, float]],
-    ) -> nn.ModuleDict:
+    ) -> Networks:
         """Train to the end and return the generators of the best epoch; Stopped where a signal asked to stop (all is saved).
 
         batches(epoch) lists pairs of row arrays (low, high); crops(low rows, high rows, generator) gives their images in [-1, 1];
@@ -357,6 +504,7 @@ class CycleGAN(Training):
             "generators": self.generators.state_dict(),
             "averaged": self.averaged.state_dict() if self.config.average else {},
             "discriminators": self.discriminators.state_dict(),
+            "projectors": self.projectors.state_dict(),
             "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
             "pools": {k: v.images for k, v in self.pools.items()},
             "standing": self.standing,
@@ -368,6 +516,7 @@ class CycleGAN(Training):
         if self.config.average:
             self.averaged.load_state_dict(state["averaged"])
         self.discriminators.load_state_dict(state["discriminators"])
+        self.projectors.load_state_dict(state.get("projectors", {}))  # runs before there were any have none
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         for name, pool in self.pools.items():
@@ -377,48 +526,63 @@ class CycleGAN(Training):
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
-    def _update(self, low: Tensor, high: Tensor, generator: torch.Generator, at: int) -> dict[str, Tensor]:
-        """One step of the generators on the first crops, then those of the discriminators, on the images just made or earlier ones.
+    def new_projectors(self, networks: GeneratorConfig) -> nn.Module:
+        """Further layers that learn with the generators, and are thrown away."""
+        return nn.ModuleDict()
 
-        low, high: batch_size crops for each of the discriminators' steps.
-        """
-        every = list(zip(low.split(self.config.batch_size), high.split(self.config.batch_size), strict=True))
-        low, high = every[0]
-        config, (enhancer, degrader) = self.config, (self.generators["enhancer"], self.generators["degrader"])
-        self.discriminators.requires_grad_(False)
-        with autocast(self.device, self.precision):
-            fake_high, fake_low = enhancer(low), degrader(high)
-            parts = {
-                "adversarial_high": verdict(self.discriminators["high"](fake_high), 1.0),
-                "adversarial_low": verdict(self.discriminators["low"](fake_low), 1.0),
-                "cycle_low": F.l1_loss(degrader(fake_high).float(), low),
-                "cycle_high": F.l1_loss(enhancer(fake_low).float(), high),
-            }
-            if config.identity_weight:
-                parts["identity_high"] = F.l1_loss(enhancer(high).float(), high)
-                parts["identity_low"] = F.l1_loss(degrader(low).float(), low)
-            if self.paired:
-                parts["l1"] = F.l1_loss(fake_high.float(), high)
-        weights = {
+    def weights(self) -> dict[str, float]:
+        """Of the terms of `terms`, by the first word of their names."""
+        config = self.config
+        return {
             "adversarial": config.adversarial_weight,
             "cycle": config.cycle_weight,
             "identity": config.identity_weight * config.cycle_weight,
             "l1": config.l1_weight,
         }
+
+    def terms(self, low: Tensor, high: Tensor, draw: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The terms of the generators' loss, and what was made in each judged domain."""
+        enhancer, degrader = self.generators["enhancer"], self.generators["degrader"]
+        fake_high, fake_low = enhancer(low), degrader(high)
+        parts = {
+            "adversarial_high": verdict(self.discriminators["high"](fake_high), 1.0),
+            "adversarial_low": verdict(self.discriminators["low"](fake_low), 1.0),
+            "cycle_low": self.distance(degrader(fake_high), low),
+            "cycle_high": self.distance(enhancer(fake_low), high),
+        }
+        if self.config.identity_weight:
+            parts["identity_high"] = self.distance(enhancer(high), high)
+            parts["identity_low"] = self.distance(degrader(low), low)
+        if self.paired:
+            parts["l1"] = self.distance(fake_high, high)
+        return parts, {"low": fake_low, "high": fake_high}
+
+    def _update(self, low: Tensor, high: Tensor, draw: torch.Generator, at: int) -> dict[str, Tensor]:
+        """One step of the generators on the first crops, then those of the discriminators, on the images just made or earlier ones.
+
+        low, high: batch_size crops for each of the discriminators' steps.
+        """
+        every = list(zip(low.split(self.config.batch_size), high.split(self.config.batch_size), strict=True))
+        self.discriminators.requires_grad_(False)
+        with autocast(self.device, self.precision):
+            parts, made = self.terms(*every[0], draw)
+        weights = self.weights()
         loss = sum(weights[name.split("_")[0]] * value for name, value in parts.items())
         self._step("generators", loss)
-        if config.average:
-            move_average(self.averaged, self.generators, config.average, at)
+        if self.config.average:
+            move_average(self.averaged, self.generators, self.config.average, at)
         self.discriminators.requires_grad_(True)
-        for turn, (low, high) in enumerate(every):
+        for turn, (low, high) in enumerate(every if self.judged else []):
             with autocast(self.device, self.precision):
-                for domain, real, fake in (("low", low, fake_low), ("high", high, fake_high)):
-                    network, pool = self.discriminators[domain], self.pools[domain]
-                    earlier = pool.draw(fake.float(), generator) if turn else pool.exchange(fake.float(), generator)
+                for domain, real in (("low", low), ("high", high)):
+                    if domain not in self.judged:
+                        continue
+                    network, pool, fake = self.discriminators[domain], self.pools[domain], made[domain].float()
+                    earlier = pool.draw(fake, draw) if turn else pool.exchange(fake, draw)
                     parts[f"discriminator_{domain}"] = (
                         verdict(network(real), 1.0) + verdict(network(earlier), 0.0)
                     ) / 2
-            self._step("discriminators", parts["discriminator_low"] + parts["discriminator_high"])
+            self._step("discriminators", sum(parts[f"discriminator_{domain}"] for domain in self.judged))
         return {"loss": loss.detach()} | {name: value.detach() for name, value in parts.items()}
 
     def _step(self, side: str, loss: Tensor) -> None:

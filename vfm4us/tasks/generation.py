@@ -1,4 +1,4 @@
-"""Generation: low-quality ultrasound into high-quality, by a CycleGAN whose enhancer carries our encoder.
+"""Generation: low-quality ultrasound into high-quality, by an enhancer that carries our encoder.
 
     result = generation.TASK.run_seeds(config)        # one run folder per seed below logs/<name>, then one table of all
     enhancer = generation.load_enhancer(FILE)
@@ -6,7 +6,8 @@
 
 Trained on crops of packed images; the pairs of a dataset are taken apart, low quality from one half of the training groups, high
 from the other, unless paired=true. The epoch is chosen by SSIM on validation pairs. Tested once, on images read from their files
-and enhanced at their original size, beside the untouched input: an enhancer that does no better than doing nothing says so.
+and enhanced at their original size, beside the untouched input and filters that learn nothing, whose strength is chosen on the
+same validation pairs: an enhancer that does no better says so.
 """
 
 import hashlib
@@ -21,30 +22,34 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import log, plots
+from vfm4us.checkpoints import load_encoder
 from vfm4us.config import option, section, to_dict
+from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
-from vfm4us.data.dataset import RESAMPLING, PreparedDataset, is_prepared, packed_size
+from vfm4us.data.dataset import RESAMPLING, Fingerprints, PreparedDataset, is_prepared, packed_size
 from vfm4us.data.decode import read_grey, read_record
 from vfm4us.data.images import image_array, image_batch, image_records
+from vfm4us.data.masks import read_masks
 from vfm4us.data.pools import epoch_order
 from vfm4us.data.records import Record
 from vfm4us.data.sources import source_root
 from vfm4us.data.splits import assign
 from vfm4us.encoders import Encoder
+from vfm4us.evaluation import filters, statistics
 from vfm4us.evaluation import likeness as figures
-from vfm4us.evaluation import statistics
-from vfm4us.evaluation.likeness import BLUR, FIGURES, LEAST_FOR_KID, Features, kid, kid_rule, verdict
+from vfm4us.evaluation import segmentation as overlap_figures
+from vfm4us.evaluation.likeness import FIGURES, LEAST_FOR_KID, Features, kid, kid_rule, verdict
 from vfm4us.phantoms import degradation
 from vfm4us.runtime.device import autocast
 from vfm4us.runtime.run import RunFolder
-from vfm4us.tasks import base, finetune
+from vfm4us.tasks import base, finetune, segmentation
 from vfm4us.tasks.base import Cases, EvaluationConfig, Task, TaskConfig, TaskDataConfig
-from vfm4us.tasks.cyclegan import CycleGAN, Generator, GeneratorConfig, TrainingConfig
+from vfm4us.tasks.cyclegan import GeneratorConfig, Networks, TrainingConfig, new_enhancer
+from vfm4us.tasks.enhancers import METHODS
 
 
 @dataclass
@@ -55,7 +60,10 @@ class QualityDataConfig(TaskDataConfig):
     degrade: bool = option(
         False, "the images are of high quality: make the low-quality ones by vfm4us/phantoms/degradation.py"
     )
-    strength: float = option(1.0, "of that degradation; 1 is about what a cheap scanner shows", low=0.0, high=4.0)
+    level: str = option(
+        "", "of that degradation, by name; empty: the number data.strength", choices=["", *degradation.LEVELS]
+    )
+    strength: float = option(1.0, "of that degradation, as a number", low=0.0, high=4.0)
     high: str = option(
         "", "high-quality images of their own, not paired with those of data.path: folder, manifest or dataset"
     )
@@ -76,7 +84,14 @@ class GenerationConfig(TaskConfig):
     MOVED: ClassVar = {"generator": "network"}
 
     name: str = option("generation", "the runs lie in logs/<name>/seed-<n>")
-    paired: bool = option(False, "low and high quality of the same image are trained on together, with an L1 term")
+    method: str = option(
+        "cyclegan",
+        "how the enhancer learns; supervised needs pairs, the others do without (vfm4us/tasks/enhancers.py)",
+        choices=list(METHODS),
+    )
+    paired: bool = option(
+        False, "low and high quality of the same image are trained on together, with an L1 term; supervised always does"
+    )
     tile: int = option(
         512,
         "images larger than this at data.size are enhanced in overlapping tiles of this side, px",
@@ -92,7 +107,12 @@ class GenerationConfig(TaskConfig):
     data: QualityDataConfig = section(QualityDataConfig, "what is enhanced", size=256)
     encoder: BranchConfig = section(BranchConfig, "the branch of the enhancer, low to high quality")
     network: GeneratorConfig = section(GeneratorConfig, "both generators and the discriminators")
-    training: TrainingConfig = section(TrainingConfig, "the CycleGAN loop")
+    training: TrainingConfig = section(TrainingConfig, "the loop and its losses")
+
+    @property
+    def with_pairs(self) -> bool:
+        """Whether low and high quality of the same image are trained on together."""
+        return self.paired or self.method == "supervised"
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -107,6 +127,7 @@ class QualityData:
 
     def __init__(self, config: QualityDataConfig, paired: bool, seed: int):
         self.config, self.paired = config, paired
+        self.known = 0  # images of data.high that are left out, since validation or test has them
         if config.degrade and config.high:
             raise ValueError(
                 "data.degrade makes the low-quality images itself: leave data.high empty, or data.degrade=false"
@@ -127,8 +148,10 @@ class QualityData:
         train = base.few_labels(train, np.zeros(len(d), int), config.label_share, seed)
         if config.high:
             other = base.open_dataset(TaskDataConfig(config.high, config.size, config.splits, config.cache), "images")
-            self.low, self.high, self._high = train, other.indices("train"), other.images
-            self.valid_high = other.valid
+            self.low, self._high, self.valid_high = train, other.images, other.valid
+            rows = other.indices("train")
+            known = _known(d, np.concatenate([self.val, self.test]), other.fingerprints(rows))
+            self.high, self.known = np.delete(rows, known), len(known)
         elif not whole.any():
             raise ValueError(
                 f"{config.path} has no high-quality images: give low_quality/ with high_quality/ of the same names, a CSV manifest "
@@ -159,12 +182,14 @@ class QualityData:
         self._low = d.images
         if config.degrade:
             needed = np.flatnonzero(np.isin(d.splits, ["train", "val"]) & used)
-            self._low = degraded_images(d, self.root, needed, config.strength, Path(config.cache))
+            self._low = degraded_images(d, self.root, needed, self.strength, Path(config.cache))
 
     @property
     def strength(self) -> float | None:
         """Of the degradation by which pairs are made; None where they are given."""
-        return self.config.strength if self.config.degrade else None
+        if not self.config.degrade:
+            return None
+        return degradation.LEVELS.get(self.config.level, self.config.strength)
 
     def low_image(self, row: int) -> np.ndarray:
         """uint8 (h, w), without padding."""
@@ -178,6 +203,27 @@ class QualityData:
 def _part(images: np.ndarray, valid: np.ndarray, row: int) -> np.ndarray:
     top, left, height, width = valid[row]
     return images[row, top : top + height, left : left + width]
+
+
+def _known(dataset: PreparedDataset, rows: np.ndarray, high: Fingerprints) -> list[int]:
+    """Which of the high-quality images (their indices in `high`) are the images or the targets of these rows, or nearly so."""
+    found = splitting.leakage(high, dataset.fingerprints(rows))
+    if dataset.targets is not None:
+        targets = [_part(dataset.targets, dataset.valid, row) for row in rows if dataset.records[row].target]
+        found += splitting.leakage(high, _Targets(targets))
+    return sorted({leak.pool_index for leak in found})
+
+
+class _Targets:
+    """What `splits.leakage` compares, of images at hand."""
+
+    def __init__(self, images: list[np.ndarray]):
+        self.images = images
+        self.sha256 = [f"target {i}" for i in range(len(images))]  # packed ones have no file of their own
+        self.phash = np.array([splitting.perceptual_hash(image) for image in images], dtype=np.uint64)
+
+    def thumbnail_of(self, index: int) -> np.ndarray:
+        return splitting.thumbnail(self.images[index])
 
 
 def _halves(dataset: PreparedDataset, train: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,9 +292,7 @@ def crop(image: np.ndarray, size: int, place: tuple[float, float], flip: bool) -
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def _train(
-    config: GenerationConfig, data: QualityData, encoder, folder: RunFolder, device
-) -> tuple[nn.ModuleDict, dict]:
+def _train(config: GenerationConfig, data: QualityData, encoder, folder: RunFolder, device) -> tuple[Networks, dict]:
     """The generators of the epoch that did best on the validation pairs, and what they did there."""
     training, size = config.training, data.dataset.size
     steps = training.steps or max(1, round(len(data.low) / training.batch_size))
@@ -256,12 +300,16 @@ def _train(
 
     def batches(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
         low = data.low[epoch_order([len(data.low)], [1.0], count, (config.seed, epoch))]
-        high = low if config.paired else data.high[epoch_order([len(data.high)], [1.0], count, (config.seed, epoch, 1))]
+        high = (
+            low
+            if config.with_pairs
+            else data.high[epoch_order([len(data.high)], [1.0], count, (config.seed, epoch, 1))]
+        )
         return list(zip(np.split(low, steps), np.split(high, steps), strict=True))
 
     def crops(low: np.ndarray, high: np.ndarray, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         places = torch.rand(2, len(low), 3, generator=draws).tolist()
-        if config.paired:
+        if config.with_pairs:
             places[1] = places[0]
         return tuple(
             torch.stack(
@@ -294,7 +342,7 @@ def _train(
         }
         return {"score": found["val_ssim"]} | found | untouched
 
-    gan = CycleGAN(
+    gan = METHODS[config.method](
         encoder,
         config.network,
         training,
@@ -305,31 +353,42 @@ def _train(
         config.encoder.freeze_epochs,
         config.precision,
         config.paired,
+        _compared_on(config, encoder),
     )
     model = gan.fit(batches, crops, validate)
     plots.cycle_curve(folder.folder / "curve.png", folder.metrics(), gan.loop.best["epoch"] * steps)
+    model.filters = filters.choose(
+        read_pair(data.root, data.dataset.records[row], data.strength) for row in data.val[spread]
+    )
     return model, gan.loop.best
 
 
+def _compared_on(config: GenerationConfig, encoder: Encoder) -> Encoder | None:
+    """The encoder whose features the perceptual term compares; None without that term."""
+    if not config.training.perceptual_weight:
+        return None
+    name = config.training.perceptual_encoder
+    return load_encoder(name, config.encoder.in_channels) if name else encoder
+
+
 def draw_grid(path: Path, generators: nn.ModuleDict, low: Tensor, high: Tensor, title: str) -> None:
-    """Real, fake and reconstructed crops of both domains, a row each."""
-    enhancer, degrader = generators["enhancer"], generators["degrader"]
-    there, back = enhancer(low), degrader(high)
-    columns = {
-        "low": low,
-        "enhanced": there,
-        "and back": degrader(there),
-        "high": high,
-        "degraded": back,
-        "and back ": enhancer(back),
-    }
+    """Real, fake and, where there is a way back, reconstructed crops of both domains, a row each."""
+    enhancer = generators["enhancer"]
+    there = enhancer(low)
+    columns = {"low": low, "enhanced": there}
+    if "degrader" in generators:
+        degrader = generators["degrader"]
+        back = degrader(high)
+        columns |= {"and back": degrader(there), "high": high, "degraded": back, "and back ": enhancer(back)}
+    else:
+        columns["high"] = high
     plots.picture_grid(path, {name: to_uint8(x[:, 0]) for name, x in columns.items()}, title)
 
 
 # ---- at the original size -------------------------------------------------------------------------------------------
 
 
-def enhance_all(model: Generator, images, size: int, tile: int = 512, overlap: int = 64) -> Iterator[np.ndarray]:
+def enhance_all(model: nn.Module, images, size: int, tile: int = 512, overlap: int = 64) -> Iterator[np.ndarray]:
     """The enhanced version, uint8 (H, W), of each image at its own size, one after the other.
 
     images: a folder, a CSV manifest, a file, or a list of what `image_array` takes: paths, PIL images, arrays; RGB becomes grey.
@@ -411,8 +470,29 @@ class EnhancedCases(Cases):
         return {name: np.array(kid(np.concatenate(each), of_reference)) for name, each in self.features.items()}
 
 
+@dataclass
+class Reader:
+    """A segmentation model that was trained on high quality: how well it reads an image says what enhancing it is worth."""
+
+    model: segmentation.Segmenter
+    size: int  # of its images, px
+
+    def dice(self, root: Path, record: Record, sides: dict[str, np.ndarray]) -> dict[str, float]:
+        """`dice` with each side's name behind it: mean over classes against the record's masks. ValueError where it has none."""
+        truth = read_masks(root, record, next(iter(sides.values())), self.size)
+        if truth is None:
+            raise ValueError(f"{root / record.path} has no mask, and --segmenter compares with masks: leave it out")
+        classes = self.model.classes
+        truth = segmentation.known_classes(truth, self.model, root / record.mask_paths[0])
+        read = segmentation.segment(self.model, list(sides.values()), self.size)
+        return {
+            f"dice{side}": float(overlap_figures.compare(mask, truth, len(classes))["dice"].mean())
+            for side, mask in zip(sides, read, strict=True)
+        }
+
+
 def examine(
-    model: Generator,
+    model: nn.Module,
     root: Path,
     records: list[Record],
     size: int,
@@ -421,11 +501,14 @@ def examine(
     out: Path,
     strength: float | None = None,
     features: Features | None = None,
+    strengths: dict[str, float] = filters.USUAL,
+    reader: Reader | None = None,
 ) -> EnhancedCases:
     """Enhance the images of `records` from their files, write each below out/enhanced, compare where there are targets.
 
-    With a strength the files are of high quality, and their degraded versions are enhanced. `features` are taken for KID. Where no
-    image has a target, all are records, without figures.
+    With a strength the files are of high quality, and their degraded versions are enhanced. `features` are taken for KID,
+    `strengths` are those of the filters beside us, `reader` reads every version of the image. Where no image has a target, all are
+    records, without figures.
     """
     some = strength is not None or any(record.target for record in records)
     cases, taken = EnhancedCases(), set()
@@ -444,9 +527,13 @@ def examine(
             cases.without.append((record, name))
             continue
         row = {"targets": record.target, "enhanced": name}
+        sides = {"": made, "_input": low}
         if high is not None:
-            sides = (("", made), ("_input", low), ("_blurred", gaussian_filter(low, BLUR)))
-            row |= {m + side: figure(image, high) for m, figure in FIGURES.items() for side, image in sides}
+            sides |= {f"_{f}": filters.apply(f, low, s) for f, s in strengths.items()}
+            row |= {m + side: figure(image, high) for m, figure in FIGURES.items() for side, image in sides.items()}
+            sides |= {"_target": high}
+        if reader is not None:
+            row |= reader.dice(root, record, sides)
         cases.records.append(record)
         cases.rows.append(row)
         if features is not None and len(records) >= LEAST_FOR_KID:
@@ -457,7 +544,8 @@ def examine(
 
 def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     """per_image.csv: a row per image."""
-    names = [n for m in figures.FIGURES for n in (m, f"{m}_input", f"{m}_blurred") if n in outcome]
+    sides = ("", *(f"_{side}" for side in figures.SIDES))
+    names = [m + side for m in figures.MEASURES for side in sides if m + side in outcome]
     rows = []
     for i, path in enumerate(outcome["paths"]):
         measured = [f"{outcome[n][i]:.6f}" for n in names]
@@ -466,26 +554,35 @@ def write_cases(out: Path, outcome: statistics.Outcome) -> None:
     write_rows(out / "per_image.csv", ["path", "group", *names, "height", "width", "target", "enhanced"], rows)
 
 
-def pictures(out: Path, root: Path, cases: Cases, strength: float | None = None) -> None:
-    """comparison.png: input, enhanced, target and what is left of the difference; best, median and worst by SSIM.
+def pictures(
+    out: Path, root: Path, cases: Cases, strength: float | None = None, strengths: dict[str, float] = filters.USUAL
+) -> None:
+    """comparison.png: input, best filter, enhanced, target and what is left of the difference; best, median and worst by SSIM.
 
     Where there are no targets: the first three, before and after.
     """
     outcome = cases.outcome()
-    paths = outcome["paths"]
-    if "ssim" in outcome:
+    paths, compared = outcome["paths"], "ssim" in outcome
+    if compared:
         order = np.argsort(-outcome["ssim"], kind="stable")
         chosen = dict(zip(("best", "median", "worst"), order[[0, (len(order) - 1) // 2, -1]].tolist(), strict=True))
+        best = max(strengths, key=lambda f: outcome[f"ssim_{f}"].mean())
     else:
         chosen = {f"image {i + 1}": i for i in range(min(3, len(paths)))}
     rows = []
     for word, i in chosen.items():
         low, high = read_pair(root, cases.records[i], strength)
+        shown = {f"{word}: {Path(str(paths[i])).stem}, input": low}
         made = np.asarray(Image.open(out / str(outcome["enhanced"][i])))
-        said = [f"{word}: {Path(str(paths[i])).stem}, input", "enhanced"]
-        if high is not None:
-            said = [f"{said[0]}, SSIM {outcome['ssim_input'][i]:.3f}", f"enhanced, SSIM {outcome['ssim'][i]:.3f}"]
-        rows.append((said, low, made, high))
+        if high is not None and compared:
+            shown = {f"{word}: {Path(str(paths[i])).stem}, input, SSIM {outcome['ssim_input'][i]:.3f}": low}
+            shown[f"{filters.NAMES[best]}, SSIM {outcome[f'ssim_{best}'][i]:.3f}"] = filters.apply(
+                best, low, strengths[best]
+            )
+            shown[f"enhanced, SSIM {outcome['ssim'][i]:.3f}"] = made
+            rows.append((shown | {"target": high}, made.astype(int) - high))
+        else:
+            rows.append((shown | {"enhanced": made}, None))
     plots.before_and_after(out / "comparison.png", rows)
 
 
@@ -496,10 +593,16 @@ def pictures(out: Path, root: Path, cases: Cases, strength: float | None = None)
 class EnhanceConfig(EvaluationConfig):
     """How a trained enhancer is used on other images, and what they are compared with."""
 
-    degrade: float | None = option(None, "enhance degraded versions of the images, with this strength")
+    degrade: str = option(
+        "", f"enhance degraded versions of the images, of this strength: {', '.join(degradation.LEVELS)} or a number"
+    )
     tile: int | None = option(None, "side of the tiles of large images, px; as in training by default", low=64)
     reference: str = option("", "folder of high-quality images for KID, at least 50")
     kid_encoder: str = option("", "checkpoint whose features KID is taken on where Inception is not at hand")
+    segmenter: str = option(
+        "",
+        "segmentation model that was trained on high quality: its Dice on every version of the images, which have masks",
+    )
 
 
 class Generation(Task):
@@ -514,10 +617,23 @@ class Generation(Task):
             raise ValueError("training.epochs and training.decay_epochs are both 0: nothing would be trained")
         if config.overlap >= config.tile:
             raise ValueError(f"overlap {config.overlap} must be smaller than tile {config.tile}")
+        if config.method == "one-sided" and config.network.kind == "unet":
+            raise ValueError("method=one-sided compares maps of residual blocks: give network.kind=blocks")
+        perceptual = config.training.perceptual_weight and not config.training.perceptual_encoder
+        if perceptual and config.encoder.weights == "none":
+            raise ValueError(
+                "training.perceptual_weight compares features, and those of random weights say little: give "
+                "training.perceptual_encoder=FILE or encoder.weights=FILE, or training.perceptual_weight=0"
+            )
+        if config.data.level and config.data.strength != QualityDataConfig().strength:
+            raise ValueError(
+                f"data.level={config.data.level} and data.strength={config.data.strength:g} both say how strong the "
+                "degradation is: leave one out"
+            )
         Features.choose(config.kid_encoder)
 
     def read(self, config: GenerationConfig) -> QualityData:
-        return QualityData(config.data, config.paired, config.seed)
+        return QualityData(config.data, config.with_pairs, config.seed)
 
     def describe(self, data: QualityData) -> str:
         tested = "pairs" if data.paired_test else "images without a target"
@@ -525,6 +641,8 @@ class Generation(Task):
             f"{'paired' if data.paired else 'unpaired'}, {len(data.low)} low-quality and {len(data.high)} high-quality "
             f"training images, {len(data.val)} val pairs, {len(data.test)} test {tested}"
         )
+        if data.known:
+            said += f"; {data.known} images of data.high left out, since validation or test has them"
         return said + (f"; {len(data.without)} test images without a target left out" if data.without else "")
 
     def train(self, config: GenerationConfig, data: QualityData, encoder, folder, device):
@@ -533,37 +651,46 @@ class Generation(Task):
             "chosen_epoch": np.array(best["epoch"])
         }
 
-    def test(self, config: GenerationConfig, data: QualityData, model: nn.ModuleDict, where: Path, validated):
+    def test(self, config: GenerationConfig, data: QualityData, model: Networks, where: Path, validated):
         records, size = [data.dataset.records[i] for i in data.test], data.dataset.size
         features, enhancer = Features.choose(config.kid_encoder), model["enhancer"]
-        cases = examine(enhancer, data.root, records, size, config.tile, config.overlap, where, data.strength, features)
+        strengths = model.filters or filters.USUAL
+        how = data.strength, features, strengths
+        cases = examine(enhancer, data.root, records, size, config.tile, config.overlap, where, *how)
         if cases.unreadable:
             path, reason = cases.unreadable[0]
             raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
         outcome = cases.outcome() | cases.kid(features, [data.high_image(row) for row in data.high])
         write_cases(where, outcome)
-        pictures(where, data.root, cases, data.strength)
-        return outcome
+        pictures(where, data.root, cases, data.strength, strengths)
+        return outcome | {f"filter_{name}": np.array(s) for name, s in model.filters.items()}
 
     def protocol(self, config: GenerationConfig, data: QualityData, outcome, result):
+        used = {name: float(outcome[f"filter_{name}"]) for name in filters.GRIDS if f"filter_{name}" in outcome}
         pairs = f"{min(len(data.val), config.training.validation_images)} pairs at {data.dataset.size} px"
-        return figures.RULES | {
-            "kind": "paired" if config.paired else "unpaired",
-            "encoder_in": "enhancer (low to high) only",
-            "encoder_frozen": config.encoder.freeze,
-            "output": "residual" if config.network.residual else "plain",
-            "pairs": "given" if data.strength is None else f"degraded with strength {data.strength:g}",
-            "training_images": len(data.low) if config.paired else len(data.low) + len(data.high),
-            "low_images": len(data.low),
-            "high_images": len(data.high),
-            "test_images": len(data.test),
-            "selection": f"validation SSIM on {pairs}"
-            if len(data.val)
-            else "last epoch, there are no validation pairs",
-            "chosen_epoch": int(outcome["chosen_epoch"]),
-            "kid": kid_rule(Features.choose(config.kid_encoder), len(data.test), len(data.high)),
-            "verdict": verdict(result),
-        }
+        return (
+            figures.RULES
+            | {
+                "method": config.method,
+                "kind": "paired" if config.with_pairs else "unpaired",
+                "encoder_in": "enhancer (low to high) only",
+                "encoder_frozen": config.encoder.freeze,
+                "output": "residual" if config.network.residual or config.network.kind == "unet" else "plain",
+                "pairs": "given" if data.strength is None else f"degraded with strength {data.strength:g}",
+                "training_images": len(data.low) if config.with_pairs else len(data.low) + len(data.high),
+                "low_images": len(data.low),
+                "high_images": len(data.high),
+                "high_images_left_out": data.known,
+                "test_images": len(data.test),
+                "selection": f"validation SSIM on {pairs}"
+                if len(data.val)
+                else "last epoch, there are no validation pairs",
+                "chosen_epoch": int(outcome["chosen_epoch"]),
+                "kid": kid_rule(Features.choose(config.kid_encoder), len(data.test), len(data.high)),
+                "verdict": verdict(result),
+            }
+            | filters.rule(used or filters.USUAL, bool(used))
+        )
 
     def conclusion(self, result) -> str:
         return verdict(result)
@@ -572,49 +699,67 @@ class Generation(Task):
         return model["enhancer"].branch.encoder
 
     def head_of(self, model):
-        """The rest of the enhancer, and the way back, `module.degrader.*`."""
+        """The rest of the enhancer, and the way back where there is one, `module.degrader.*`."""
         rest = {k: v for k, v in model["enhancer"].state_dict().items() if not k.startswith(INSIDE)}
-        return {f"head.{k}": v for k, v in rest.items()} | {
-            f"degrader.{k}": v for k, v in model["degrader"].state_dict().items()
-        }
+        back = model["degrader"].state_dict() if "degrader" in model else {}
+        return {f"head.{k}": v for k, v in rest.items()} | {f"degrader.{k}": v for k, v in back.items()}
 
     def facts(self, model, config: GenerationConfig):
-        return {"generator": to_dict(config.network), "tile": config.tile, "overlap": config.overlap}
+        about = {"generator": to_dict(config.network), "tile": config.tile, "overlap": config.overlap}
+        return about | {"filters": getattr(model, "filters", {})}
 
-    def build(self, about, encoder: Encoder, head) -> Generator:
-        model = Generator(GeneratorConfig(**about["generator"]), encoder)
+    def build(self, about, encoder: Encoder, head) -> nn.Module:
+        model = new_enhancer(GeneratorConfig(**about["generator"]), encoder)
         model.load_state_dict(head | {f"{INSIDE}{k}": v for k, v in encoder.state_dict().items()})
         return model
 
-    def use(self, model: Generator, about, root: Path, records, options: EnhanceConfig) -> EnhancedCases:
-        if options.degrade is not None and not options.degrade > 0:
-            raise ValueError(f"--degrade {options.degrade}: give a strength above 0, e.g. 1.0")
+    def use(self, model: nn.Module, about, root: Path, records, options: EnhanceConfig) -> EnhancedCases:
         tile = options.tile or about["tile"]
         overlap = min(about["overlap"], tile // 2) if options.tile else about["overlap"]
         features = Features.choose(options.kid_encoder) if options.reference else None
         reference = [image_array(record) for record in image_records(options.reference)] if options.reference else []
         out = Path(options.out)
-        cases = examine(model, root, records, about["size"], tile, overlap, out, options.degrade, features)
+        reader = Reader(*segmentation.load_segmenter(options.segmenter)) if options.segmenter else None
+        if reader is not None:
+            segmentation.masks_as_trained(reader.model, records, options.segmenter, options.data)
+        how = _strength(options), features, _filters(about), reader
+        cases = examine(model, root, records, about["size"], tile, overlap, out, *how)
         cases.more = cases.kid(features, reference)
         if reference:
             cases.rule = kid_rule(features, len(cases.records), len(reference))
         return cases
 
-    def report(self, model: Generator, about, root: Path, cases: Cases, options: EnhanceConfig) -> None:
+    def report(self, model: nn.Module, about, root: Path, cases: Cases, options: EnhanceConfig) -> None:
         out, count = Path(options.out), len(cases.records) + len(cases.without)
-        pictures(out, root, cases, options.degrade)
+        pictures(out, root, cases, _strength(options), _filters(about))
         log.say(f"{count} images, {len(cases.unreadable)} unreadable: {out / 'enhanced'}, {out / 'comparison.png'}")
         log.say(f"KID: {cases.rule}")
         if "ssim" in cases.rows[0]:
             write_cases(out, cases.outcome())
 
-    def evaluation_protocol(self, model: Generator, about, cases: Cases, options: EnhanceConfig):
-        return figures.RULES | {
-            "tile": options.tile or about["tile"],
-            "pairs": "given" if options.degrade is None else f"degraded with strength {options.degrade:g}",
-            "kid": cases.rule,
-            "verdict": verdict(figures.evaluate([cases.outcome()])),
-        }
+    def evaluation_protocol(self, model: nn.Module, about, cases: Cases, options: EnhanceConfig):
+        strength = _strength(options)
+        return (
+            figures.RULES
+            | filters.rule(_filters(about), bool(about.get("filters")))
+            | {
+                "tile": options.tile or about["tile"],
+                "pairs": "given" if strength is None else f"degraded with strength {strength:g}",
+                "kid": cases.rule,
+                "segmenter": options.segmenter or "none",
+                "verdict": verdict(figures.evaluate([cases.outcome()])),
+            }
+        )
+
+
+def _strength(options: EnhanceConfig) -> float | None:
+    """Of the degradation an evaluation asks for; None without one."""
+    return degradation.strength_of(options.degrade) if options.degrade else None
+
+
+def _filters(about: dict) -> dict[str, float]:
+    """Strengths of the filters that were chosen in training; the usual ones where a file says none."""
+    return about.get("filters") or filters.USUAL
 
 
 TASK = Generation()
@@ -625,7 +770,7 @@ INSIDE = "branch.encoder."  # our encoder, among an enhancer's tensors
 class Enhancer:
     """A trained generator and how it is used; the further arguments of `enhance` and `enhance_all`."""
 
-    model: Generator
+    model: nn.Module
     size: int  # longer side at which the network works, px
     tile: int
     overlap: int

@@ -470,17 +470,7 @@ class Segmentation(Task):
         return model
 
     def use(self, model: Segmenter, about, root: Path, records, options: SegmentConfig) -> Cases:
-        """Masks to compare with are read by the coding of the training masks; ValueError where they are of another."""
-        if any(record.mask for record in records):
-            if model.mask_coding:
-                trained = MaskCoding.from_plain(model.mask_coding)
-                for words in read_as_trained(records, trained, model.classes, model.join):
-                    log.say(words)
-            else:
-                log.note(
-                    f"{options.checkpoint} does not say what values its training masks had: those of {options.data} are read "
-                    "by themselves"
-                )
+        masks_as_trained(model, records, options.checkpoint, options.data)
         return examine(model, root, records, about["size"], Path(options.out), options.flips)
 
     def report(self, model: Segmenter, about, root: Path, cases: Cases, options: SegmentConfig) -> None:
@@ -520,6 +510,19 @@ TASK = Segmentation()
 def make_segmenter(encoder: Encoder, classes: list[str], config: SegmentationConfig) -> Segmenter:
     """An encoder with an untrained decoder for these classes, as the config says."""
     return Segmenter(encoder, classes, config.decoder, config.decoder_width, config.atrous_rates, config.data.join)
+
+
+def masks_as_trained(model: Segmenter, records: list[Record], checkpoint: str, data: str) -> None:
+    """Have the masks of `records` read by the coding of the model's training masks; ValueError where they are of another."""
+    if not any(record.mask for record in records):
+        return
+    if not model.mask_coding:
+        log.note(
+            f"{checkpoint} does not say what values its training masks had: those of {data} are read by themselves"
+        )
+        return
+    for words in read_as_trained(records, MaskCoding.from_plain(model.mask_coding), model.classes, model.join):
+        log.say(words)
 
 
 def load_segmenter(path: str | Path) -> tuple[Segmenter, int]:
