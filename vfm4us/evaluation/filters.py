@@ -16,7 +16,7 @@ from vfm4us.evaluation.likeness import ssim
 GRIDS: dict[str, tuple[float, ...]] = {
     "blur": (0.5, 0.7, 1.0, 1.4, 2.0, 2.8),  # sigma, px of the original image
     "median": (3, 5, 7, 9),  # side of the window, px
-    "nlm": (0.05, 0.1, 0.15, 0.2, 0.3),  # cut-off distance of patches, of the range of greys
+    "nlm": (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3),  # cut-off distance of patches, of the range of greys
 }
 NAMES = {"blur": "Gaussian blur", "median": "median", "nlm": "non-local means"}
 USUAL = {"blur": 1.0, "median": 3.0, "nlm": 0.1}  # where there is nothing to choose by
