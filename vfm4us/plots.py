@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 from torch import Tensor
+
+HIDDEN = (255, 127, 14)  # orange: what is masked
 
 # RGB of the classes 1 to 16 of a mask, apart from each other and from the grey of an image
 CLASS_COLOURS = [
@@ -56,23 +60,13 @@ def contact_sheet(
     if cells is not None:
         shown = patches if attacked is None else attacked
         parts += [("masked", np.where(cells[:, :, 0].cpu().numpy(), np.nan, shown)[:few], grey)]
-    rows, width = min(4, len(images)), 1 + sum(len(part) for _, part, _ in parts)
-    figure = Figure(figsize=(1.05 * width, 1.12 * rows + 0.55))
-    grid = figure.subplots(rows, width, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
-    grid[0][0].set_title("image", fontsize=8, loc="left")
-    for i in range(rows):
-        cases = [(images[i], ("gray", 0, 255))]
-        for name, part, colours in parts:
-            if i == 0:
-                grid[0][len(cases)].set_title(name, fontsize=8, loc="left")
-            cases += [(patch, colours) for patch in part[:, i]]
-        for axis, (picture, (colours, low, high)) in zip(grid[i], cases, strict=True):
-            axis.set_facecolor("tab:orange")  # shows through where a cell is masked
-            axis.imshow(picture, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-    figure.suptitle(title, fontsize=9, x=0.125, ha="left")
-    return _save(figure, path)
+    few_images = min(4, len(images))
+    heads, grid = {"image": 0}, [[_coloured(image, "gray", 0, 255)] for image in images[:few_images]]
+    for name, part, colours in parts:
+        heads[name] = len(grid[0])
+        for i, row in enumerate(grid):
+            row += [_coloured(patch, *colours) for patch in part[:, i]]
+    return _mosaic(path, grid, title, heads=heads)
 
 
 def _marker(points: Sequence) -> str:
@@ -85,8 +79,10 @@ def training_curve(path: Path, lines: list[dict], title: str, panels: tuple) -> 
     """Loss terms per step (`Method.panels`) and held-out k-NN and effective rank per epoch, from the lines of metrics.jsonl."""
     steps = [line for line in lines if line["kind"] == "train"]
     epochs = [line for line in lines if line["kind"] == "monitor"]
-    figure = Figure(figsize=(2.75 * (len(panels) + 2), 2.9), layout="constrained")
-    axes = figure.subplots(1, len(panels) + 2)
+    count = len(panels) + 2
+    figure = Figure(figsize=(2.75 * count, 2.9), dpi=110)
+    axes = figure.subplots(1, count)
+    figure.subplots_adjust(left=0.16 / count, right=1 - 0.05 / count, bottom=0.15, top=0.82, wspace=0.22)
     for axis, (name, keys, bound) in zip(axes[:-2], panels, strict=True):
         for label, key in keys.items():
             points = [(s["step"], s[key]) for s in steps if key in s]
@@ -116,24 +112,55 @@ def training_curve(path: Path, lines: list[dict], title: str, panels: tuple) -> 
         for step in changes:
             axis.axvline(step, color="0.6", linestyle=":", linewidth=1)
     figure.suptitle(title, fontsize=9)
-    _save(figure, path)
+    _write(figure, path)
 
 
 def picture_rows(path: Path, rows: dict[str, Tensor], title: str = "") -> np.ndarray:
     """Named rows of square grey pictures, each (n, P, P) in [0, 1], one column per image; returned as (H, W, 3) uint8."""
-    columns = max(len(pictures) for pictures in rows.values())
-    figure = Figure(figsize=(1.25 * columns + 1.2, 1.27 * len(rows) + 0.4))
-    grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
-    for line, (name, pictures) in zip(grid, rows.items(), strict=True):
-        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
-        for axis, picture in zip(line, pictures.float().cpu().numpy(), strict=False):
-            axis.set_facecolor("tab:orange")  # shows through where a token is masked
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        for axis in line:
-            axis.set_xticks([])
-            axis.set_yticks([])
-    grid[0][0].set_title(title, fontsize=9, loc="left")
-    return _save(figure, path)
+    grid = [[_coloured(picture, "gray", 0, 1) for picture in row.float().cpu().numpy()] for row in rows.values()]
+    return _mosaic(path, grid, title, names=list(rows))
+
+
+def _coloured(picture: np.ndarray, colours: str, low: float, high: float) -> np.ndarray:
+    """(H, W) numbers as RGB, uint8, by a colour map between two limits; NaN, which is hidden, as orange."""
+    hidden = np.isnan(picture) if picture.dtype.kind == "f" else np.zeros(picture.shape, bool)
+    shown = colormaps[colours]((np.where(hidden, low, picture) - low) / (high - low), bytes=True)[..., :3]
+    shown[hidden] = HIDDEN
+    return shown
+
+
+def _mosaic(
+    path: Path,
+    grid: list[list[np.ndarray]],
+    title: str,
+    heads: dict[str, int] | None = None,
+    names: Sequence[str] = (),
+    side: int = 92,
+) -> np.ndarray:
+    """Rows of RGB squares as one picture, `side` px each: drawn as one image, since an axis for each costs a second a dozen.
+
+    heads: words above the first row -> column; names: words before each row. Returned as (H, W, 3) uint8.
+    """
+    dpi, gap = 110, 3
+    left, top = (13 + 8 * max(map(len, names), default=0), 44 + 14 * bool(heads))
+    columns = max(map(len, grid))
+    width, height = left + columns * (side + gap) + 10, top + len(grid) * (side + gap) + 8
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    for i, row in enumerate(grid):
+        for k, cell in enumerate(row):
+            y, x = top + i * (side + gap), left + k * (side + gap)
+            near = [np.arange(side) * n // side for n in cell.shape[:2]]
+            canvas[y : y + side, x : x + side] = 0
+            canvas[y + 1 : y + side - 1, x + 1 : x + side - 1] = cell[np.ix_(*near)][1:-1, 1:-1]
+    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+    figure.figimage(canvas, 0, 0, origin="upper")
+    figure.text(13 / width, 1 - 10 / height, title, fontsize=9, va="top")
+    for name, column in (heads or {}).items():
+        figure.text((left + column * (side + gap)) / width, 1 - (top - 6) / height, name, fontsize=8, va="bottom")
+    for i, name in enumerate(names):
+        middle = 1 - (top + i * (side + gap) + side / 2) / height
+        figure.text((left - 6) / width, middle, name, fontsize=8, ha="right", va="center")
+    return _write(figure, path)
 
 
 def captioned_rows(path: Path, rows: list[list[tuple[np.ndarray, str]]], title: str, side: float = 1.5) -> None:
@@ -535,10 +562,17 @@ def before_and_after(path: Path, rows: list[tuple[dict[str, np.ndarray], np.ndar
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> np.ndarray:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(figure: Figure, path: Path) -> np.ndarray:
+    """Draw once, at the size that the figure has; `_save` draws twice, to fit the border. Returned as (H, W, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return picture
+
+
+def _save(figure: Figure, path: Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
