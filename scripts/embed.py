@@ -31,6 +31,7 @@ from vfm4us.data.decode import read_record
 from vfm4us.evaluation import archive as archives
 from vfm4us.evaluation.archive import Archive
 from vfm4us.runtime.device import choose_device
+from vfm4us.runtime.files import write_array
 from vfm4us.runtime.signals import exit_code
 
 NEIGHBOURS = 10
@@ -124,9 +125,7 @@ def write_features(archive: Archive, path: Path) -> None:
         name + "s": np.array([getattr(r, name) for r in archive.records])
         for name in ("path", "label", "group", "split")
     }
-    temporary = path.with_name(f".{path.name}")
-    np.savez(temporary, features=archive.features, **columns)  # a memory-mapped array is written piece by piece
-    temporary.replace(path)
+    write_array(path, np.savez, features=archive.features, **columns)  # a memory-mapped array is written piece by piece
 
 
 def _pyarrow():

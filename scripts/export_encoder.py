@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import vfm4us
 from vfm4us import checkpoints
 from vfm4us.encoders import Encoder
+from vfm4us.runtime.files import unfinished
 from vfm4us.runtime.signals import exit_code
 
 ENDINGS = {
@@ -187,12 +188,11 @@ def to_safetensors(encoder: Encoder, images: Tensor, out: Path, half: bool = Fal
     """
     from safetensors.torch import load_file, save_file
 
-    partial = out.with_name(f".{out.name}.tmp")
     state = encoder.published_state()
     if half:
         state = {k: v.half() if v.ndim > 1 and v.is_floating_point() else v for k, v in state.items()}
-    save_file(state, partial, metadata={"format": "pt", "encoder": json.dumps(encoder.spec_dict())})
-    partial.replace(out)
+    with unfinished(out) as path:
+        save_file(state, path, metadata={"format": "pt", "encoder": json.dumps(encoder.spec_dict())})
     again = Encoder(encoder.spec)
     again.load_published_state(load_file(out))
     mine = vfm4us.load_encoder(out)

@@ -505,6 +505,21 @@ def test_killed_at_any_moment_and_continued_gives_the_same_bytes(tmp_path):
     assert not (tmp_path / "out.partial").exists() and not (tmp_path / "out.lock").exists()
 
 
+def test_what_a_kill_after_the_rename_leaves_is_removed_by_the_next_that_opens_it(tmp_path):
+    root = small_source(tmp_path / "source")
+    folder = open_or_prepare(root, tmp_path / "cache", 32).folder
+    names = {p.name for p in folder.iterdir()}
+    for name in ("plan.json", "journal.jsonl", "coding.json"):
+        (folder / name).write_text("{}")
+    folder.with_name(f"{folder.name}.lock").touch()
+    folder.with_name(f"{folder.name}.replaced").mkdir()
+    open_or_prepare(root, tmp_path / "cache", 32)
+    assert {p.name for p in folder.iterdir()} == names and list(folder.parent.iterdir()) == [folder]
+    folder.with_name(f"{folder.name}.replaced").mkdir()
+    prepare(root, folder, size=32, progress=False)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_continuing_does_not_decode_what_is_done(tmp_path, monkeypatch):
     root, plain, seen = small_source(tmp_path / "source"), preparing._prepare_one, []
 

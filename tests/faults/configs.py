@@ -1,5 +1,6 @@
 """Configs that nobody should write: mutated files, nonsense values, hostile YAML; and what must come of each."""
 
+import functools
 import random
 import signal
 from collections.abc import Iterator
@@ -53,18 +54,21 @@ VALUES = (
 
 @contextmanager
 def within(seconds: int):
-    """Raise TimeoutError if the body takes longer; on the main thread only."""
+    """Raise TimeoutError if the body takes more of the CPU, or 12 times as long; on the main thread only."""
 
-    def late(*_):
-        raise TimeoutError(f"not done in {seconds} s")
+    def late(number, _):
+        raise TimeoutError(f"not done in {seconds} s of CPU" if number == signal.SIGPROF else "it waits for something")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    before = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(12 * seconds)
     try:
         yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -100,7 +104,13 @@ def dotted(values, prefix: str = "") -> Iterator[str]:
         yield from dotted(value, f"{prefix}{key}.")
 
 
-def cases(count: int, seed: int) -> Iterator[tuple[type, bytes | None, list[str]]]:
+@functools.cache
+def whole(kind: type, file: Path) -> dict:
+    """A config with all its keys."""
+    return config.to_dict(config.load(kind, file))
+
+
+def cases(count: int, seed: int | str) -> Iterator[tuple[type, bytes | None, list[str]]]:
     """(config class, bytes of a file or None, overrides): `count` drawn ones, or the hostile files where count is 0."""
     for data in () if count else HOSTILE:
         yield PretrainingConfig, data, []
@@ -109,7 +119,7 @@ def cases(count: int, seed: int) -> Iterator[tuple[type, bytes | None, list[str]
     for _ in range(count):
         file = rng.choice(files)
         kind = KINDS[file.relative_to(ROOT).parts[1]]
-        keys = [k for k in dotted(config.to_dict(config.load(kind, file)))]
+        keys = list(dotted(whole(kind, file)))
         items = [f"{_key(rng.choice(keys), rng)}={rng.choice(VALUES)}" for _ in range(rng.randint(1, 2))]
         how = rng.randrange(3)
         if how == 0:
@@ -117,7 +127,7 @@ def cases(count: int, seed: int) -> Iterator[tuple[type, bytes | None, list[str]
         elif how == 1:
             yield kind, file.read_bytes(), items
         else:
-            text = yaml.safe_dump(config.to_dict(config.load(kind, file))).splitlines()
+            text = yaml.safe_dump(whole(kind, file)).splitlines()
             place = rng.randrange(len(text))
             if ":" in text[place]:
                 text[place] = text[place].split(":")[0] + ": " + rng.choice(VALUES)

@@ -1,5 +1,6 @@
 """Work on a disk that is too small, done again once there is room, and compared with work that had room from the start."""
 
+import itertools
 import os
 import random
 import re
@@ -74,14 +75,15 @@ def try_once(subject: kills.Subject, source: Path, folder: Path, kilobytes: int,
     return kills.Trial(subject.name, [], int(filled), lost, left)
 
 
-def trials(names: list[str], source: Path, folder: Path, seed: int) -> Iterator[kills.Trial]:
-    """Without end: each subject in turn, on disks of a share of what it needs."""
-    rng, known = random.Random(seed), {}
-    while True:
-        for name in names:
-            subject = kills.SUBJECTS[name]
-            if name not in known:
-                expected, _, _ = kills.left_alone(subject, source, folder)
-                known[name] = expected, size(folder / f"{name}-alone")
-            expected, needed = known[name]
-            yield try_once(subject, source, folder, max(8, int(needed * rng.uniform(0.02, 0.98))), expected)
+def trials(names: list[str], source: Path, folder: Path, seed: int, first: int = 0) -> Iterator[kills.Trial]:
+    """Without end, from number `first` on: each subject in turn, on disks of a share of what it needs."""
+    known = {}
+    for number in itertools.count(first):
+        name = names[number % len(names)]
+        subject = kills.SUBJECTS[name]
+        if name not in known:
+            expected, _, _ = kills.left_alone(subject, source, folder)
+            known[name] = expected, size(folder / f"{name}-alone")
+        expected, needed = known[name]
+        share = random.Random(f"{seed} {number}").uniform(0.02, 0.98)
+        yield try_once(subject, source, folder, max(8, int(needed * share)), expected)

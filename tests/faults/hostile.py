@@ -21,7 +21,7 @@ from tests.faults.kills import processes
 from vfm4us import load_encoder
 from vfm4us.data.decode import read_grey
 
-SECONDS, MEGABYTES = 10, 1500  # that one file may take
+SECONDS, MEGABYTES = 10, 1500  # of CPU and of memory that one file may take
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -111,7 +111,7 @@ def hostile_images(folder: Path) -> Iterator[Path]:
         yield folder / name
 
 
-def damaged_images(folder: Path, count: int, seed: int) -> Iterator[Path]:
+def damaged_images(folder: Path, count: int, seed: int | str) -> Iterator[Path]:
     rng, whole = random.Random(seed), whole_images()
     for number in range(count):
         name = rng.choice(sorted(whole))
@@ -170,7 +170,7 @@ def hostile_checkpoints(folder: Path, marker: Path) -> Iterator[Path]:
     yield from sorted(folder.iterdir())
 
 
-def damaged_checkpoints(folder: Path, count: int, seed: int) -> Iterator[Path]:
+def damaged_checkpoints(folder: Path, count: int, seed: int | str) -> Iterator[Path]:
     """Damaged files; half of the zip files have whole archives around a damaged pickle, so that it is reached."""
     rng, streams = random.Random(seed), {}
     for name, how in (("zip", {}), ("legacy", {"_use_new_zipfile_serialization": False})):
@@ -241,7 +241,7 @@ def read_in_a_process(kind: str, files: list[Path]) -> tuple[int, list[tuple[Pat
         theirs.close()
         current = rest[0]
         try:
-            while ours.poll(SECONDS + 30) and (answer := ours.recv()):
+            while ours.poll(12 * SECONDS + 30) and (answer := ours.recv()):
                 current, wrong, was_read = answer
                 read += was_read
                 if wrong:

@@ -1,11 +1,14 @@
 """Work that is killed at a moment of our choosing, done again, and compared with work that was left alone.
 
 A trial runs in a process of its own, forked from one that has loaded the libraries. It is killed just before or just after
-its n-th call that puts something on the disk for good (rename, replace, fsync, unlink), or at a random time.
+its n-th call that puts something on the disk for good (rename, replace, fsync, unlink), or at a random time. Networks are of a few
+hundred numbers and pictures are empty files here, so that a trial takes tenths of a second.
 """
 
 import csv
+import faulthandler
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,16 +16,20 @@ import random
 import shutil
 import signal
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.utils.tensorboard  # noqa: F401  (so that not every trial imports it anew)
 import yaml
+from torch import nn
 
-from tests.conftest import TINY, write_textures
-from vfm4us import checkpoints, config
+from tests.conftest import ROOT, TINY, write_textures
+from vfm4us import checkpoints, config, encoders, plots
 from vfm4us.data.prepare import prepare
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.trainer import pretrain
@@ -140,20 +147,59 @@ class Moment:
         return f"{'after' if self.after else 'before'} call {self.call}" if self.call else f"after {self.seconds:.3f} s"
 
 
+class Narrow(nn.Module):
+    """A ResNet's parts under their names, each a convolution to 4 channels."""
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(in_channels, 4, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(4)
+        self.relu, self.maxpool = nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
+        for number in range(1, 5):
+            block = nn.Sequential(OrderedDict(conv1=nn.Conv2d(4, 4, 3, stride=1 if number == 1 else 2, padding=1)))
+            setattr(self, f"layer{number}", nn.Sequential(block))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
+
+
+def make_cheap() -> None:
+    """In this process resnet18 is `Narrow`, and a picture of a run is a file of a few bytes."""
+
+    def build(encoder) -> nn.Module:
+        encoder.channels, encoder.strides, encoder.width = (4,) * 5, (2, 4, 8, 16, 32), 4
+        return Narrow(encoder.spec.in_channels)
+
+    def picture(path: Path, *_, **__) -> np.ndarray:
+        Path(path).write_bytes(b"a picture")
+        return np.zeros((4, 4, 3), np.uint8)
+
+    encoders.ResNet.build = build
+    plots.contact_sheet = plots.training_curve = picture
+
+
 def processes() -> multiprocessing.context.BaseContext:
-    """Where trials are forked: from a process that has this module loaded, and one thread."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """Where trials are forked: from a process of one thread that has done all work once (`tests.faults.warm`)."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.faults.warm"])
+    before = os.environ.copy()
+    os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     return context
 
 
-def _do(name: str, source: Path, out: Path, call: int, after: bool, answer: Path) -> None:
+def _do(name: str, source: Path, out: Path, call: int, after: bool, answer: Path, limit: float) -> None:
     """In the trial's process: do the work, and die at the call that is named; leave the number of calls in `answer`."""
     sink = os.open(out.parent / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
+    faulthandler.dump_traceback_later(0.9 * limit)  # where it hangs, into the log
     torch.set_num_threads(1)
+    make_cheap()
     os.chdir(out)
     made = 0
 
@@ -186,7 +232,8 @@ def run(
     answer = out.parent / f"{out.name}.calls"
     answer.unlink(missing_ok=True)
     where = moment or Moment()
-    process = processes().Process(target=_do, args=(subject.name, source, out, where.call, where.after, answer))
+    arguments = (subject.name, source, out, where.call, where.after, answer, limit)
+    process = processes().Process(target=_do, args=arguments)
     start = time.monotonic()
     process.start()
     process.join(where.seconds or limit)
@@ -194,7 +241,10 @@ def run(
         process.kill()
         process.join()
         if not where.seconds:
-            raise TimeoutError(f"{subject.name} hangs: not done in {limit} s")
+            log = out.parent / f"{out.name}.log"
+            raise TimeoutError(
+                f"{subject.name} hangs: not done in {limit} s; {log.read_text(errors='replace')[-1500:]}"
+            )
     spent = time.monotonic() - start
     told = answer.read_text() if answer.is_file() else ""
     calls = int(told) if told else 0  # a child that is killed while it writes leaves the file empty
@@ -222,10 +272,13 @@ def torn(out: Path) -> list[str]:
     return found
 
 
+NOTES = ("journal.jsonl", "plan.json", "coding.json", ".lock", ".claim")  # what is kept until the work is done
+
+
 def litter(out: Path) -> list[str]:
-    """What a finished piece of work should not leave: temporary files and unfinished folders."""
+    """What a finished piece of work should not leave: temporary files, unfinished folders, notes and locks."""
     names = [p.relative_to(out).as_posix() for p in out.rglob("*")]
-    return [n for n in names if n.endswith((".tmp", ".partial")) or ".tmp." in n or "journal" in n]
+    return [n for n in names if n.endswith((".tmp", ".partial", ".replaced", *NOTES)) or ".tmp." in n]
 
 
 @dataclass
@@ -273,24 +326,27 @@ def left_alone(subject: Subject, source: Path, folder: Path) -> tuple[str, float
     return subject.outcome(out), seconds, calls
 
 
-def trials(names: list[str], source: Path, folder: Path, seed: int) -> Iterator[Trial]:
-    """Without end: each subject in turn, at its calls one after the other in a shuffled order, between them random times."""
-    rng = random.Random(seed)
+def trials(names: list[str], source: Path, folder: Path, seed: int, first: int = 0) -> Iterator[Trial]:
+    """Without end, from number `first` on: each subject in turn, killed at its calls one after the other in a shuffled order.
+
+    Up to three more kills, at calls or at random times, come before or after that one. A number always means the same trial.
+    """
     known, places = {}, {}
-    while True:
-        for name in names:
-            subject = SUBJECTS[name]
-            if name not in known:
-                known[name] = left_alone(subject, source, folder)
-            expected, seconds, calls = known[name]
-            if not places.get(name):
-                places[name] = [Moment(n, after) for n in range(1, calls + 1) for after in (False, True)]
-                rng.shuffle(places[name])
-            moments = [places[name].pop()]
-            if rng.random() < 0.5:
-                moments.append(Moment(seconds=rng.uniform(0.02, max(0.1, seconds))))
-                rng.shuffle(moments)
-            yield try_once(subject, source, folder, moments, expected)
+    for number in itertools.count(first):
+        name = names[number % len(names)]
+        subject = SUBJECTS[name]
+        if name not in known:
+            known[name] = left_alone(subject, source, folder)
+            places[name] = [Moment(n, after) for n in range(1, known[name][2] + 1) for after in (False, True)]
+            random.Random(f"{seed} {name}").shuffle(places[name])
+        expected, seconds, calls = known[name]
+        earlier = number // len(names) * names.count(name) + names[: number % len(names)].count(name)
+        moments, rng = [places[name][earlier % len(places[name])]], random.Random(f"{seed} {number}")
+        for _ in range(rng.randrange(4)):
+            at_call = Moment(rng.randint(1, calls), rng.random() < 0.5)
+            moments.append(at_call if rng.random() < 0.5 else Moment(seconds=rng.uniform(0.02, max(0.1, seconds))))
+        rng.shuffle(moments)
+        yield try_once(subject, source, folder, moments, expected)
 
 
 def _digest(files: list[Path]) -> str:

@@ -183,6 +183,7 @@ def test_a_held_claim_is_respected_and_a_job_whose_holder_was_killed_is_a_failur
     assert cell.failed("now") and not cell.failed("later") and not cell.finished and "killed" in cell.error.read_text()
     work(plan, "later", say=str)
     assert cell.finished and not cell.error.exists(), "another call tries it again"
+    assert not (cell.folder / ".claim").exists()
 
 
 def test_shards_share_the_cells_and_keep_those_of_an_encoder_together(write_table, textures):

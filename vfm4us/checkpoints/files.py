@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from vfm4us.checkpoints import pickles
+from vfm4us.runtime.files import unfinished
 
 ENCODER_PREFIX = "module.base_encoder."
 PROJECTOR_PREFIX = "module.projector."
@@ -33,13 +34,9 @@ def save(path: Path, state: dict) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with unfinished(path) as beside, open(beside, "wb") as stream:
             torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
         failed_write = isinstance(error, RuntimeError) and "inline_container" in str(error)
@@ -49,8 +46,6 @@ def save(path: Path, state: dict) -> None:
             f"could not save {path}: {why}. The previous checkpoint is untouched: free some space and give the same "
             f"command again to continue from it."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path, sha256: str | None = None) -> dict:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.data.splits import HASH_DISTANCE, SAME_PICTURE, Leak, leakage
+from vfm4us.runtime.files import write_text
 
 MOST_KEPT = 128  # comparisons of a dataset with others that are kept
 
@@ -170,13 +170,8 @@ def kept_leakage(pool: PreparedDataset, part, protected: PreparedDataset, held_o
         return [Leak(*leak) for leak in found]
     leaks = leakage(pool.fingerprints(part), protected.fingerprints(held_out))
     kept = {**dict(list(kept.items())[-MOST_KEPT:]), key: [dataclasses.astuple(leak) for leak in leaks]}
-    temporary = file.with_name(f".leakage.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-        os.replace(temporary, file)
-    except OSError:  # a folder that may only be read, or a full disk: nothing is lost but time
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with contextlib.suppress(OSError):  # a folder that may only be read, or a full disk: nothing is lost but time
+        write_text(file, json.dumps(kept))
     return leaks
 
 

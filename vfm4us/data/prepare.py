@@ -100,6 +100,7 @@ def open_or_prepare(
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8]
     folder = Path(cache) / f"{_source_name(path)}-{size}-{digest}"
     if is_prepared(folder):
+        _tidy(folder)
         return PreparedDataset(folder)
     if len(records) < fewest and not any(frames.kind_of(source_root(path) / record.path) for record in records):
         raise ValueError(
@@ -545,14 +546,27 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
         os.rename(out, replaced)
     os.rename(partial, out)
     _sync_folder(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
     _remove_notes(out)
 
 
 def _remove_notes(out: Path) -> None:
-    """What let a call that was killed before the rename go on; in a whole dataset it is done."""
-    for name in ("plan.json", "journal.jsonl", "coding.json", overlays.REPORT):
+    """What let a call that was killed before the rename go on, and what it replaced; in a whole dataset it is done."""
+    shutil.rmtree(beside(out, ".replaced"), ignore_errors=True)
+    for name in (
+        "journal.jsonl",
+        "coding.json",
+        overlays.REPORT,
+        "plan.json",
+    ):  # plan.json says that there may be others
         (out / name).unlink(missing_ok=True)
+
+
+def _tidy(out: Path) -> None:
+    """Remove what a call that was killed just after the rename has left."""
+    left = [out / "plan.json", beside(out, ".replaced"), beside(out, ".lock")]
+    if any(path.exists() for path in left) and os.access(out, os.W_OK) and os.access(out.parent, os.W_OK):
+        with _locked(beside(out, ".lock"), False):
+            _remove_notes(out)
 
 
 def _place(record: Record) -> str:

@@ -10,6 +10,8 @@ import os
 import secrets
 from pathlib import Path
 
+from vfm4us.runtime.files import sweep, temporary
+
 PREFIX = "patient-"
 KEY_FILE = "VFM4US_PATIENT_KEY"  # environment variable: where the key lies, for several machines that share it
 
@@ -35,18 +37,19 @@ def _key() -> bytes:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            sweep(path.parent)
+            unfinished = temporary(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
+            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w") as file:
                 file.write(secrets.token_hex(32) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             try:
-                os.link(temporary, path)  # fails where another process was first: its key is the one
+                os.link(unfinished, path)  # fails where another process was first: its key is the one
             except FileExistsError:
                 pass
             finally:
-                temporary.unlink()
+                unfinished.unlink()
         key = path.read_bytes().strip()
     except OSError as error:
         raise OSError(

@@ -100,6 +100,9 @@ def embed_archive(
         )
         for name in shape
     }
+    for name in arrays:  # on a full disk a memory map kills the process, an allocation is an error
+        with open(out / name, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     features, thumbnails = arrays["features.npy"], arrays["thumbnails.npy"]
     row = sum("reason" not in entry for entry in entries)
     device = next(encoder.parameters()).device

@@ -11,7 +11,6 @@ sources of a row are pooled: its figure is their mean, its interval covers both 
 import copy
 import hashlib
 import json
-import os
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from vfm4us.evaluation.anchors import LAST, Unavailable, layer_of, open_embedder
 from vfm4us.evaluation.classification import scores
 from vfm4us.evaluation.representation import CentralSquares, knn_votes
 from vfm4us.runtime.device import device_name
-from vfm4us.runtime.files import write_text
+from vfm4us.runtime.files import write_array, write_text
 
 TASKS = (
     "busi",
@@ -206,9 +205,7 @@ class FeatureCache:
 
     def write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-        np.savez(temporary, **arrays)
-        temporary.replace(path)
+        write_array(path, np.savez, **arrays)
 
 
 def images_key(dataset, rows: np.ndarray, square: bool = False) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 import os
@@ -12,15 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vfm4us.data.csv_files import rows_text
 from vfm4us.phantoms.make import IMAGES_PER_BLOCK, VERSION, make_phantom
 from vfm4us.phantoms.organs import ORGANS
+from vfm4us.runtime.files import sweep, temporary, write_text
 from vfm4us.runtime.progress import progress as progress_bar
 
 
 def _save(array: np.ndarray, path: Path):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(array).save(temporary, format="PNG", compress_level=1)
-    os.replace(temporary, path)
+    unfinished = temporary(path)
+    Image.fromarray(array).save(unfinished, format="PNG", compress_level=1)
+    os.replace(unfinished, path)
 
 
 def _split(block: int, organ_number: int) -> str:
@@ -40,19 +41,6 @@ def _write_images(out: Path, jobs: list[tuple[str, str, str, int]], size: int, s
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _save(array, path)
     return len(jobs)
-
-
-def _write_atomically(path: Path, text: str):
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _write_table(path: Path, header: str, rows: list[list[str]]):
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header.split(","), *rows])
-    os.replace(temporary, path)
 
 
 def write_quickstart_phantoms() -> Path:
@@ -83,7 +71,7 @@ def write_phantoms(
     if not begun.exists() and ((out / "coarse").exists() or (out / "fine").exists()):
         raise ValueError(f"{out} holds coarse/ or fine/ that write_phantoms did not make: use another folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write_atomically(begun, json.dumps(arguments))
+    write_text(begun, json.dumps(arguments))
 
     names, jobs = list(ORGANS), []
     first_fine = -(-(count // 2) // IMAGES_PER_BLOCK) * IMAGES_PER_BLOCK  # no patient in both halves
@@ -101,9 +89,12 @@ def write_phantoms(
             pairs.append([low, image, label, group, split])
             jobs.append((part, label, name, index))
         (out / part).mkdir(exist_ok=True)
-        _write_table(out / part / "manifest.csv", "path,label,group,split,mask,target", manifest)
-        _write_table(out / part / "pairs.csv", "path,target,label,group,split", pairs)
+        header = ["path", "label", "group", "split", "mask", "target"]
+        write_text(out / part / "manifest.csv", rows_text(header, manifest))
+        write_text(out / part / "pairs.csv", rows_text(["path", "target", "label", "group", "split"], pairs))
 
+    for tree in out.glob("*/*/*/"):  # an earlier call may have been killed
+        sweep(tree)
     workers = workers or os.cpu_count() or 1
     chunks = [jobs[i : i + 16] for i in range(0, len(jobs), 16)]
     with progress_bar(count, "image", "phantoms", show=progress) as bar:

@@ -156,7 +156,11 @@ class Job:
             except OSError:
                 yield None
                 return
-            yield stream
+            try:
+                yield stream
+            finally:
+                if self.finished:  # nobody works on it again, so nobody is misled by a new file of that name
+                    Path(stream.name).unlink(missing_ok=True)
 
 
 @dataclass

@@ -40,7 +40,7 @@ from vfm4us.data.sources import find_source, source_root
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation.statistics import INTERVAL, Outcome
 from vfm4us.runtime.device import choose_device, device_name
-from vfm4us.runtime.files import write_text
+from vfm4us.runtime.files import write_array, write_text
 from vfm4us.runtime.rng import numpy_stream
 from vfm4us.runtime.run import RunFolder, refuse_changed
 from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights, weights_of
@@ -553,7 +553,7 @@ def run_each_seed(config: TaskConfig, run_seed: Callable[[TaskConfig, Path], Non
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Write what a seed's model did on the test images to test.npz in its run folder, where `read_outcome` finds it."""
-    np.savez(folder / "test.npz", **outcome)
+    write_array(folder / "test.npz", np.savez, **outcome)
 
 
 def read_outcome(folder: Path) -> Outcome:

@@ -12,7 +12,6 @@ same validation pairs: an enhancer that does no better says so.
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +44,7 @@ from vfm4us.evaluation import segmentation as overlap_figures
 from vfm4us.evaluation.likeness import FIGURES, LEAST_FOR_KID, Features, kid, kid_rule, verdict
 from vfm4us.phantoms import degradation
 from vfm4us.runtime.device import autocast
+from vfm4us.runtime.files import write_array
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base, finetune, segmentation
 from vfm4us.tasks.base import Cases, EvaluationConfig, Task, TaskConfig, TaskDataConfig
@@ -248,9 +248,7 @@ def degraded_images(dataset: PreparedDataset, root: Path, rows: np.ndarray, stre
             frames[row] = image_batch([degradation.degraded(image, strength)], dataset.size, frame=True)[0][
                 0, 0
             ].numpy()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
-        np.save(temporary, frames)
-        temporary.replace(path)
+        write_array(path, np.save, frames)
     return np.load(path, mmap_mode="r")
 
 
