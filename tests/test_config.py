@@ -75,7 +75,7 @@ def test_null_leaves_an_item_of_a_list_out(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("items: [{rate: 1.0}, {rate: 2.0}]")
     assert [i.rate for i in config.load(Outer, path, ["items.0=null", "items.1.rate=3.0"]).items] == [3.0]
-    with pytest.raises(ValueError, match="itmes is no section of the config in use: did you mean 'items'"):
+    with pytest.raises(ValueError, match="itmes' is no section of the config in use: did you mean 'items'"):
         config.load(Outer, path, ["itmes.0=null"])
 
 

@@ -452,7 +452,7 @@ def _override(values: dict, key: str, sign: str, text: str, item: str) -> None:
         else:
             near = difflib.get_close_matches(part, map(str, node), n=1) if isinstance(node, dict) else []
             raise ValueError(
-                f"{shown}: {'.'.join(parts[: depth + 1])} is no section of the config in use"
+                f"{shown}: {_shown('.'.join(parts[: depth + 1]))} is no section of the config in use"
                 + (f": did you mean {near[0]!r}?" if near and near[0] != part else "")
             )
     if isinstance(node, list):
@@ -463,7 +463,7 @@ def _override(values: dict, key: str, sign: str, text: str, item: str) -> None:
             raise ValueError(f"{shown}: there is no {parts[-1]!r} to leave out: did you mean {near[0]!r}?")
         node[parts[-1]] = value
     else:
-        raise ValueError(f"{shown}: {'.'.join(parts[:-1])} is no section of the config in use")
+        raise ValueError(f"{shown}: {_shown('.'.join(parts[:-1]))} is no section of the config in use")
 
 
 def _index(part: str, items: list, shown: str) -> int:

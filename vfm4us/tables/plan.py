@@ -133,6 +133,11 @@ class Job:
     folder: Path
 
     @property
+    def finished(self) -> bool:
+        """Whether what it makes is there."""
+        raise NotImplementedError
+
+    @property
     def error(self) -> Path:
         return self.folder / "error.txt"
 
@@ -344,7 +349,7 @@ def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[C
         if values is None:  # tasks.<task>=null leaves it out
             continue
         if task not in TASKS:
-            raise ValueError(f"tasks.{task}: known tasks are {', '.join(TASKS)}")
+            raise ValueError(f"tasks.{task[:80]}: known tasks are {', '.join(TASKS)}")
         own = config.from_dict(TaskTableConfig, values, f"tasks.{task}")
         _check_axes(own, f"tasks.{task}.axes")
         for combination, (method, about) in itertools.product(_combinations(own), _methods(settings).items()):
