@@ -1,5 +1,6 @@
 """Every picture the project draws. Figures are built without pyplot, so nothing global is touched and no screen is needed."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -248,6 +249,7 @@ def label_curves(
             axis.fill_between(images, low, high, color=color, alpha=0.18, linewidth=0)
         axis.set_xscale("log")
         ticks = sorted({round(point[0]) for points in curves.values() for point in points})
+        ticks = [a for a, b in zip(ticks, [*ticks[1:], math.inf], strict=True) if a * 1.3 < b]  # labels that have room
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
         axis.minorticks_off()
         axis.set_xlabel("labelled images", fontsize=9)
