@@ -311,3 +311,12 @@ def test_a_network_that_fits_no_memory_is_refused():
         ValueError, match=r"projector\.hidden: 10000000000000 is above the greatest allowed value 65536"
     ):
         config.load(PretrainingConfig, overrides=["projector.hidden=10000000000000"])
+
+
+@pytest.mark.parametrize("key", ["stages.{}", "{}s.a.b", "stages.{}.data.0.limit", "stages.0.data.{}.limit"])
+def test_a_key_of_thousands_of_letters_is_cut_in_its_message(key):
+    values = {"stages": [{"data": [{"path": "a"}]}]}
+    with pytest.raises(ValueError, match="command line|unknown config key") as caught:
+        config.override(values, key.replace("{}", "9" * 6000) + "=1")
+        config.from_dict(PretrainingConfig, values)
+    assert len(str(caught.value)) < 800

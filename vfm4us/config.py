@@ -460,7 +460,7 @@ def _override(values: dict, key: str, sign: str, text: str, item: str) -> None:
     elif isinstance(node, dict):
         near = difflib.get_close_matches(parts[-1], map(str, node), n=1)
         if value is None and near and parts[-1] not in node:  # in a free dict nobody else would notice
-            raise ValueError(f"{shown}: there is no {parts[-1]!r} to leave out: did you mean {near[0]!r}?")
+            raise ValueError(f"{shown}: there is no {_shown(parts[-1])} to leave out: did you mean {near[0]!r}?")
         node[parts[-1]] = value
     else:
         raise ValueError(f"{shown}: {_shown('.'.join(parts[:-1]))} is no section of the config in use")
@@ -468,9 +468,9 @@ def _override(values: dict, key: str, sign: str, text: str, item: str) -> None:
 
 def _index(part: str, items: list, shown: str) -> int:
     if not items:
-        raise ValueError(f"{shown}: {part!r} would be an item of a list that is empty: give the whole list")
-    if not NUMBER.fullmatch(part) or int(part) >= len(items):
-        raise ValueError(f"{shown}: {part!r} must be a number from 0 to {len(items) - 1}")
+        raise ValueError(f"{shown}: {_shown(part)} would be an item of a list that is empty: give the whole list")
+    if not NUMBER.fullmatch(part) or len(part) > 9 or int(part) >= len(items):
+        raise ValueError(f"{shown}: {_shown(part)} must be a number from 0 to {len(items) - 1}")
     return int(part)
 
 
