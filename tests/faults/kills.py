@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ import torch
 import torch.utils.tensorboard  # noqa: F401  (so that not every trial imports it anew)
 import yaml
 from torch import nn
+from tqdm import tqdm
 
 from tests.conftest import ROOT, TINY, write_textures
 from vfm4us import checkpoints, config, encoders, plots
@@ -199,6 +201,9 @@ def _do(name: str, source: Path, out: Path, call: int, after: bool, answer: Path
     os.dup2(sink, 2)
     faulthandler.dump_traceback_later(0.9 * limit)  # where it hangs, into the log
     torch.set_num_threads(1)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # that of the server is shared, and stays shut where a trial is killed while it prints
     make_cheap()
     os.chdir(out)
     made = 0
