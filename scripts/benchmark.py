@@ -30,22 +30,20 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
-from vfm4us.augment import PatchConfig, PatchSampler
-from vfm4us.checkpoints import load_encoder
+import vfm4us
 from vfm4us.config import from_dict
-from vfm4us.encoders import Encoder, EncoderSpec
+from vfm4us.lazy import Lazy
 from vfm4us.phantoms.folders import write_phantoms
 from vfm4us.phantoms.make import make_phantom
-from vfm4us.pretraining.methods.emp_ssl import Draws, EmpSSLConfig, Network, compute_loss, lars
-from vfm4us.pretraining.objective import MultiPatchLoss, total_coding_rate
-from vfm4us.runtime.device import autocast, choose_attention, device_name
-from vfm4us.runtime.rng import generator
+from vfm4us.pretraining.sections import EmpSSLConfig
+from vfm4us.views import PatchConfig
+
+torch, F, flop_counter = Lazy("torch"), Lazy("torch.nn.functional"), Lazy("torch.utils.flop_counter")
+transforms, augment, encoders = Lazy("torchvision.transforms"), Lazy("vfm4us.augment"), Lazy("vfm4us.encoders")
+emp_ssl, objectives = Lazy("vfm4us.pretraining.methods.emp_ssl"), Lazy("vfm4us.pretraining.objective")
+devices, rng = Lazy("vfm4us.runtime.device"), Lazy("vfm4us.runtime.rng")
 
 TURN = 8  # batches a turn: one takes ours 20 ms, too short to time
 
@@ -144,11 +142,11 @@ def benchmark_patches(rounds: int) -> None:
             for file, image in zip(files, images, strict=True):
                 Image.fromarray(image).save(file)
             for n in counts:
-                sampler = PatchSampler(PatchConfig(count=n, size=size, scale_low=scale[0], scale_high=scale[1]))
+                sampler = augment.PatchSampler(PatchConfig(count=n, size=size, scale_low=scale[0], scale_high=scale[1]))
 
                 def ours(sampler=sampler, packed=packed, valid=valid):
                     for _ in range(TURN):
-                        sampler(packed, valid, generator(0))
+                        sampler(packed, valid, rng.generator(0))
 
                 def on_pil(n=n, files=files, v1=v1):
                     for file in files:
@@ -170,7 +168,7 @@ def benchmark_coding_rate(rounds: int) -> None:
     z = F.normalize(torch.randn(20, 100, 1024), dim=-1).requires_grad_()
 
     def ours():
-        total_coding_rate(z).mean().backward()
+        objectives.total_coding_rate(z).mean().backward()
 
     def plain():
         identity = torch.eye(1024)
@@ -189,14 +187,22 @@ def benchmark_coding_rate(rounds: int) -> None:
 def benchmark_step(rounds: int) -> None:
     """Print a training step's FLOP/s, its share of what a product of matrices reaches, and the share of its time in the network."""
     config = from_dict(EmpSSLConfig, {"patches": {"count": 8, "size": 64}})
-    network = Network(Encoder(EncoderSpec(in_channels=1)), config.projector).to(memory_format=torch.channels_last)
+    network = emp_ssl.Network(encoders.Encoder(encoders.EncoderSpec(in_channels=1)), config.projector).to(
+        memory_format=torch.channels_last
+    )
     images = torch.randint(0, 256, (32, 128, 128), dtype=torch.uint8)
     valid = torch.tensor([[0, 0, 128, 128]]).expand(32, 4)
-    sampler, objective, optimizer = PatchSampler(config.patches), MultiPatchLoss(), lars(network, config.optimizer)
-    patches = sampler(images, valid, generator(0))
+    sampler, objective, optimizer = (
+        augment.PatchSampler(config.patches),
+        objectives.MultiPatchLoss(),
+        emp_ssl.lars(network, config.optimizer),
+    )
+    patches = sampler(images, valid, rng.generator(0))
 
     def step():
-        loss, _ = compute_loss(network, objective, sampler(images, valid, generator(0)), config, Draws(None, None))
+        loss, _ = emp_ssl.compute_loss(
+            network, objective, sampler(images, valid, rng.generator(0)), config, emp_ssl.Draws(None, None)
+        )
         loss.backward()
         optimizer.step()
 
@@ -205,7 +211,7 @@ def benchmark_step(rounds: int) -> None:
         optimizer.step()
 
     whole, inside = seconds_in_turn(step, network_alone, rounds)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter.FlopCounterMode(display=False) as counter:
         step()
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     peak = 2 * 1024**3 / np.median(in_turn([lambda: a @ b], rounds))
@@ -221,12 +227,12 @@ def benchmark_step(rounds: int) -> None:
 
 def benchmark_attention(rounds: int) -> None:
     """Print the time of a small ViT in bfloat16 on a CPU, forward and backward, with attention written out and fused."""
-    device, encoder = torch.device("cpu"), Encoder(EncoderSpec("vit_tiny", in_channels=1, patch=8))
+    device, encoder = torch.device("cpu"), encoders.Encoder(encoders.EncoderSpec("vit_tiny", in_channels=1, patch=8))
     fused, crops = copy.deepcopy(encoder), torch.rand(32, 1, 64, 64)
-    choose_attention(encoder, device, "bfloat16")
+    devices.choose_attention(encoder, device, "bfloat16")
 
     def both_ways(network):
-        with autocast(device, "bfloat16"):
+        with devices.autocast(device, "bfloat16"):
             vectors = network(crops)
         vectors.float().sum().backward()
 
@@ -260,7 +266,7 @@ def benchmark_load(rounds: int) -> None:
             resnet18().load_state_dict(torch.load(file, weights_only=True)["state_dict"])
 
         for plain, what in ((bare, "an existing model"), (bare_and_model, "a new model")):
-            ours, theirs = seconds_in_turn(lambda: load_encoder(file), plain, 3 * rounds)
+            ours, theirs = seconds_in_turn(lambda: vfm4us.load_encoder(file), plain, 3 * rounds)
             print(
                 f"loading a ResNet18: load_encoder {1e3 * ours:.0f} ms, torch.load + load_state_dict into {what} "
                 f"{1e3 * theirs:.0f} ms, ratio {ours / theirs:.2f}"
@@ -361,15 +367,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [p for p in arguments.parts if p not in parts]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(parts)}")
-    print(f"{device_name()}, torch {torch.__version__}")
+    print(f"{devices.device_name()}, torch {torch.__version__}")
     for name in arguments.parts or parts:
         parts[name](arguments.rounds)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        about = {"device": device_name(), "torch": torch.__version__, "rounds": arguments.rounds, "found": FOUND}
+        about = {
+            "device": devices.device_name(),
+            "torch": torch.__version__,
+            "rounds": arguments.rounds,
+            "found": FOUND,
+        }
         (arguments.out / "benchmark.json").write_text(json.dumps(about, indent=1))
         if FOUND:
-            draw_chart(arguments.out / "benchmark.png", f"{device_name()}, torch {torch.__version__}")
+            draw_chart(arguments.out / "benchmark.png", f"{devices.device_name()}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

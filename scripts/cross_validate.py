@@ -10,27 +10,33 @@ scores, with `few` their mean over the three; otherwise logs/<name>/cross_valida
 such file gives the paired difference with a 95 % interval over groups.
 """
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from sklearn.model_selection import StratifiedGroupKFold
 
 from vfm4us import config, markdown
 from vfm4us.config import option
-from vfm4us.evaluation import classification as figures
-from vfm4us.evaluation import statistics
-from vfm4us.runtime.device import choose_device
+from vfm4us.lazy import Lazy
 from vfm4us.runtime.run import RunFolder
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks import classification
-from vfm4us.tasks.finetune import make_encoder
+from vfm4us.tasks.sections import ClassificationConfig
+
+if TYPE_CHECKING:
+    from vfm4us.evaluation import statistics
+    from vfm4us.tasks import classification
+
+torch, model_selection, devices = Lazy("torch"), Lazy("sklearn.model_selection"), Lazy("vfm4us.runtime.device")
+figures, statistics = Lazy("vfm4us.evaluation.classification"), Lazy("vfm4us.evaluation.statistics")  # noqa: F811
+classification, finetune = Lazy("vfm4us.tasks.classification"), Lazy("vfm4us.tasks.finetune")  # noqa: F811
 
 
 @dataclass
-class CrossValidationConfig(classification.ClassificationConfig):
+class CrossValidationConfig(ClassificationConfig):
     """The classification config, and how its train and val images are divided into folds."""
 
     folds: int = option(2, "parts of the train and val images", low=2)
@@ -75,7 +81,7 @@ def cross_validate(settings: CrossValidationConfig) -> list[statistics.Outcome]:
     groups = np.asarray(data.dataset.groups)[rows]
     unit = groups if settings.unit == "group" else np.arange(len(rows))
     logits, outcomes = torch.zeros(len(rows), len(data.classes)), []
-    folding = StratifiedGroupKFold(settings.folds, shuffle=True, random_state=0)
+    folding = model_selection.StratifiedGroupKFold(settings.folds, shuffle=True, random_state=0)
     for fold, (used, held_out) in enumerate(folding.split(rows, data.codes[rows], unit)):
         if settings.few:
             used, held_out = held_out, used
@@ -84,9 +90,11 @@ def cross_validate(settings: CrossValidationConfig) -> list[statistics.Outcome]:
         data.train, data.val, settings.seed = rows[used], rows[held_out], fold
         folder = RunFolder(Path(settings.logs) / settings.name / f"fold-{fold}", settings, settings.resume)
         try:
-            encoder, _ = make_encoder(settings.encoder, fold)
+            encoder, _ = finetune.make_encoder(settings.encoder, fold)
             torch.manual_seed(fold)
-            model = classification.finetune_classifier(settings, data, encoder, folder, choose_device(settings.device))
+            model = classification.finetune_classifier(
+                settings, data, encoder, folder, devices.choose_device(settings.device)
+            )
         finally:
             folder.close()
         logits[held_out] = classification.predict(model, data, rows[held_out])

@@ -16,23 +16,27 @@ Images go through in batches and vectors onto the disk, so 100,000 images need n
 continues an interrupted one. `encoder.weights=FILE` is another way to write --encoder FILE.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 import vfm4us
-from vfm4us import plots
 from vfm4us.data.csv_files import write_rows
-from vfm4us.data.decode import read_record
-from vfm4us.evaluation import archive as archives
-from vfm4us.evaluation.archive import Archive
-from vfm4us.runtime.device import choose_device
+from vfm4us.lazy import Lazy
 from vfm4us.runtime.files import write_array
 from vfm4us.runtime.signals import exit_code
+
+if TYPE_CHECKING:
+    from vfm4us.evaluation.archive import Archive
+
+torch, plots, archives = Lazy("torch"), Lazy("vfm4us.plots"), Lazy("vfm4us.evaluation.archive")
+decode, devices = Lazy("vfm4us.data.decode"), Lazy("vfm4us.runtime.device")
 
 NEIGHBOURS = 10
 
@@ -77,7 +81,7 @@ def main() -> None:
     heads = int(arguments.heads) if arguments.heads else None
     encoder = vfm4us.load_encoder(arguments.encoder, in_channels=1, prefix=arguments.prefix or None, heads=heads)
     print(encoder.report)
-    encoder = encoder.to(choose_device(arguments.device), memory_format=torch.channels_last)
+    encoder = encoder.to(devices.choose_device(arguments.device), memory_format=torch.channels_last)
     archive = archives.embed_archive(
         arguments.source, encoder, out, arguments.size, arguments.patches, arguments.precision
     )
@@ -167,7 +171,7 @@ def _picture(archive: Archive, index: int) -> np.ndarray:
     record = archive.records[index]
     if not (archive.root / record.path).is_file():
         return archive.thumbnail(index)
-    return read_record(archive.root, record)
+    return decode.read_record(archive.root, record)
 
 
 def _caption(archive: Archive, index: int, figure: str = "") -> str:

@@ -9,21 +9,27 @@ torchvision, timm and smp files hold the network alone: normalise images yoursel
 ONNX and TorchScript programs take images in [0, 1] and normalise them inside.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import json
 import sys
 import warnings
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 import vfm4us
-from vfm4us import checkpoints
-from vfm4us.encoders import Encoder
+from vfm4us.lazy import Lazy
 from vfm4us.runtime.files import unfinished
 from vfm4us.runtime.signals import exit_code
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vfm4us.encoders import Encoder
+
+torch, checkpoints, encoders = Lazy("torch"), Lazy("vfm4us.checkpoints"), Lazy("vfm4us.encoders")
 
 ENDINGS = {
     "torchvision": ".pth",
@@ -107,7 +113,7 @@ def to_torchvision(encoder: Encoder, images: Tensor, out: Path) -> tuple[Tensor,
     name = _torchvision_name(encoder, "torchvision")
     checkpoints.save(out, encoder.published_state())
     model = get_model(name)
-    model.fc = nn.Identity()
+    model.fc = torch.nn.Identity()
     model.load_state_dict(torch.load(out, weights_only=True))
     return model.eval()(encoder.normalize(images)), (
         f"model = torchvision.models.{name}()\nmodel.fc = torch.nn.Identity()\n"
@@ -193,7 +199,7 @@ def to_safetensors(encoder: Encoder, images: Tensor, out: Path, half: bool = Fal
         state = {k: v.half() if v.ndim > 1 and v.is_floating_point() else v for k, v in state.items()}
     with unfinished(out) as path:
         save_file(state, path, metadata={"format": "pt", "encoder": json.dumps(encoder.spec_dict())})
-    again = Encoder(encoder.spec)
+    again = encoders.Encoder(encoder.spec)
     again.load_published_state(load_file(out))
     mine = vfm4us.load_encoder(out)
     torch.testing.assert_close(mine(images), again.eval()(images))

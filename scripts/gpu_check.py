@@ -8,6 +8,8 @@ which takes lightly as well, is left out without it). Writes gpu_check/gpu_check
 name of the device. The exit code is 1 where something is wrong. What time does not allow is named, not skipped in silence.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import json
@@ -22,22 +24,25 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from vfm4us import checkpoints
-from vfm4us.augment import PatchConfig, PatchSampler
 from vfm4us.config import from_dict
-from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb
-from vfm4us.pretraining.objective import total_coding_rate
+from vfm4us.lazy import Lazy
 from vfm4us.pretraining.settings import PretrainingConfig
-from vfm4us.pretraining.trainer import Trainer, pretrain
-from vfm4us.runtime.device import autocast, choose_device, device_name
-from vfm4us.runtime.rng import generator
+from vfm4us.views import PatchConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from vfm4us.pretraining.trainer import Trainer
+
+torch, F, checkpoints = Lazy("torch"), Lazy("torch.nn.functional"), Lazy("vfm4us.checkpoints")  # noqa: F811
+augment, encoders, adversary = Lazy("vfm4us.augment"), Lazy("vfm4us.encoders"), Lazy("vfm4us.pretraining.adversary")
+objective, trainer = Lazy("vfm4us.pretraining.objective"), Lazy("vfm4us.pretraining.trainer")
+devices, rng = Lazy("vfm4us.runtime.device"), Lazy("vfm4us.runtime.rng")
 
 ADV_MAIN = Path(__file__).resolve().parents[1] / "Pretraining" / "US-SSL" / "adv_main.py"
 
@@ -99,7 +104,7 @@ class Bench:
         return from_dict(PretrainingConfig, values)
 
     def trainer(self, name: str, **more) -> Trainer:
-        return Trainer(self.config(name, **more), self.device, 0, 1)
+        return trainer.Trainer(self.config(name, **more), self.device, 0, 1)
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -122,10 +127,13 @@ class Bench:
 
 def patches_are_those_of_the_cpu(bench: Bench) -> str:
     """Patches cut on the device differ from those cut on the CPU by less than 0.02 of the grey range, and 1e-5 in the mean."""
-    images = torch.randint(0, 256, (8, bench.side, bench.side), dtype=torch.uint8, generator=generator(0))
+    images = torch.randint(0, 256, (8, bench.side, bench.side), dtype=torch.uint8, generator=rng.generator(0))
     valid = torch.tensor([[0, 0, bench.side, bench.side], [3, 5, bench.side // 2, bench.side // 3]] * 4)
-    sampler = PatchSampler(PatchConfig(count=bench.count, size=bench.patch, shadow=0.3, speckle=0.5))
-    here, there = sampler(images, valid, generator(1)), sampler(images.to(bench.device), valid, generator(1)).cpu()
+    sampler = augment.PatchSampler(PatchConfig(count=bench.count, size=bench.patch, shadow=0.3, speckle=0.5))
+    here, there = (
+        sampler(images, valid, rng.generator(1)),
+        sampler(images.to(bench.device), valid, rng.generator(1)).cpu(),
+    )
     worst, mean = (here - there).abs().max().item(), (here - there).abs().mean().item()
     return require(worst < 0.02 and mean < 1e-5, f"largest difference {worst:.1e}, mean {mean:.1e} (of 1)")
 
@@ -134,9 +142,9 @@ def coding_rate_is_that_of_float64(bench: Bench) -> str:
     """The coding rate and its gradient on the device are within 1e-3 of those in float64, relatively."""
     worst = []
     for b, d in ((100, 1024), (24, 16)) if not bench.tiny else ((12, 32), (24, 16)):
-        z = F.normalize(torch.randn(4, b, d, generator=generator(2)), dim=-1)
+        z = F.normalize(torch.randn(4, b, d, generator=rng.generator(2)), dim=-1)
         exact, ours = z.double().requires_grad_(), z.to(bench.device).requires_grad_()
-        rates = total_coding_rate(exact), total_coding_rate(ours)
+        rates = objective.total_coding_rate(exact), objective.total_coding_rate(ours)
         for rate in rates:
             rate.sum().backward()
         worst.append(((rates[1].cpu() - rates[0]) / rates[0]).abs().max().item())
@@ -146,12 +154,12 @@ def coding_rate_is_that_of_float64(bench: Bench) -> str:
 
 def tf32_stays_out_of_the_objective(bench: Bench) -> str:
     """The coding rate has the same bits whether TF32 is allowed or not, and leaves that switch as it was."""
-    z = F.normalize(torch.randn(2, 96, 512, generator=generator(3)), dim=-1).to(bench.device)
+    z = F.normalize(torch.randn(2, 96, 512, generator=rng.generator(3)), dim=-1).to(bench.device)
     found, before = [], torch.backends.cuda.matmul.allow_tf32
     try:
         for allowed in (True, False):
             torch.backends.cuda.matmul.allow_tf32 = allowed
-            found.append(total_coding_rate(z))
+            found.append(objective.total_coding_rate(z))
             require(torch.backends.cuda.matmul.allow_tf32 is allowed, "the objective left TF32 switched")
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
@@ -173,15 +181,20 @@ def bfloat16_loss_is_near_float32(bench: Bench) -> str:
 def the_attack_stays_within_epsilon(bench: Bench) -> str:
     """The adversary changes no pixel by more than epsilon, leaves none outside [0, 1], and does move the vectors."""
     torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec(in_channels=1)).to(bench.device)
-    patches = torch.rand(32, 1, bench.patch, bench.patch, generator=generator(4)).to(bench.device)
-    with frozen_statistics(encoder), autocast(bench.device, "bfloat16"):
+    encoder = encoders.Encoder(encoders.EncoderSpec(in_channels=1)).to(bench.device)
+    patches = torch.rand(32, 1, bench.patch, bench.patch, generator=rng.generator(4)).to(bench.device)
+    with adversary.frozen_statistics(encoder), devices.autocast(bench.device, "bfloat16"):
         center = encoder(patches).float().detach()
-        attack = perturb(encoder, patches, center, AdversaryConfig(weight=1.0), generator(5))
+        attack = adversary.perturb(encoder, patches, center, adversary.AdversaryConfig(weight=1.0), rng.generator(5))
         moved = F.cosine_similarity(encoder(patches + attack.delta).float(), center).mean().item()
     largest, shown = attack.delta.abs().max().item(), patches + attack.delta
-    require(largest <= AdversaryConfig().epsilon + 1e-7 and shown.min() >= 0 and shown.max() <= 1, f"delta {largest}")
-    return require(moved < 1, f"largest change {largest:.4f} of {AdversaryConfig().epsilon}, cosine 1 to {moved:.3f}")
+    require(
+        largest <= adversary.AdversaryConfig().epsilon + 1e-7 and shown.min() >= 0 and shown.max() <= 1,
+        f"delta {largest}",
+    )
+    return require(
+        moved < 1, f"largest change {largest:.4f} of {adversary.AdversaryConfig().epsilon}, cosine 1 to {moved:.3f}"
+    )
 
 
 def a_run_in_two_parts_is_the_run_in_one(bench: Bench) -> str:
@@ -189,9 +202,9 @@ def a_run_in_two_parts_is_the_run_in_one(bench: Bench) -> str:
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
-        whole = pretrain(bench.config("whole", num_workers=2))
+        whole = trainer.pretrain(bench.config("whole", num_workers=2))
         for _ in range(2):
-            parts = pretrain(bench.config("parts", stop_after=1))
+            parts = trainer.pretrain(bench.config("parts", stop_after=1))
     finally:
         torch.backends.cudnn.deterministic = before
     a, b = (checkpoints.read(f / "checkpoints" / "last.pt")["state_dict"] for f in (whole, parts))
@@ -383,7 +396,7 @@ def cyclegan_speed(bench: Bench) -> dict:
     side, batch_size = (64, 1) if bench.tiny else (256, 4)
     folder = RunFolder(bench.folder / "logs" / "cyclegan", networks)
     gan = CycleGAN(
-        Encoder(EncoderSpec(in_channels=1)),
+        encoders.Encoder(encoders.EncoderSpec(in_channels=1)),
         networks,
         TrainingConfig(crop=side, batch_size=batch_size, won=0.0),
         folder,
@@ -391,13 +404,13 @@ def cyclegan_speed(bench: Bench) -> dict:
         0,
         precision="bfloat16",
     )
-    low, high = (torch.rand(batch_size, 1, side, side, generator=generator(i)).to(bench.device) for i in (6, 7))
-    seconds = bench.seconds(lambda: gan._update(low, high, generator(8), 0), bench.steps)
+    low, high = (torch.rand(batch_size, 1, side, side, generator=rng.generator(i)).to(bench.device) for i in (6, 7))
+    seconds = bench.seconds(lambda: gan._update(low, high, rng.generator(8), 0), bench.steps)
     found = {
         "what": f"step of CycleGAN, {batch_size} crops of {side} px",
         "ms": 1e3 * seconds,
         "images/s": 2 * batch_size / seconds,
-        "waits": waits(bench, lambda: gan._update(low, high, generator(8), 0)),
+        "waits": waits(bench, lambda: gan._update(low, high, rng.generator(8), 0)),
     }
     folder.close()
     return found
@@ -419,7 +432,13 @@ CHECKS = [
 def run(bench: Bench, minutes: float) -> dict:
     """Every check and every measurement, the most telling first, for as long as there is time."""
     began = time.monotonic()
-    result: dict = {"device": device_name(), "torch": torch.__version__, "tiny": bench.tiny, "checks": [], "speed": []}
+    result: dict = {
+        "device": devices.device_name(),
+        "torch": torch.__version__,
+        "tiny": bench.tiny,
+        "checks": [],
+        "speed": [],
+    }
 
     def due(name: str, kind: str, function: Callable[[], object]) -> None:
         at = time.monotonic()
@@ -498,7 +517,7 @@ def main() -> int:
     work = arguments.out / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    bench = Bench(choose_device(arguments.device), arguments.tiny, work.resolve())
+    bench = Bench(devices.choose_device(arguments.device), arguments.tiny, work.resolve())
     result = run(bench, arguments.minutes)
     (arguments.out / "gpu_check.json").write_text(json.dumps(result, indent=1))
     (arguments.out / "gpu_check.md").write_text(markdown(result))

@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 import vfm4us
-from vfm4us import checkpoints
+from vfm4us.lazy import Lazy
+
+checkpoints = Lazy("vfm4us.checkpoints")
 
 
 def main() -> int:

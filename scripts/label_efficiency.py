@@ -15,22 +15,30 @@ curve-MODE.png, curve-MODE.csv and saved-MODE.md (how many labels the first arm 
 curves of earlier calls as further panels of the picture.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from vfm4us import config, plots
+from vfm4us import config
 from vfm4us.data.csv_files import read_rows, write_rows
-from vfm4us.evaluation import label_efficiency, probe_table
-from vfm4us.evaluation.anchors import HANDMADE, open_embedder
-from vfm4us.evaluation.label_efficiency import LABELS, Point, Points
-from vfm4us.evaluation.probe_table import FeatureCache, Row, Setting, Task
+from vfm4us.evaluation.settings import LABELS
+from vfm4us.lazy import Lazy
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.signals import exit_code
+
+if TYPE_CHECKING:
+    from vfm4us.evaluation.label_efficiency import Point, Points
+    from vfm4us.evaluation.probe_table import Row, Setting, Task
+
+plots, anchors = Lazy("vfm4us.plots"), Lazy("vfm4us.evaluation.anchors")
+probe_table, label_efficiency = Lazy("vfm4us.evaluation.probe_table"), Lazy("vfm4us.evaluation.label_efficiency")
 
 POINT = ("images", "auroc", "low", "high")
 
@@ -58,9 +66,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arms = [probe_table.row_of(text) for text in arguments.encoders]
     out = arguments.out or Path("logs") / f"labels-{arguments.task.partition(':')[0]}-{arguments.split}"
-    setting = Setting(probe_table.sizes_of(arguments.size), layer=arguments.layer, precision=arguments.precision)
+    setting = probe_table.Setting(
+        probe_table.sizes_of(arguments.size), layer=arguments.layer, precision=arguments.precision
+    )
     tasks = [probe_table.open_task(arguments.task, arguments.data, arguments.cache, size) for size in setting.sizes]
-    points = Points(out)
+    points = label_efficiency.Points(out)
     for mode in arguments.mode:
         now: dict[str, set[str]] = {}  # arm -> keys of the encoders and data that were asked for
         for arm in arms:
@@ -86,13 +96,13 @@ def linear(arguments, tasks: list[Task], arm: Row, setting: Setting, points: Poi
 
     The keys of the points that were asked for.
     """
-    task, cache = tasks[0], FeatureCache(arguments.cache / "features")
+    task, cache = tasks[0], probe_table.FeatureCache(arguments.cache / "features")
     fitted, tested = label_efficiency.rows_of(task, arguments.split)
     vectors: dict[str, tuple] = {}
     keys = set()
     for n, seed in tqdm(draws(arguments, task, arm), desc=f"{arm.name}, linear", unit="draw"):
         source = arm.sources[seed % len(arm.sources)]
-        embedder = open_embedder(source, precision=setting.precision)
+        embedder = anchors.open_embedder(source, precision=setting.precision)
         key = _digest(label_efficiency.point_key(tasks, arguments.split, setting, embedder.key))
         keys.add(key)
         if points.find("linear", arm.name, n, seed, key):
@@ -103,7 +113,7 @@ def linear(arguments, tasks: list[Task], arm: Row, setting: Setting, points: Poi
                 for datasets, rows in (([t.fitted_on for t in tasks], fitted), ([t.tested_on for t in tasks], tested))
             )
         images, auroc = label_efficiency.linear_point(task, arguments.split, *vectors[source], n, seed)
-        points.add(Point("linear", arm.name, n, seed, key, images, auroc))
+        points.add(label_efficiency.Point("linear", arm.name, n, seed, key, images, auroc))
     return keys
 
 
@@ -117,7 +127,7 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> set[
     name, _, labels = arguments.task.partition(":")
     if task.across or labels or arguments.split == "val":
         raise ValueError("--mode finetune is for a whole data set and --split test: its val images watch the training")
-    if foreign := [s for s in arm.sources if s.startswith("timm:") or s in (*HANDMADE, "efficientnet_lite0")]:
+    if foreign := [s for s in arm.sources if s.startswith("timm:") or s in (*anchors.HANDMADE, "efficientnet_lite0")]:
         print(f"{arm.name}: {foreign[0]} is no encoder of this project, so it is not fine-tuned")
         return set()
     there, keys = int((task.fitted_on.splits == "train").sum()), set()
@@ -138,7 +148,9 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> set[
                 "finetune.patience=0", f"precision={arguments.precision}", *arguments.set,
             ],
         )  # fmt: skip
-        key = _digest(f"{open_embedder(source).key} {arguments.steps} {sorted(arguments.set)} {task.fitted_on.size}")
+        key = _digest(
+            f"{anchors.open_embedder(source).key} {arguments.steps} {sorted(arguments.set)} {task.fitted_on.size}"
+        )
         keys.add(key)
         if points.find("finetune", arm.name, n, seed, key):
             continue
@@ -147,7 +159,9 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> set[
         classification.TASK.run_seed(settings, one, say=tqdm.write)
         outcome, about = base.read_outcome(one), base.read_metrics(one)
         auroc = probe_table.macro_auroc(outcome["labels"], outcome["probabilities"])
-        points.add(Point("finetune", arm.name, n, seed, key, about["protocol"]["training_images"], auroc))
+        points.add(
+            label_efficiency.Point("finetune", arm.name, n, seed, key, about["protocol"]["training_images"], auroc)
+        )
     return keys
 
 

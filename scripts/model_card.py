@@ -24,13 +24,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from vfm4us import checkpoints, config
+from vfm4us import config
 from vfm4us.config import changed_keys
 from vfm4us.data.pools import StagePool, stage_pools
-from vfm4us.evaluation.anchors import file_sha256
+from vfm4us.lazy import Lazy
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.signals import exit_code
+
+checkpoints, anchors = Lazy("vfm4us.checkpoints"), Lazy("vfm4us.evaluation.anchors")
 
 NOT_SHOWN = ("name", "logs", "data.root", "data.cache", "data.hint", "stages", "resume", "encoder.weights")
 TEST_TASKS = (
@@ -181,7 +183,7 @@ def head(settings: PretrainingConfig, state: dict, weights: Path | None) -> str:
     )
     if weights:
         lines.append(
-            f"- File: `{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, sha256 `{file_sha256(weights)}`."
+            f"- File: `{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, sha256 `{anchors.file_sha256(weights)}`."
         )
     return "\n".join(lines)
 

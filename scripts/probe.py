@@ -25,9 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vfm4us.evaluation import probe_table
-from vfm4us.evaluation.anchors import ANCHORS
-from vfm4us.evaluation.probe_table import Row, Setting
+from vfm4us.evaluation.settings import SCALINGS, TASKS
 from vfm4us.runtime.signals import exit_code
 
 
@@ -44,8 +42,8 @@ def main() -> None:
     parser.add_argument(
         "--tasks",
         nargs="+",
-        default=list(probe_table.TASKS),
-        help=f"see above (default: {' '.join(probe_table.TASKS)})",
+        default=list(TASKS),
+        help=f"see above (default: {' '.join(TASKS)})",
     )
     parser.add_argument("--split", default="cv", choices=["cv", "val", "test"], help="default cv")
     parser.add_argument("--held-out", dest="split", choices=["val", "test"], help=argparse.SUPPRESS)  # its earlier name
@@ -55,7 +53,7 @@ def main() -> None:
     )
     parser.add_argument("--patches", nargs="+", type=int, default=[0], help="0: whole image; n: mean of n patches")
     parser.add_argument("--layers", nargs="+", default=["last"], help="last, stage1 to stage4, or several joined by +")
-    parser.add_argument("--scaling", nargs="+", default=["raw"], choices=probe_table.SCALINGS, help="before k-NN")
+    parser.add_argument("--scaling", nargs="+", default=["raw"], choices=SCALINGS, help="before k-NN")
     parser.add_argument("--limit", type=int, default=0, help="at most so many images of train and val per set (0: all)")
     parser.add_argument("--square", action="store_true", help="see only the central square of each image")
     parser.add_argument("--repeats", type=int, default=1, help="divisions into folds to average over (default 1)")
@@ -69,6 +67,10 @@ def main() -> None:
         parser.error(
             "--repeats averages over divisions into folds: leave it out with --split val and test, which have none"
         )
+    from vfm4us.evaluation import probe_table  # seconds that --help can do without
+    from vfm4us.evaluation.anchors import ANCHORS
+    from vfm4us.evaluation.probe_table import Row, Setting
+
     rows = [probe_table.row_of(text) for text in [*arguments.positional, *arguments.encoders]]
     names = [row.name for row in rows]
     if arguments.anchors:

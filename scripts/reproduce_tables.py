@@ -26,10 +26,7 @@ from pathlib import Path
 
 from vfm4us import config
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tables import report
-from vfm4us.tables.leakage import check_leakage
 from vfm4us.tables.plan import TableConfig, absences, make_plan
-from vfm4us.tables.run import run_workers, work
 
 BUILT_IN = Path("configs/smoke/tables.yaml")
 
@@ -40,6 +37,10 @@ def main() -> int:
         f"No --config: a table of built-in synthetic ultrasound ({BUILT_IN}), which shows the form and proves nothing."
     )
     settings, built_in = config.from_command_line(TableConfig, __doc__, BUILT_IN, said)
+    from vfm4us.tables import report  # seconds that --help can do without
+    from vfm4us.tables.leakage import check_leakage
+    from vfm4us.tables.run import run_workers, work
+
     if built_in:
         from vfm4us.phantoms.folders import write_quickstart_phantoms
 

@@ -10,6 +10,8 @@ Prints a table of what was tried and what was lost; the exit code is 1 if anythi
 Where vfm4us/ or the harness has changed, it counts from nothing.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import itertools
@@ -26,9 +28,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the harness lies beside the tests
 
-from tests.faults import configs, disk, hostile, kills  # noqa: E402
+from vfm4us.lazy import Lazy  # noqa: E402
 from vfm4us.runtime import signals  # noqa: E402
 from vfm4us.runtime.files import write_text  # noqa: E402
+
+configs, disk, hostile, kills = (Lazy(f"tests.faults.{name}") for name in ("configs", "disk", "hostile", "kills"))
 
 MIXTURE = ("checkpoint", "packing", "pretraining", "fine-tuning")
 SORTS = ("kills", "disks", "images", "checkpoints", "configs")
@@ -64,7 +68,7 @@ def from_files(kind: str, files: list[Path], row: Row) -> None:
     row.lost += [f"{file.name}: {what}" for file, what in found]
 
 
-def soak(counts: "Counts", minutes: float, seed: int, only: list[str]) -> None:
+def soak(counts: Counts, minutes: float, seed: int, only: list[str]) -> None:
     """Rounds of everything until the time is over, one at the least, added to `counts` and saved after each."""
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(dir=memory()) as where:

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from vfm4us import markdown
-from vfm4us.evaluation import statistics
+from vfm4us.lazy import Lazy
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks import base
+
+statistics, base = Lazy("vfm4us.evaluation.statistics"), Lazy("vfm4us.tasks.base")
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ calibrated. Images that cannot be read are listed, not skipped in silence. Write
 import sys
 
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks.base import evaluate_from_command_line
-from vfm4us.tasks.classification import TASK
+from vfm4us.tasks.command_line import evaluate
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: evaluate_from_command_line(TASK, __doc__)))
+    sys.exit(exit_code(lambda: evaluate("classification", __doc__)))

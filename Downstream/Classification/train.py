@@ -11,8 +11,7 @@ classifier.pt, pictures; the table of all in logs/<name>. The same command conti
 import sys
 
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks.base import train_from_command_line
-from vfm4us.tasks.classification import TASK
+from vfm4us.tasks.command_line import train
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: train_from_command_line(TASK, __doc__)))
+    sys.exit(exit_code(lambda: train("classification", __doc__)))

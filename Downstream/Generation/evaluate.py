@@ -15,8 +15,7 @@ read are listed, not skipped in silence.
 import sys
 
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks.base import evaluate_from_command_line
-from vfm4us.tasks.generation import TASK
+from vfm4us.tasks.command_line import evaluate
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: evaluate_from_command_line(TASK, __doc__)))
+    sys.exit(exit_code(lambda: evaluate("generation", __doc__)))

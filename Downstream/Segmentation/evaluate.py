@@ -10,8 +10,7 @@ with, metrics.json, per_image.csv and pictures. Images that cannot be read are l
 import sys
 
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks.base import evaluate_from_command_line
-from vfm4us.tasks.segmentation import TASK
+from vfm4us.tasks.command_line import evaluate
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: evaluate_from_command_line(TASK, __doc__)))
+    sys.exit(exit_code(lambda: evaluate("segmentation", __doc__)))

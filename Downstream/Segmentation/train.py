@@ -12,8 +12,7 @@ continues, and does not repeat what is finished.
 import sys
 
 from vfm4us.runtime.signals import exit_code
-from vfm4us.tasks.base import train_from_command_line
-from vfm4us.tasks.segmentation import TASK
+from vfm4us.tasks.command_line import train
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: train_from_command_line(TASK, __doc__)))
+    sys.exit(exit_code(lambda: train("segmentation", __doc__)))

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vfm4us.encoders import NAMES, Encoder, EncoderSpec, ViT, names, regular_patches
+from vfm4us.encoders import NAMES, Encoder, EncoderSpec, ViT, family, names, regular_patches
+from vfm4us.encoders.families import FAMILIES
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith(("large", "huge"))])
@@ -55,6 +56,12 @@ def test_tokens_are_pooled_as_the_encoder_does_and_only_some_encoders_can_mask()
     for name in ("resnet18", "beit_base"):
         with pytest.raises(ValueError, match=f"{name} has no tokens to mask: use one of vit_tiny"):
             Encoder(EncoderSpec(name)).embed_tokens(x)
+
+
+def test_classes_build_what_the_list_of_families_names():
+    for known in FAMILIES:
+        assert all(tuple(family(n).sizes) == known.names for n in known.names)
+        assert family(known.names[0]).__module__ == f"vfm4us.encoders.{known.module}"
 
 
 def test_a_copy_is_of_the_same_family():

@@ -82,10 +82,10 @@ def test_only_encoders_and_checkpoints_know_families_or_touch_the_body():
 def test_a_new_family_is_one_file_and_one_line(tmp_path):
     shutil.copytree(ROOT / "vfm4us", tmp_path / "vfm4us", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "vfm4us" / "encoders" / "small.py").write_text(FAMILY)
-    line = "from vfm4us.encoders.resnet import ResNet\n"
-    init = tmp_path / "vfm4us" / "encoders" / "__init__.py"
-    assert line in init.read_text()
-    init.write_text(init.read_text().replace(line, line + "from vfm4us.encoders.small import Small\n"))
+    line = "FAMILIES = (\n"
+    families = tmp_path / "vfm4us" / "encoders" / "families.py"
+    assert line in families.read_text()
+    families.write_text(families.read_text().replace(line, line + '    Family("small", ("small_8", "small_16")),\n'))
     ran = subprocess.run(
         [sys.executable, "-c", USE], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
     )

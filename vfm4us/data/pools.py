@@ -7,10 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vfm4us.config import option
 from vfm4us.data.csv_files import write_rows
@@ -19,6 +18,9 @@ from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.data.splits import HASH_DISTANCE, SAME_PICTURE, Leak, leakage
 from vfm4us.runtime.files import write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_KEPT = 128  # comparisons of a dataset with others that are kept
 
@@ -70,7 +72,9 @@ class Pool:
     def sizes(self) -> list[int]:
         return [len(p) for p in self.parts]
 
-    def batch(self, items: np.ndarray) -> tuple[Tensor, Tensor]:
+    def batch(self, items: np.ndarray) -> "tuple[Tensor, Tensor]":
+        import torch  # which the check of a config does without
+
         images = np.stack([self.datasets[self.source[i]].images[self.index[i]] for i in items])
         valid = np.stack([self.datasets[self.source[i]].valid[self.index[i]] for i in items])
         return torch.from_numpy(images), torch.from_numpy(valid)

@@ -3,24 +3,18 @@
 `encoder(x)` gives one vector per image, `encoder.pyramid(x)` the feature maps, `encoder.embed(images)` vectors straight
 from uint8 images, whole or as a bag of patches. Grey and RGB input are both taken whatever `in_channels` is.
 
-A new family is one file beside `resnet.py` that holds a subclass of `Encoder`, and one line here that imports it.
+What is known of encoders by name lies in `families.py`; all else here is imported when it is first asked for, as it needs torch.
 """
 
-from vfm4us.encoders.base import (
-    MEAN,
-    STD,
-    Encoder,
-    EncoderSpec,
-    Tokens,
-    family,
-    luminance,
-    names,
-    regular_patches,
-)
-from vfm4us.encoders.resnet import ResNet
-from vfm4us.encoders.vit import BEiT, ViT, write_attention_out
+import importlib
+from typing import TYPE_CHECKING, Any
 
-NAMES = tuple(names())
+from vfm4us.encoders.families import NAMES, names
+
+if TYPE_CHECKING:
+    from vfm4us.encoders.base import MEAN, STD, Encoder, EncoderSpec, Tokens, family, luminance, regular_patches
+    from vfm4us.encoders.resnet import ResNet
+    from vfm4us.encoders.vit import BEiT, ViT, write_attention_out
 
 __all__ = [
     "MEAN",
@@ -38,3 +32,10 @@ __all__ = [
     "regular_patches",
     "write_attention_out",
 ]
+MODULES = {"ResNet": "resnet", "BEiT": "vit", "ViT": "vit", "write_attention_out": "vit"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{MODULES.get(name, 'base')}"), name)

@@ -1,6 +1,7 @@
 """What every encoder is: its spec, its input, its vectors, and what it says of itself."""
 
 import contextlib
+import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vfm4us.encoders.families import family_of, names
 
 # One mean and deviation for all channels, so that a grey image means the same to a 1- and a 3-channel network;
 # the averages over RGB of the ImageNet values that most downstream code normalises with.
@@ -49,19 +52,13 @@ class Tokens(NamedTuple):
         return self.rows**2
 
 
-_FAMILIES: dict[str, type["Encoder"]] = {}  # name of an encoder -> its class, filled as the families are imported
-
-
-def names(**having: bool) -> list[str]:
-    """Names of encoders, or of those whose family says so of itself: `names(from_scratch=True)`."""
-    return [name for name, kind in _FAMILIES.items() if all(getattr(kind, k) == v for k, v in having.items())]
+_CLASSES: dict[str, type["Encoder"]] = {}  # name of an encoder -> its class, filled as the families are imported
 
 
 def family(name: str) -> type["Encoder"]:
     """The class of an encoder by its name; ValueError lists the names."""
-    if name not in _FAMILIES:
-        raise ValueError(f"encoder.name {name!r} is not one of {', '.join(_FAMILIES)}")
-    return _FAMILIES[name]
+    importlib.import_module(f"vfm4us.encoders.{family_of(name).module}")
+    return _CLASSES[name]
 
 
 class Encoder(nn.Module):
@@ -75,9 +72,7 @@ class Encoder(nn.Module):
     """
 
     sizes: ClassVar[dict[str, tuple]] = {}  # name -> what `build` needs to know of it
-    from_scratch: ClassVar[bool] = True  # can begin with random weights; else it is only ever read from a file
-    has_tokens: ClassVar[bool] = False  # has spec.patch, and input sides should be multiples of it
-    maskable: ClassVar[bool] = False  # has `embed_tokens` and `pool`, so that masked methods can train it
+    has_tokens: ClassVar[bool]  # of `families.py`
     any_size: ClassVar[bool] = True  # sees images at the size they have; else at `spec.image`
     first_convolution: ClassVar[str]  # name of the one tensor whose shape depends on the number of input channels
     head: ClassVar[str]  # what torchvision and timm call the classifier that was removed
@@ -91,7 +86,8 @@ class Encoder(nn.Module):
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
-        _FAMILIES.update(dict.fromkeys(cls.sizes, cls))
+        for name in cls.sizes:
+            _CLASSES[name], cls.has_tokens = cls, family_of(name).has_tokens
 
     def __new__(cls, spec: EncoderSpec | None = None) -> "Encoder":
         return super().__new__(family((spec or EncoderSpec()).name) if cls is Encoder else cls)

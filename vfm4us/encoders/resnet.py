@@ -13,7 +13,7 @@ from vfm4us.encoders.base import Encoder
 class ResNet(Encoder):
     """ResNet18, 34 and 50 (He et al. 2015, arXiv 1512.03385): five maps, at strides 2 to 32."""
 
-    sizes: ClassVar = {  # kind of block, blocks of each stage
+    sizes: ClassVar[dict[str, tuple]] = {  # kind of block, blocks of each stage
         "resnet18": ("basic", 2, 2, 2, 2),
         "resnet34": ("basic", 3, 4, 6, 3),
         "resnet50": ("bottleneck", 3, 4, 6, 3),

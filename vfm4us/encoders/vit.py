@@ -16,7 +16,6 @@ from vfm4us.encoders.base import Encoder, Tokens
 class Transformer(Encoder):
     """What ViT and BEiT share: one map, a stage for each block, and tokens."""
 
-    has_tokens = True
     first_convolution, head = "patch_embed.proj.weight", "head"
     tokens: Tokens
 
@@ -82,7 +81,6 @@ class ViT(Transformer):
         "vit_large": (1024, 24, 16),
         "vit_huge": (1280, 32, 16),
     }
-    maskable = True
 
     def transformer(self, **common: Any) -> nn.Module:
         from timm.models.vision_transformer import VisionTransformer
@@ -139,7 +137,7 @@ class BEiT(Transformer):
     """BEiT (Bao et al. 2021, arXiv 2106.08254), USFM's network: positions relative within a window of `spec.image` px."""
 
     sizes: ClassVar = {name.replace("vit", "beit"): ViT.sizes[name] for name in ("vit_base", "vit_large")}
-    from_scratch = any_size = False
+    any_size = False
 
     def transformer(self, **common: Any) -> nn.Module:
         from timm.models.beit import Beit

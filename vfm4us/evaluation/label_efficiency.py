@@ -20,8 +20,6 @@ from vfm4us.data.csv_files import read_rows, rows_text
 from vfm4us.evaluation.probe_table import Setting, Task, choose_strength, images_key, linear_path, macro_auroc
 from vfm4us.runtime.files import write_text
 
-LABELS = (5, 10, 20, 50, 100, 200, 500, 1000)  # and all there are
-
 
 @dataclass(frozen=True)
 class Point:

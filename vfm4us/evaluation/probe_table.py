@@ -1,6 +1,6 @@
 """What frozen encoders are worth, in one table: linear probe and k-NN, by cross-fitting over groups or on a held-out split.
 
-    tasks = {128: [open_task(text, roots, Path("data"), 128) for text in TASKS]}
+    tasks = {128: [open_task(text, roots, Path("data"), 128) for text in settings.TASKS]}
     rows = [Row("ours", ["logs/A", "logs/B"]), Row("random", [f"random:{s}" for s in range(6)])]
     table = measure(rows, tasks, [Setting()], FeatureCache(Path("data/features")), split="cv")
 
@@ -31,20 +31,11 @@ from vfm4us.evaluation import statistics
 from vfm4us.evaluation.anchors import LAST, Unavailable, layer_of, open_embedder
 from vfm4us.evaluation.classification import scores
 from vfm4us.evaluation.representation import CentralSquares, knn_votes
+from vfm4us.evaluation.settings import SCALINGS
 from vfm4us.runtime.device import device_name
 from vfm4us.runtime.files import write_array, write_text
 
-TASKS = (
-    "busi",
-    "liver",
-    "gallbladder",
-    "breast_busbra",
-    "fetal_nt:standard,nonstandard",
-    "busi-to-breast_busbra:benign,malignant",
-    "breast_busbra-to-busi:benign,malignant",
-)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression; the inner cross-validation takes one
-SCALINGS = ("raw", "centre", "standardise", "half-whiten", "whiten")
 METHODS = {"linear": "linear probe", "knn": "k-NN"}
 MEASURES = {"auroc": "macro one-vs-rest AUROC", "balanced_accuracy": "balanced accuracy"}
 OUTER, INNER = 5, 3  # folds

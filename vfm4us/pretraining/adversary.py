@@ -18,18 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfm4us.augment import moved, windows
-from vfm4us.config import option
-
-
-@dataclass
-class AdversaryConfig:
-    """How the adversary looks for the worst pixel change, how large it may be, and what it weighs in the loss."""
-
-    weight: float = option(0.0, "of the adversarial term in the loss; 0 is EMP-SSL exactly", low=0.0)
-    method: str = option("fgsm", "one signed step, or projected gradient ascent", choices=["fgsm", "pgd"])
-    epsilon: float = option(0.009, "largest change of a pixel, in units of the full grey range", low=0.0, high=1.0)
-    steps: int = option(3, "gradient steps of pgd", low=1, high=100)
-    step_size: float = option(1.25, "length of a step, in epsilon (fgsm) or in epsilon / steps (pgd)", low=0.0)
+from vfm4us.pretraining.sections import AdversaryConfig
 
 
 @dataclass

@@ -1,25 +1,10 @@
 """Masking: square cells of a patch are set to the patch's mean grey, so that the network must do without them."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfm4us.config import option
-
-
-@dataclass
-class MaskingConfig:
-    """Which cells of a patch are masked, how many of them and how large they are."""
-
-    strategy: str = option(
-        "none",
-        "which cells: at random, or where the adversary's gradient is largest",
-        choices=["none", "random", "adversarial"],
-    )
-    ratio: float = option(0.25, "share of the cells that is masked", low=0.0, high=0.9)
-    cell: int = option(16, "side of a cell, px of the patch", low=1, high=1024)
+from vfm4us.pretraining.sections import MaskingConfig
 
 
 def choose_cells(

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vfm4us.augment import PatchConfig
 from vfm4us.config import option, section
 from vfm4us.data.pools import Locations, SourceConfig
-from vfm4us.encoders import family, names
-from vfm4us.pretraining.method import CropConfig
-from vfm4us.pretraining.methods import METHODS
+from vfm4us.encoders.families import family_of, names
+from vfm4us.pretraining.sections import METHODS
 
 
 @dataclass
@@ -107,7 +105,7 @@ class MonitorConfig:
 
 # A section for each method, under its name.
 _METHOD_SECTIONS: Any = dataclasses.make_dataclass(
-    "MethodSections", [(name, kind.Config, section(kind.Config, kind.about)) for name, kind in METHODS.items()]
+    "MethodSections", [(name, kind, section(kind, kind.about)) for name, kind in METHODS.items()]
 )
 
 
@@ -174,28 +172,28 @@ def check(config: PretrainingConfig) -> None:
         _check_shares(stage, i, [s for earlier in config.stages[:i] for s in earlier.data])
     if config.schedule == "run":
         _check_one_schedule(config.stages)
-    kind, own = METHODS[config.method], getattr(config, config.method)
-    if kind.package and importlib.util.find_spec(kind.package) is None:
+    own = getattr(config, config.method)
+    if own.package and importlib.util.find_spec(own.package) is None:
         raise ValueError(
-            f"method={config.method} takes its losses from the package {kind.package}, which is not installed: "
+            f"method={config.method} takes its losses from the package {own.package}, which is not installed: "
             "pip install -e .[baselines]"
         )
-    if kind.masks_tokens and not family(config.encoder.name).maskable:
+    if own.masks_tokens and not family_of(config.encoder.name).maskable:
         raise ValueError(
             f"encoder.name {config.encoder.name} has no tokens to mask: method={config.method} needs one of "
             f"{', '.join(names(maskable=True))}"
         )
     for i, stage in enumerate(config.stages):
-        if stage.learning_rate > kind.highest_rate:
+        if stage.learning_rate > own.highest_rate:
             raise ValueError(
                 f"stages.{i}.learning_rate {stage.learning_rate} is a rate for LARS; method={config.method} trains with AdamW, "
                 "whose rates per 256 images are 1e-4 to 5e-3, up to 0.1 for batches of a few images: see configs/pretraining"
             )
     try:
-        kind.check(own, config.encoder.patch)
+        own.check(config.encoder.patch)
     except ValueError as error:
         raise ValueError(f"{config.method}.{error}") from error
-    if family(config.encoder.name).has_tokens:
+    if family_of(config.encoder.name).has_tokens:
         sides = {f"{key}.size": crops.size for key, crops in crops_of(config).items()}
         sides["half of data.size"] = config.data.size // 2
         for key, side in sides.items():
@@ -239,10 +237,10 @@ def _check_one_schedule(stages: list[StageConfig]) -> None:
             )
 
 
-def crops_of(config: PretrainingConfig) -> dict[str, PatchConfig | CropConfig]:
+def crops_of(config: PretrainingConfig) -> dict[str, Any]:
     """What the method cuts from each image, by the name of its section; the first is what the encoder is made for."""
     own = getattr(config, config.method)
-    return {f"{config.method}.{name}": crops for name, crops in METHODS[config.method].crops(own).items()}
+    return {f"{config.method}.{name}": crops for name, crops in own.cuts().items()}
 
 
 def single_stage(config: PretrainingConfig, place: int) -> PretrainingConfig:

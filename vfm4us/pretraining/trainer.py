@@ -27,7 +27,7 @@ from vfm4us.evaluation import representation
 from vfm4us.phantoms.folders import write_phantoms
 from vfm4us.pretraining import pictures
 from vfm4us.pretraining.method import Method
-from vfm4us.pretraining.methods import METHODS
+from vfm4us.pretraining.methods import method_named
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
 from vfm4us.runtime.device import autocast, choose_attention, choose_device, choose_precision, device_name
 from vfm4us.runtime.files import write_text
@@ -65,8 +65,8 @@ CPU_ATTENTION = {
 
 def build_encoder(config: PretrainingConfig) -> Encoder:
     """The encoder that a run begins with: random, or read from `encoder.weights`."""
-    wanted, kind = config.encoder, METHODS[config.method]
-    side = kind.image_side(getattr(config, config.method))
+    wanted, kind = config.encoder, method_named(config.method)
+    side = getattr(config, config.method).image_side()
     spec = EncoderSpec(wanted.name, wanted.in_channels)
     if family(wanted.name).has_tokens:
         image = side or spec.image
@@ -97,7 +97,7 @@ def build_encoder(config: PretrainingConfig) -> Encoder:
 
 def build_method(config: PretrainingConfig) -> Method:
     """What the run learns by, around the encoder it begins with."""
-    return METHODS[config.method](build_encoder(config), getattr(config, config.method), config.batch_size)
+    return method_named(config.method)(build_encoder(config), getattr(config, config.method), config.batch_size)
 
 
 def _as_it_is(batch):

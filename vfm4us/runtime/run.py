@@ -11,15 +11,12 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 import yaml
 
 from vfm4us import __version__
 from vfm4us.config import changed_keys, read_plain, to_dict
 from vfm4us.log import say
-from vfm4us.runtime.device import device_name
 from vfm4us.runtime.files import write_text
-from vfm4us.runtime.processes import barrier
 
 
 class RunFolder:
@@ -30,6 +27,8 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, config: Any, resume: bool = True, main: bool = True):
+        from vfm4us.runtime.processes import barrier  # it brings torch, which `refuse_changed` does without
+
         self.folder, self.main = Path(folder), main
         self.checkpoints = self.folder / "checkpoints"
         if main:
@@ -161,6 +160,9 @@ def refuse_changed(folder: Path, config: Any) -> None:
 
 def describe_run() -> dict:
     """What a reader needs to repeat a run: arguments, code, versions, machine, time."""
+    import torch
+
+    from vfm4us.runtime.device import device_name
 
     def git(*arguments: str) -> str:
         try:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from vfm4us import config
 from vfm4us.config import option
@@ -25,8 +25,11 @@ from vfm4us.pretraining import settings as pretraining_settings
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.run import refuse_changed
-from vfm4us.tasks.base import TASKS, Task, TaskConfig, task_named
-from vfm4us.tasks.finetune import imagenet_file, refuse_missing_weights
+from vfm4us.tasks.sections import TASKS
+from vfm4us.tasks.settings import TaskConfig
+
+if TYPE_CHECKING:
+    from vfm4us.tasks.base import Task
 
 STAGES = ("coarse", "fine", "coarse-to-fine")
 AS_CONFIGURED = "as configured"  # all stages of a config, be it one, two or more, with what each of them says
@@ -91,7 +94,7 @@ class TableConfig:
     shard: str = option("1/1", "this machine's part of the cells, say 2/4, where machines do not share locks")
     worker: str = option("", "set by the script: which of its processes this is")
 
-    task: str = option("classification", "of a table of one task: module of vfm4us.tasks", choices=TASKS)
+    task: str = option("classification", "of a table of one task: module of vfm4us.tasks", choices=[*TASKS])
     scores: list[str] = option([], "of a table of one task: its figures, one part each")
     cells: dict = option({}, "of a table of one task: keys of every cell")
     axes: dict = option(
@@ -230,7 +233,9 @@ class Cell(Job):
         return "_".join([Path(self.config.data.path).name, *getattr(self.config.data, "only", [])])
 
     @property
-    def kind(self) -> Task:
+    def kind(self) -> "Task":
+        from vfm4us.tasks.base import task_named
+
         return task_named(self.task)
 
     @property
@@ -302,6 +307,8 @@ def make_plan(settings: TableConfig) -> Plan:
         if job.finished:
             job.refuse_changed()
         elif isinstance(job, Cell) and not job.needs:
+            from vfm4us.tasks.finetune import refuse_missing_weights
+
             for seed in job.config.seeds:
                 refuse_missing_weights(job.config.encoder, seed)
     return plan
@@ -394,7 +401,7 @@ def _cell(
     folder = Path(settings.logs) / settings.name / name
     keys |= {"name": folder.name, "logs": str(folder.parent)}
     try:
-        own_config = config.from_dict(task_named(task).config, filled(keys, _words(settings)))
+        own_config = config.from_dict(TASKS[task], filled(keys, _words(settings)))
     except ValueError as error:
         raise ValueError(f"cell {folder.name}: {error}") from error
     if not own_config.data.path:
@@ -403,9 +410,12 @@ def _cell(
     data, encoder = Path(own_config.data.path), own_config.encoder
     if not data.exists():
         cell.absent = _absence(data, own_config.data.hint)
-    elif encoder.weights == "imagenet" and not imagenet_file(encoder.name)[1].is_file():
+    elif encoder.weights == "imagenet":
+        from vfm4us.tasks.finetune import imagenet_file
+
         url, file = imagenet_file(encoder.name)
-        cell.absent = f"weights absent: ImageNet's are not at {file}; get {url}"
+        if not file.is_file():
+            cell.absent = f"weights absent: ImageNet's are not at {file}; get {url}"
     return cell
 
 

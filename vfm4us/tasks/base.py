@@ -4,7 +4,7 @@
     model, about = classification.TASK.load(FILE)       # a trained model, and what is known of it
 
 A task is one file: a subclass of `Task` that says what is its own (data, network, how it learns, what is compared), and an instance
-of it by the name TASK. The two scripts of a task call `train_from_command_line` and `evaluate_from_command_line`.
+of it by the name TASK. Its keys lie in sections.py, and its two scripts call what command_line.py holds.
 
 What one seed's model did on the test images (an outcome, see evaluation/statistics.py) is kept in test.npz.
 """
@@ -18,16 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vfm4us import checkpoints, config, log, markdown
+from vfm4us import checkpoints, log, markdown
 from vfm4us.checkpoints import load_encoder
 from vfm4us.checkpoints.loading import open_checkpoint
-from vfm4us.config import option, section, to_dict
+from vfm4us.config import to_dict
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset
@@ -43,75 +43,11 @@ from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.files import write_array, write_text
 from vfm4us.runtime.rng import numpy_stream
 from vfm4us.runtime.run import RunFolder, refuse_changed
-from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder, refuse_missing_weights, weights_of
+from vfm4us.tasks.finetune import make_encoder, refuse_missing_weights, weights_of
+from vfm4us.tasks.settings import TaskConfig, TaskDataConfig
 from vfm4us.tasks.trained_on import differences, trained_on
 
-TASKS = ("classification", "segmentation", "generation", "representation")  # modules of vfm4us.tasks
 HEAD = "module.head."  # of a saved model's tensors: all but the encoder's
-
-
-@dataclass
-class TaskDataConfig:
-    """Where a task's images lie, how they are packed and split, and how many of the labelled ones are used."""
-
-    MOVED: ClassVar = {"labels": "label_share"}
-
-    path: str = option("", "folder of images as the task wants them, CSV manifest, published or prepared dataset")
-    size: int = option(224, "longer side to which images are packed, px", low=32, high=4096)
-    splits: list[float] = option([0.7, 0.1, 0.2], "shares of train, val and test where the data have none")
-    cache: str = option("data", "folder for what is packed from plain folders", free=True)
-    frames: str = option(
-        "", "of clips: first, all, every N, per second, N per second; empty: as a reading.yaml says, else per second"
-    )
-    label_share: float = option(
-        1.0, "share of the labelled training images that is used, of each class, at least one", low=0.0, high=1.0
-    )
-    folds: int = option(
-        0,
-        "cross-fitting: the run of seed s is tested on part s modulo folds of train and val and learns from the others; 0: tested "
-        "on the test split",
-        low=0,
-        high=1000,
-    )
-    with_test: bool = option(False, "with folds: each seed is tested on the test split as well")
-    pretraining: list[str] = option(
-        [], "datasets the encoder was pretrained on: duplicates of test images are reported"
-    )
-    hint: str = option("", "where to get the data, for the error if they are missing", free=True)
-
-
-@dataclass
-class TaskConfig:
-    """The keys that all tasks share: names and places of runs, seeds, device, data and encoder."""
-
-    name: str = option("task", "the runs lie in logs/<name>/seed-<n>")
-    logs: str = option("logs", "folder for runs", free=True)
-    seeds: list[int] = option(
-        [0, 1, 2], "one run each; a finished one is not run again", free=True, low=0, high=2**32 - 1
-    )
-    seed: int = option(0, "of one run; set from seeds", free=True, low=0, high=2**32 - 1)
-    resume: bool = option(True, "false: move an earlier run of this name aside", free=True)
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>", free=True)
-    precision: str = option(
-        "auto",
-        "of the network in training: auto is bfloat16 on a GPU, float32 on a CPU",
-        choices=["auto", "float32", "bfloat16"],
-    )
-    pictures: bool = option(True, "false: figures alone, for tables of hundreds of runs", free=True)
-    keep_model: bool = option(True, "false: without the trained model of each seed, 50 to 100 MB", free=True)
-    data: TaskDataConfig = section(TaskDataConfig, "what is trained and tested on")
-    encoder: InitialEncoderConfig = section(InitialEncoderConfig, "where it starts from")
-
-
-@dataclass
-class EvaluationConfig:
-    """What an evaluation script is told; a task's own adds to it."""
-
-    checkpoint: str = option("", "trained model, or the run folder of train.py that holds it")
-    data: str = option("", "folder of images as the task wants them, CSV manifest, or published dataset")
-    split: str = option("all", "where the data have splits", choices=["all", "train", "val", "test"])
-    out: str = option(".", "folder for what is written")
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>")
 
 
 @dataclass
@@ -149,12 +85,10 @@ class Task:
 
     name: str  # the module's, in configs, tables, metrics.json and saved models
     config: type[TaskConfig]
-    evaluation_config: type[EvaluationConfig] = EvaluationConfig
     figures: ModuleType  # of vfm4us.evaluation: outcome_scores(outcome, counts) and evaluate(outcomes)
     file: str  # the trained model in a run folder
     model: str  # what it is called: "classifier"
     truth: str  # what images are compared with: "label"
-    doing: str  # what it does: "classifying the organs"
     writes_images = True  # an evaluation writes images, which must not lie in its data
 
     # -- its own
@@ -348,28 +282,8 @@ class Task:
 
 
 def task_named(name: str) -> Task:
-    """The task of a module of vfm4us.tasks, one of TASKS."""
+    """The task of a module of vfm4us.tasks, one of sections.TASKS."""
     return importlib.import_module(f"vfm4us.tasks.{name}").TASK
-
-
-def train_from_command_line(task: Task, doc: str | None) -> None:
-    """What a task's train.py does: --config FILE and section.key=value; without either, the built-in phantoms."""
-    file = Path(f"configs/smoke/{task.name}.yaml")
-    said = f"No --config and no data.path: {task.doing} of built-in synthetic ultrasound ({file})."
-    settings, built_in = config.from_command_line(task.config, doc, file, said, unless="data.path")
-    if built_in:
-        from vfm4us.phantoms.folders import write_quickstart_phantoms
-
-        write_quickstart_phantoms()
-    result = task.run_seeds(settings)
-    said = task.conclusion(result)
-    where = Path(settings.logs) / settings.name
-    log.say("\n".join(["", table(result, len(settings.seeds)), "", *filter(None, [said]), f"written to {where}"]))
-
-
-def evaluate_from_command_line(task: Task, doc: str | None) -> None:
-    """What a task's evaluate.py does: CHECKPOINT DATA and the flags of its evaluation config."""
-    task.evaluate_files(config.from_flags(task.evaluation_config, doc, ("checkpoint", "data")))
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ strength (linear) and the number of neighbours (knn) are chosen on the validatio
 """
 
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import log, plots
-from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
-from vfm4us.config import option, section, to_dict
+from vfm4us.augment import PatchSampler
+from vfm4us.config import to_dict
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_batch
@@ -33,50 +32,14 @@ from vfm4us.evaluation.classification import balanced_accuracy, fit_temperature
 from vfm4us.runtime.device import autocast
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base
-from vfm4us.tasks.base import Cases, EvaluationConfig, Task, TaskConfig, TaskDataConfig
-from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of
-from vfm4us.tasks.heads import HeadConfig, NeighbourHead, linear_head, make_head
+from vfm4us.tasks.base import Cases, Task
+from vfm4us.tasks.finetune import Finetuner, batches_of
+from vfm4us.tasks.heads import NeighbourHead, linear_head, make_head
+from vfm4us.tasks.sections import ClassificationConfig, ClassifyConfig, HeadConfig, LabelledDataConfig
+from vfm4us.views import PatchConfig
 
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # C of the logistic regression
 NEIGHBOURS = (1, 5, 10, 20, 50)
-
-
-@dataclass
-class LabelledDataConfig(TaskDataConfig):
-    """The labelled images of a classification, and which labels count as one."""
-
-    merge: list[str] = option([], "labels to join, each as 'old > new'")
-
-
-@dataclass
-class AugmentConfig(ViewConfig):
-    """How training images are varied, and how strongly two of them are mixed."""
-
-    mixup: float = option(0.0, "alpha of mixup; 0: none", low=0.0)
-
-
-@dataclass
-class ClassificationConfig(TaskConfig):
-    """All keys of a classification run: how the encoder is used, against what it is trained, data, head and loop."""
-
-    name: str = option("classification", "the runs lie in logs/<name>/seed-<n>")
-    mode: str = option("finetune", "how the encoder is used", choices=["finetune", "linear", "knn"])
-    balance: str = option("sampling", "against unequal classes", choices=["none", "sampling", "weights"])
-    smoothing: float = option(0.1, "label smoothing", low=0.0, high=0.9)
-    data: LabelledDataConfig = section(LabelledDataConfig, "what is classified")
-    finetune: FinetuneConfig = section(FinetuneConfig, "the training loop")
-    head: HeadConfig = section(HeadConfig, "Linear, BN, ReLU, dropout, twice; then Linear")
-    augment: AugmentConfig = section(
-        AugmentConfig,
-        "of training images",
-        scale_low=0.5,
-        scale_high=1.0,
-        ratio=1.2,
-        jitter=0.5,
-        blur=0.1,
-        speckle=0.0,
-        depth_gain=0.1,
-    )
 
 
 # ---- model ----------------------------------------------------------------------------------------------------------
@@ -306,14 +269,6 @@ def classify(model: Classifier, images, size: int, batch_size: int = 64) -> np.n
     return torch.cat(rows).numpy()
 
 
-@dataclass
-class ClassifyConfig(EvaluationConfig):
-    """How a trained classifier is used on other images, and which of their labels count as one."""
-
-    merge: list[str] = option([], "labels to join, each as 'old > new'")
-    leave_out: list[str] = option([], "labels whose images are not compared")
-
-
 def labels_as_trained(
     records: list[Record], classes: list[str], options: ClassifyConfig, merged: tuple[str, ...] = ()
 ) -> list[str]:
@@ -365,8 +320,8 @@ def plain_label(name: str) -> str:
 class Classification(Task):
     """The classification task: trains, tests and applies a classifier on an encoder."""
 
-    name, config, evaluation_config = "classification", ClassificationConfig, ClassifyConfig
-    figures, file, model, doing = figures, "classifier.pt", "classifier", "classifying the organs"
+    name, config = "classification", ClassificationConfig
+    figures, file, model = figures, "classifier.pt", "classifier"
     truth = "label"
     writes_images = False
 

@@ -15,7 +15,6 @@ anywhere and continued ends in the same weights, bit for bit on a CPU. Images ar
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -24,89 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfm4us.augment import moved
-from vfm4us.config import option
 from vfm4us.encoders import Encoder
 from vfm4us.runtime.device import autocast
 from vfm4us.runtime.loop import PLACE, Loop, Training
 from vfm4us.runtime.rng import generator, stream
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks.finetune import move_average
+from vfm4us.tasks.sections import GeneratorConfig, TrainingConfig
 
 COARSEST = 32  # px, of a ResNet's last stage: inputs are padded to a multiple of it
 DRAW = 0.25  # loss of a discriminator that says 1/2 to everything
 MEMORY = 0.98  # decay of the average by which a discriminator is said to have won, about 50 steps
-
-
-@dataclass
-class GeneratorConfig:
-    """The sizes of generators and discriminators, and whether a generator gives a picture or a change of its input."""
-
-    width: int = option(64, "channels at full resolution; twice and four times as many below", low=4, high=1024)
-    blocks: int = option(
-        9, "residual blocks at a quarter of the resolution; usually 9, or 6 for small images", low=1, high=64
-    )
-    residual: bool = option(
-        False,
-        "both generators give their input plus tanh(network), at first the input itself; false: tanh(network), as published",
-    )
-    discriminator_width: int = option(64, "channels of a discriminator's first layer", low=4, high=1024)
-    kind: str = option(
-        "blocks",
-        "of the enhancer: blocks, the published residual blocks; unet, a small U-Net without norm",
-        choices=["blocks", "unet"],
-    )
-    discriminator_norm: str = option(
-        "instance", "of the discriminators; none lets them see brightness and contrast", choices=["instance", "none"]
-    )
-
-
-@dataclass
-class TrainingConfig:
-    """How an enhancer is trained: how long, how fast, on which crops, with which losses, and when it stops."""
-
-    epochs: int = option(100, "with the full learning rate", low=0, high=100_000)
-    decay_epochs: int = option(100, "further ones, in which it falls linearly to 0", low=0, high=100_000)
-    steps: int = option(0, "per epoch; 0: one pass over the low-quality images", low=0)
-    batch_size: int = option(1, "crops of each domain per step", low=1, high=65536)
-    crop: int = option(256, "side of the crops, px at data.size", low=64, high=4096)
-    learning_rate: float = option(2e-4, "of Adam, betas 0.5 and 0.999", low=0.0)
-    encoder_rate: float = option(1.0, "rate of the encoder as a share of it", low=0.0)
-    discriminator_steps: int = option(
-        1, "of the discriminators for one of the generators, each on other crops", low=1, high=100
-    )
-    adversarial_weight: float = option(1.0, "of the least-squares loss against the discriminators", low=0.0)
-    cycle_weight: float = option(10.0, "of the way there and back", low=0.0)
-    identity_weight: float = option(0.5, "of leaving alone what is in the domain already, times cycle_weight", low=0.0)
-    l1_weight: float = option(100.0, "of the difference to the paired image, where paired=true", low=0.0)
-    ssim_weight: float = option(
-        0.0, "of 1 - SSIM, beside L1, wherever two images are compared: cycle, identity and pair", low=0.0
-    )
-    perceptual_weight: float = option(
-        0.0, "of the difference of an encoder's features, beside L1, wherever two images are compared", low=0.0
-    )
-    perceptual_encoder: str = option(
-        "", "checkpoint of the encoder whose features are compared; empty: encoder.weights, as they are loaded"
-    )
-    contrast_weight: float = option(
-        1.0, "one-sided: of patches that stay more like themselves than like others of their image", low=0.0
-    )
-    contrast_patches: int = option(128, "one-sided: of an image that are compared", low=2, high=4096)
-    content_weight: float = option(
-        5.0, "learned-degradation: of 1 - correlation of 4 x 4 px means, before and after the degrader", low=0.0
-    )
-    pool: int = option(50, "earlier images among which a discriminator's half is drawn", low=0, high=10000)
-    average: float = option(
-        0.0,
-        "decay of the exponential average of the generators' weights that is evaluated; 0: the weights",
-        low=0.0,
-        high=1.0,
-    )
-    validation_images: int = option(64, "pairs by which an epoch is chosen, at most", low=1)
-    won: float = option(
-        0.005,
-        "stop where a discriminator's mean loss over some 50 steps is below this (0.25 is a draw); 0: never",
-        low=0.0,
-    )
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------

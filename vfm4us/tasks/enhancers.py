@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm4us.tasks.cyclegan import CycleGAN, GeneratorConfig, verdict
+from vfm4us.tasks.cyclegan import CycleGAN, verdict
+from vfm4us.tasks.sections import ENHANCERS, GeneratorConfig
 
 TEMPERATURE = 0.07  # of the contrast between patches, as published
 
@@ -115,9 +116,4 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return (((a * b).sum(1) + small) / ((a.square().sum(1) + small) * (b.square().sum(1) + small)).sqrt()).mean()
 
 
-METHODS: dict[str, type[CycleGAN]] = {
-    "cyclegan": CycleGAN,
-    "supervised": Supervised,
-    "one-sided": OneSided,
-    "learned-degradation": LearnedDegradation,
-}
+METHODS = dict(zip(ENHANCERS, (CycleGAN, Supervised, OneSided, LearnedDegradation), strict=True))

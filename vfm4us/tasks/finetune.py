@@ -8,7 +8,6 @@ and continued ends in the same weights, bit for bit on a CPU.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,60 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from vfm4us.checkpoints import LoadReport, load_encoder, resolve
-from vfm4us.config import option
 from vfm4us.data.pools import epoch_order
 from vfm4us.encoders import Encoder, EncoderSpec, family, names
 from vfm4us.runtime.device import autocast, choose_attention
 from vfm4us.runtime.loop import PLACE, Loop, Training, cosine_with_warmup
 from vfm4us.runtime.rng import stream
 from vfm4us.runtime.run import RunFolder
-
-
-@dataclass
-class InitialEncoderConfig:
-    """The encoder a task starts from, and for how long it is frozen."""
-
-    name: str = option("resnet18", "network, where weights is none or imagenet", choices=names(from_scratch=True))
-    patch: int = option(16, "side of a token of a vit_*, px, where weights is none", low=4, high=64)
-    norm: str = option(
-        "token",
-        "vector of a vit_*, where weights is none: the class token, or the mean",
-        choices=["token", "mean_of_norm"],
-    )
-    weights: str = option(
-        "none",
-        "none (random), imagenet, open (this project's released encoder), or a checkpoint, run folder or Hugging Face folder of "
-        "any published layout; {seed} in it is the run's seed",
-    )
-    prefix: str = option("", "what stands before the encoder's keys, where weights holds several encoders")
-    heads: int = option(0, "attention heads of a vit_*, where nothing in weights tells how many; 0: it tells", low=0)
-    in_channels: int = option(1, "channels of the first convolution; 1 is exact for grey images", choices=[1, 3])
-    freeze_epochs: int = option(0, "epochs at the beginning in which only the head learns", low=0, high=100_000)
-
-
-@dataclass
-class FinetuneConfig:
-    """The supervised loop: how long it runs, at which rates, and when it stops."""
-
-    epochs: int = option(40, "passes over the training images", low=1, high=100_000)
-    min_steps: int = option(
-        400, "at least so many steps in all: small training sets are gone through more often", low=1
-    )
-    max_steps: int = option(
-        0, "at most so many steps in all: an epoch is then part of a large training set; 0: any", low=0
-    )
-    batch_size: int = option(32, "images per step", low=2, high=65536)
-    learning_rate: float = option(1e-3, "peak, of the head", low=0.0)
-    encoder_rate: float = option(1.0, "rate of the encoder's last layer, as a share of the head's", low=0.0)
-    layer_decay: float = option(1.0, "factor on the rate from each encoder stage to the one before", low=0.0, high=1.0)
-    vector_rate: float = option(1.0, "further factor on the rate of batch-norm scales and biases", low=0.0)
-    weight_decay: float = option(0.05, "on matrices and kernels only", low=0.0)
-    warmup: float = option(0.1, "share of the steps in which the rate rises", low=0.0, high=1.0)
-    clip: float = option(1.0, "largest norm of the gradient; 0: any", low=0.0)
-    average: float = option(
-        0.98, "decay of the exponential average of weights that is evaluated; 0: the weights", low=0.0, high=1.0
-    )
-    patience: int = option(15, "stop after so many epochs without a better validation; 0: never", low=0, high=100_000)
+from vfm4us.tasks.settings import FinetuneConfig, InitialEncoderConfig
 
 
 def weights_of(config: InitialEncoderConfig, seed: int) -> str:

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from vfm4us import log, plots
 from vfm4us.checkpoints import load_encoder
-from vfm4us.config import option, section, to_dict
+from vfm4us.config import to_dict
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import RESAMPLING, Fingerprints, PreparedDataset, is_prepared, packed_size
@@ -46,74 +45,12 @@ from vfm4us.phantoms import degradation
 from vfm4us.runtime.device import autocast
 from vfm4us.runtime.files import write_array
 from vfm4us.runtime.run import RunFolder
-from vfm4us.tasks import base, finetune, segmentation
-from vfm4us.tasks.base import Cases, EvaluationConfig, Task, TaskConfig, TaskDataConfig
-from vfm4us.tasks.cyclegan import GeneratorConfig, Networks, TrainingConfig, new_enhancer
+from vfm4us.tasks import base, segmentation
+from vfm4us.tasks.base import Cases, Task
+from vfm4us.tasks.cyclegan import Networks, new_enhancer
 from vfm4us.tasks.enhancers import METHODS
-
-
-@dataclass
-class QualityDataConfig(TaskDataConfig):
-    """The images of low and high quality, and whether the low ones are made from the high ones."""
-
-    label_share: float = option(1.0, "share of the training images that is used, at least one", low=0.0, high=1.0)
-    degrade: bool = option(
-        False, "the images are of high quality: make the low-quality ones by vfm4us/phantoms/degradation.py"
-    )
-    level: str = option(
-        "", "of that degradation, by name; empty: the number data.strength", choices=["", *degradation.LEVELS]
-    )
-    strength: float = option(1.0, "of that degradation, as a number", low=0.0, high=4.0)
-    high: str = option(
-        "", "high-quality images of their own, not paired with those of data.path: folder, manifest or dataset"
-    )
-    only: list[str] = option([], "labels (organs) that are used; empty: all")
-
-
-@dataclass
-class BranchConfig(finetune.InitialEncoderConfig):
-    """The encoder that the enhancer starts from, and whether it learns."""
-
-    freeze: bool = option(False, "the encoder's weights stay what they are")
-
-
-@dataclass
-class GenerationConfig(TaskConfig):
-    """All keys of a generation run: pairs or not, tiles of large images, data, networks and loop."""
-
-    MOVED: ClassVar = {"generator": "network"}
-
-    name: str = option("generation", "the runs lie in logs/<name>/seed-<n>")
-    method: str = option(
-        "cyclegan",
-        "how the enhancer learns; supervised needs pairs, the others do without (vfm4us/tasks/enhancers.py)",
-        choices=list(METHODS),
-    )
-    paired: bool = option(
-        False, "low and high quality of the same image are trained on together, with an L1 term; supervised always does"
-    )
-    tile: int = option(
-        512,
-        "images larger than this at data.size are enhanced in overlapping tiles of this side, px",
-        low=64,
-        high=8192,
-    )
-    overlap: int = option(64, "of neighbouring tiles, px", low=0, high=4096)
-    kid_encoder: str = option(
-        "",
-        "checkpoint whose features KID is taken on, where torchvision's Inception weights are not in its cache",
-        free=True,
-    )
-    data: QualityDataConfig = section(QualityDataConfig, "what is enhanced", size=256)
-    encoder: BranchConfig = section(BranchConfig, "the branch of the enhancer, low to high quality")
-    network: GeneratorConfig = section(GeneratorConfig, "both generators and the discriminators")
-    training: TrainingConfig = section(TrainingConfig, "the loop and its losses")
-
-    @property
-    def with_pairs(self) -> bool:
-        """Whether low and high quality of the same image are trained on together."""
-        return self.paired or self.method == "supervised"
-
+from vfm4us.tasks.sections import EnhanceConfig, GenerationConfig, GeneratorConfig, QualityDataConfig
+from vfm4us.tasks.settings import TaskDataConfig
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 
@@ -587,27 +524,11 @@ def pictures(
 # ---- the task -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class EnhanceConfig(EvaluationConfig):
-    """How a trained enhancer is used on other images, and what they are compared with."""
-
-    degrade: str = option(
-        "", f"enhance degraded versions of the images, of this strength: {', '.join(degradation.LEVELS)} or a number"
-    )
-    tile: int | None = option(None, "side of the tiles of large images, px; as in training by default", low=64)
-    reference: str = option("", "folder of high-quality images for KID, at least 50")
-    kid_encoder: str = option("", "checkpoint whose features KID is taken on where Inception is not at hand")
-    segmenter: str = option(
-        "",
-        "segmentation model that was trained on high quality: its Dice on every version of the images, which have masks",
-    )
-
-
 class Generation(Task):
     """The generation task: trains, tests and applies an enhancer of low-quality images."""
 
-    name, config, evaluation_config = "generation", GenerationConfig, EnhanceConfig
-    figures, file, model, doing = figures, "generator.pt", "enhancer", "enhancing the images"
+    name, config = "generation", GenerationConfig
+    figures, file, model = figures, "generator.pt", "enhancer"
     truth = "target"
 
     def check(self, config: GenerationConfig) -> None:

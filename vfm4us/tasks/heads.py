@@ -1,22 +1,12 @@
 """What turns an encoder's vectors into classes: three trained layers, logistic regression as a layer, votes of neighbours."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm4us.config import option
 from vfm4us.evaluation.representation import logistic_regression, neighbour_votes
-
-
-@dataclass
-class HeadConfig:
-    """Width and dropout of the classifier's layers."""
-
-    hidden: int = option(256, "width of the two hidden layers", low=1, high=65536)
-    dropout: float = option(0.3, "after each of them", low=0.0, high=0.95)
+from vfm4us.tasks.sections import HeadConfig
 
 
 class NeighbourHead(nn.Module):

@@ -1,38 +1,23 @@
 """Representation: what a frozen encoder's vectors tell of the labels, by k-NN and a linear probe; nothing is trained or chosen."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import representation as figures
-from vfm4us.tasks.base import Task, TaskConfig
-from vfm4us.tasks.classification import LabelledData, LabelledDataConfig
+from vfm4us.tasks.base import Task
+from vfm4us.tasks.classification import LabelledData
+from vfm4us.tasks.sections import RepresentationConfig
 
 SHAPE = "size and shape"  # of the image file, beside the embeddings
-
-
-@dataclass
-class RepresentationConfig(TaskConfig):
-    """All keys of a measurement of frozen encoders: how images become vectors, and whose labels are asked for."""
-
-    name: str = option("representation", "the runs lie in logs/<name>/seed-<n>")
-    embeddings: list[str] = option(
-        ["whole"],
-        "whole images; square: their central squares, which hide the shape of the file; patches: the mean of some patches",
-        choices=["whole", "square", "patches"],
-    )
-    patches: int = option(4, "patches of an image, for the embedding of that name", low=1, high=1024)
-    data: LabelledDataConfig = section(LabelledDataConfig, "what is probed")
 
 
 class Representation(Task):
     """The probes of an encoder as it is. Fitted on train and val, with a label_share below 1 on that share of train."""
 
     name, config, figures = "representation", RepresentationConfig, figures
-    file, model, doing, truth = "", "encoder", "probing an encoder", "label"
+    file, model, truth = "", "encoder", "label"
 
     def check(self, config: RepresentationConfig) -> None:
         if not config.embeddings:

@@ -12,7 +12,6 @@ with the mask as its file has it.
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import log, plots
-from vfm4us.augment import PatchConfig, PatchSampler, ViewConfig
-from vfm4us.config import option, section, to_dict
+from vfm4us.augment import PatchSampler
+from vfm4us.config import to_dict
 from vfm4us.data.codings import read_as_trained
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import is_prepared
@@ -40,50 +39,11 @@ from vfm4us.evaluation.segmentation import IGNORED, MEASURES, compare, packed_di
 from vfm4us.runtime.device import autocast
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tasks import base
-from vfm4us.tasks.base import Cases, EvaluationConfig, Task, TaskConfig, TaskDataConfig
+from vfm4us.tasks.base import Cases, Task
 from vfm4us.tasks.decoders import Decoder
-from vfm4us.tasks.finetune import FinetuneConfig, Finetuner, batches_of
-
-
-@dataclass
-class MaskedDataConfig(TaskDataConfig):
-    """The images with masks, the names of their classes, and whether all classes count as one."""
-
-    classes: list[str] = option(
-        [], "names of the masks' classes 1, 2, ...; empty: numbered as the training masks have them"
-    )
-    join: bool = option(False, "all classes of the masks as one")
-
-
-@dataclass
-class SegmentationConfig(TaskConfig):
-    """All keys of a segmentation run: decoder, losses, data, loop and how training images are varied."""
-
-    name: str = option("segmentation", "the runs lie in logs/<name>/seed-<n>")
-    decoder: str = option("deeplabv3plus", "what turns features into masks", choices=["deeplabv3plus", "unet"])
-    decoder_width: int = option(
-        256,
-        "its channels; of a U-Net those of the coarsest level, halved at each finer one down to 16",
-        low=16,
-        high=4096,
-    )
-    atrous_rates: list[int] = option([12, 24, 36], "three dilations of DeepLabv3+, px of a map at 1/16 of data.size")
-    dice_weight: float = option(1.0, "of the soft Dice loss, beside a cross-entropy of weight 1", low=0.0)
-    flips: bool = option(False, "average the prediction with that of the mirrored image when testing")
-    data: MaskedDataConfig = section(MaskedDataConfig, "what is segmented")
-    finetune: FinetuneConfig = section(FinetuneConfig, "the training loop", learning_rate=3e-3)
-    augment: ViewConfig = section(
-        ViewConfig,
-        "of training images, and of their masks where it moves pixels",
-        scale_low=0.5,
-        scale_high=1.0,
-        ratio=1.2,
-        jitter=0.5,
-        blur=0.1,
-        speckle=0.0,
-        depth_gain=0.1,
-    )
-
+from vfm4us.tasks.finetune import Finetuner, batches_of
+from vfm4us.tasks.sections import MaskedDataConfig, SegmentationConfig, SegmentConfig
+from vfm4us.views import PatchConfig
 
 # ---- model ----------------------------------------------------------------------------------------------------------
 
@@ -402,21 +362,14 @@ def pictures(out: Path, root: Path, cases: Cases, size: int, join: bool = False)
         plots.overlays(out / "overlays.png", images, predictions, titles, names, truths)
 
 
-@dataclass
-class SegmentConfig(EvaluationConfig):
-    """How a trained segmenter is used on other images."""
-
-    flips: bool = option(False, "average with the prediction for the mirrored image")
-
-
 # ---- the task -------------------------------------------------------------------------------------------------------
 
 
 class Segmentation(Task):
     """The segmentation task: trains, tests and applies a segmenter on an encoder."""
 
-    name, config, evaluation_config = "segmentation", SegmentationConfig, SegmentConfig
-    figures, file, model, doing = figures, "segmenter.pt", "segmenter", "segmenting the lesions"
+    name, config = "segmentation", SegmentationConfig
+    figures, file, model = figures, "segmenter.pt", "segmenter"
     truth = "mask"
 
     def read(self, config: SegmentationConfig) -> MaskedData:

@@ -1,16 +1,12 @@
-"""The methods an encoder can be pretrained by: one file and one line here each."""
+"""The methods an encoder can be pretrained by: one file each, by the name of its section in `sections.METHODS`."""
 
-from vfm4us.pretraining.method import Method
-from vfm4us.pretraining.methods.dinov2 import DINOv2
-from vfm4us.pretraining.methods.emp_ssl import EmpSSL
-from vfm4us.pretraining.methods.mae import MAE
-from vfm4us.pretraining.methods.simclr import SimCLR
-from vfm4us.pretraining.methods.spatial_frequency import SpatialFrequency
+import importlib
+from typing import TYPE_CHECKING
 
-METHODS: dict[str, type[Method]] = {
-    "emp_ssl": EmpSSL,
-    "mae": MAE,
-    "dinov2": DINOv2,
-    "simclr": SimCLR,
-    "spatial_frequency": SpatialFrequency,
-}
+if TYPE_CHECKING:
+    from vfm4us.pretraining.method import Method
+
+
+def method_named(name: str) -> "type[Method]":
+    """The class METHOD of the module of that name."""
+    return importlib.import_module(f"{__name__}.{name}").METHOD

@@ -2,7 +2,6 @@
 
 import math
 import random
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -10,53 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm4us.augment import PatchSampler, moved
-from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.method import STRONG, AdamWConfig, Baseline, CropConfig
+from vfm4us.pretraining.method import Baseline
 from vfm4us.pretraining.pictures import Picture, Rows
+from vfm4us.pretraining.sections import DINOv2Config
 from vfm4us.pretraining.tokens import (
     join_tokens,
     split_into_tokens,
 )
-
-
-@dataclass
-class DINOv2Config:
-    """What decides how DINOv2 learns: its head, masks, losses, teacher, crops and optimizer."""
-
-    prototypes: int = option(65536, "outputs of the head (K)", low=8, high=1_000_000)
-    hidden: int = option(2048, "width of the head's two hidden layers", low=8, high=65536)
-    bottleneck: int = option(256, "width in front of the prototypes", low=4, high=16384)
-    batch_norm: bool = option(False, "in the head's hidden layers: it spreads out vectors that hardly differ yet")
-    mask_low: float = option(0.1, "least share of a masked crop's tokens that is hidden (iBOT)", low=0.0, high=0.9)
-    mask_high: float = option(0.5, "greatest share of a masked crop's tokens that is hidden", low=0.0, high=0.9)
-    masked_crops: float = option(0.5, "share of the global crops that the student sees masked", low=0.0, high=1.0)
-    dino_weight: float = option(1.0, "of the class tokens' cross-entropy", low=0.0)
-    ibot_weight: float = option(1.0, "of the masked tokens' cross-entropy", low=0.0)
-    koleo_weight: float = option(0.1, "of the spread of the student's class tokens", low=0.0)
-    student_temperature: float = option(0.1, "of the student's softmax", low=0.001)
-    teacher_temperature_start: float = option(0.04, "of the teacher's softmax at first", low=0.001)
-    teacher_temperature: float = option(0.07, "of the teacher's softmax after its warm-up", low=0.001)
-    teacher_warmup: float = option(0.3, "share of a stage's steps over which it rises", low=0.0, high=1.0)
-    teacher_momentum: float = option(
-        0.994, "of the teacher's moving average, at first; 1 at the end", low=0.0, high=1.0
-    )
-    centring: str = option(
-        "mean",
-        "of the teacher: by a moving average, or by Sinkhorn-Knopp within the batch",
-        choices=("mean", "sinkhorn"),
-    )
-    center_momentum: float = option(0.9, "of the moving average, where that centres the teacher", low=0.0, high=1.0)
-    frozen_prototypes: float = option(0.01, "share of a stage's steps in which the last layer rests", low=0.0, high=1.0)
-    global_crops: CropConfig = section(
-        CropConfig, "large crops, for teacher and student", count=2, **STRONG | {"scale_low": 0.32, "scale_high": 1.0}
-    )
-    local_crops: CropConfig = section(
-        CropConfig, "small crops, for the student", count=8, size=96, **STRONG | {"scale_low": 0.05, "scale_high": 0.32}
-    )
-    adamw: AdamWConfig = section(
-        AdamWConfig, "optimizer", beta2=0.999, weight_decay=0.04, weight_decay_end=0.4, clip=3.0
-    )
 
 
 class Distilled(nn.Module):
@@ -160,26 +120,8 @@ class DINOv2(Baseline):
     layer frozen at first; no layer scale, no stochastic depth, no registers. The teacher is kept, as in the published weights.
     """
 
-    Config, about = DINOv2Config, "DINO, iBOT and KoLeo with a teacher"
-    masks_tokens = True
     bar: ClassVar = {"DINO": ("dino", ".3f"), "iBOT": ("ibot", ".3f"), "H": ("teacher_entropy", ".2f")}
     advice = "Lower the learning rate or the teacher's temperature, or raise batch_size."
-
-    @classmethod
-    def check(cls, config: DINOv2Config, patch: int) -> None:
-        super().check(config, patch)
-        if config.global_crops.count != 2:
-            raise ValueError(f"global_crops.count is {config.global_crops.count}, and must be 2")
-        if config.mask_low > config.mask_high:
-            raise ValueError(f"mask_low {config.mask_low} is above mask_high {config.mask_high}")
-        if config.mask_low * (tokens := (config.global_crops.size // patch) ** 2) < 1:
-            raise ValueError(
-                f"mask_low {config.mask_low} hides none of {tokens} tokens of a crop: raise it, or the crop's size"
-            )
-
-    @classmethod
-    def crops(cls, config: DINOv2Config) -> dict[str, CropConfig]:
-        return {"global_crops": config.global_crops, "local_crops": config.local_crops}
 
     def __init__(self, encoder: Encoder, config: DINOv2Config, batch_size: int):
         from lightly.loss import KoLeoLoss
@@ -291,3 +233,6 @@ class DINOv2(Baseline):
         rows |= {f"student, crop {i + 1}": crops for i, crops in enumerate(seen)}
         rows |= {f"student, small {i + 1}": crops for i, crops in enumerate(small[:2])}
         return Rows(rows, "global crops, some with hidden blocks, and small ones")
+
+
+METHOD = DINOv2

@@ -11,57 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm4us.augment import PatchConfig, PatchSampler, moved
-from vfm4us.config import option, section, to_dict
+from vfm4us.augment import PatchSampler, moved
+from vfm4us.config import to_dict
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.adversary import AdversaryConfig, frozen_statistics, perturb, random_start
-from vfm4us.pretraining.masking import MaskingConfig, choose_cells, fill_cells
+from vfm4us.pretraining.adversary import frozen_statistics, perturb, random_start
+from vfm4us.pretraining.masking import choose_cells, fill_cells
 from vfm4us.pretraining.method import Method
 from vfm4us.pretraining.objective import MultiPatchLoss
 from vfm4us.pretraining.pictures import Picture, Sheet
-
-
-@dataclass
-class ProjectorConfig:
-    """The widths of the projector, the three layers between encoder and objective."""
-
-    hidden: int = option(4096, "width of its two hidden layers", low=8, high=65536)
-    out: int = option(1024, "length of the embedding that the objective sees (d)", low=8, high=65536)
-
-
-@dataclass
-class ObjectiveConfig:
-    """What patch similarity and coding rate weigh in the loss, and the distortion of the coding rate."""
-
-    similarity_weight: float = option(200.0, "of patch similarity", low=0.0)
-    coding_rate_weight: float = option(1.0, "of total coding rate", low=0.0)
-    epsilon: float = option(0.2, "distortion in the coding rate (not squared)", low=1e-6)
-
-
-@dataclass
-class OptimizerConfig:
-    """The settings of LARS; the rate is the stage's."""
-
-    momentum: float = option(0.9, "of LARS", low=0.0, high=0.999)
-    weight_decay: float = option(1e-4, "on matrices and kernels only", low=0.0)
-    trust: float = option(0.005, "LARS trust coefficient (eta)", low=0.0)
-    vector_rate: float = option(
-        0.1, "rate of biases and batch norm, which LARS does not scale, as a share of the learning rate", low=0.0
-    )
-
-
-@dataclass
-class EmpSSLConfig:
-    """What decides how this project's method learns: projector, objective, patches, adversary, masks and optimizer."""
-
-    projector: ProjectorConfig = section(ProjectorConfig, "three layers on top, dropped after pretraining")
-    objective: ObjectiveConfig = section(ObjectiveConfig, "patch similarity and coding rate")
-    patches: PatchConfig = section(PatchConfig, "what is cut from an image and how it is varied")
-    adversary: AdversaryConfig = section(AdversaryConfig, "worst-case pixel changes")
-    masking: MaskingConfig = section(
-        MaskingConfig, "hidden cells, on the adversarial patches (on all without adversary)"
-    )
-    optimizer: OptimizerConfig = section(OptimizerConfig, "LARS")
+from vfm4us.pretraining.sections import EmpSSLConfig, OptimizerConfig, ProjectorConfig
 
 
 class Network(nn.Module):
@@ -181,7 +139,6 @@ def compute_loss(
 class EmpSSL(Method):
     """EMP-SSL (Tong et al. 2023, arXiv 2304.03977) with an adversary and masks."""
 
-    Config, about = EmpSSLConfig, "ours: many patches that agree, images that spread out"
     rate_images = 100
     pictured = 4
     bar: ClassVar = {"S": ("similarity", ".3f"), "R": ("coding_rate", ".1f")}
@@ -196,25 +153,6 @@ class EmpSSL(Method):
         self.network = self.forward = Network(encoder, config.projector)
         self.objective = MultiPatchLoss(**to_dict(config.objective))
         self.sampler = PatchSampler(config.patches)
-
-    @classmethod
-    def check(cls, config: EmpSSLConfig, patch: int) -> None:
-        masking, patches = config.masking, config.patches
-        if masking.strategy == "adversarial" and not config.adversary.weight:
-            raise ValueError(
-                "emp_ssl.masking.strategy=adversarial needs the adversary: set emp_ssl.adversary.weight above 0"
-            )
-        if masking.strategy != "none" and masking.cell > patches.size:
-            raise ValueError(f"masking.cell {masking.cell} is larger than patches.size {patches.size}")
-        PatchSampler(patches)
-
-    @classmethod
-    def crops(cls, config: EmpSSLConfig) -> dict[str, PatchConfig]:
-        return {"patches": config.patches}
-
-    @classmethod
-    def image_side(cls, config: EmpSSLConfig) -> int:
-        return 0  # patches and whole images are both looked at
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         return lars(self.network, self.config.optimizer)
@@ -252,3 +190,6 @@ class EmpSSL(Method):
             config.adversary.epsilon,
             f"adversary {attack}, masking {config.masking.strategy}",
         )
+
+
+METHOD = EmpSSL

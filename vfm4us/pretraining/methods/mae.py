@@ -1,7 +1,6 @@
 """MAE: from the visible tokens to the pixels of the hidden ones."""
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfm4us.augment import PatchSampler, moved
-from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.method import WEAK, AdamWConfig, Baseline, CropConfig
+from vfm4us.pretraining.method import Baseline
 from vfm4us.pretraining.pictures import Picture, Rows
+from vfm4us.pretraining.sections import MAEConfig
 from vfm4us.pretraining.tokens import (
     hidden_count,
     hidden_mean,
@@ -21,21 +20,6 @@ from vfm4us.pretraining.tokens import (
     split_into_tokens,
     take_tokens,
 )
-
-
-@dataclass
-class MAEConfig:
-    """What decides how MAE learns: how much is hidden, the decoder, crops and optimizer."""
-
-    mask_ratio: float = option(0.75, "share of the tokens that is hidden", low=0.05, high=0.95)
-    normalise: bool = option(True, "draw each token with mean 0 and deviation 1, else as it is")
-    decoder_width: int = option(
-        512, "of the decoder, which is dropped; a multiple of its heads and of 4", low=8, high=4096
-    )
-    decoder_depth: int = option(8, "its blocks", low=1, high=64)
-    decoder_heads: int = option(16, "its attention heads", low=1, high=64)
-    crops: CropConfig = section(CropConfig, "of each image; several count as so many images", **WEAK)
-    adamw: AdamWConfig = section(AdamWConfig, "optimizer")
 
 
 class MaskedAutoencoder(nn.Module):
@@ -100,21 +84,12 @@ class MAE(Baseline):
     loss = mean over hidden tokens t of |predicted_t - (x_t - mean(x_t)) / std(x_t)|^2
     """
 
-    Config, about = MAEConfig, "masked autoencoder"
-    masks_tokens, norm = True, "mean_of_norm"
+    norm = "mean_of_norm"
     bar: ClassVar = {"loss": ("loss", ".3f"), "mean": ("mean_error", ".3f")}
     panels = (
         ("error of hidden tokens", {"drawn": "loss", "each token's mean": "mean_error"}, None),
         ("learning rate", {"rate": "learning_rate"}, None),
     )
-
-    @classmethod
-    def check(cls, config: MAEConfig, patch: int) -> None:
-        super().check(config, patch)
-        if config.decoder_width % config.decoder_heads or config.decoder_width % 4:
-            raise ValueError(
-                f"decoder_width {config.decoder_width} must be a multiple of 4 and of decoder_heads {config.decoder_heads}"
-            )
 
     def __init__(self, encoder: Encoder, config: MAEConfig, batch_size: int):
         super().__init__(config)
@@ -170,3 +145,6 @@ class MAE(Baseline):
             },
             f"{100 * self.config.mask_ratio:.0f} % of the tokens hidden",
         )
+
+
+METHOD = MAE

@@ -1,7 +1,6 @@
 """SimCLR: two crops of an image against all other crops of the batch."""
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -10,23 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfm4us.augment import PatchSampler
-from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.method import STRONG, AdamWConfig, Baseline, CropConfig
+from vfm4us.pretraining.method import Baseline
 from vfm4us.pretraining.pictures import Picture, Rows
-
-
-@dataclass
-class SimCLRConfig:
-    """What decides how SimCLR learns: temperature, projector, crops and optimizer."""
-
-    temperature: float = option(0.1, "of the softmax over all other crops", low=0.001)
-    hidden: int = option(2048, "width of the projector's hidden layer", low=8, high=65536)
-    out: int = option(128, "length of the embedding that is compared", low=8, high=65536)
-    crops: CropConfig = section(
-        CropConfig, "two crops of each image", count=2, **STRONG | {"scale_low": 0.08, "scale_high": 1.0}
-    )
-    adamw: AdamWConfig = section(AdamWConfig, "optimizer", beta2=0.999)
+from vfm4us.pretraining.sections import SimCLRConfig
 
 
 class ProjectedEncoder(nn.Module):
@@ -52,16 +38,9 @@ class SimCLR(Baseline):
     The NT-Xent loss gathers the crops of all processes. It starts near log(2 b - 1), the value of chance.
     """
 
-    Config, about = SimCLRConfig, "two crops against all others"
     views = 2
     bar: ClassVar = {"loss": ("loss", ".3f"), "cosine": ("same_image", ".3f")}
     advice = "Lower the learning rate or simclr.temperature, or raise batch_size."
-
-    @classmethod
-    def check(cls, config: SimCLRConfig, patch: int) -> None:
-        super().check(config, patch)
-        if config.crops.count != 2:
-            raise ValueError(f"crops.count is {config.crops.count}, and must be 2")
 
     def __init__(self, encoder: Encoder, config: SimCLRConfig, batch_size: int):
         from lightly.loss import NTXentLoss
@@ -93,3 +72,6 @@ class SimCLR(Baseline):
     def picture(self, images, valid, draw) -> Picture:
         crops = self.sampler(images.to(next(self.network.parameters()).device), valid, draw)[:, :, 0]
         return Rows({"image": images.float() / 255, "crop 1": crops[0], "crop 2": crops[1]}, "two crops")
+
+
+METHOD = SimCLR

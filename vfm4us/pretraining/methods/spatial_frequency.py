@@ -1,36 +1,22 @@
 """Masks in space and a stopped band in frequency."""
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vfm4us.augment import PatchSampler, moved
-from vfm4us.config import option, section
 from vfm4us.encoders import Encoder
-from vfm4us.pretraining.method import WEAK, AdamWConfig, Baseline, CropConfig
+from vfm4us.pretraining.method import Baseline
 from vfm4us.pretraining.pictures import Picture, Rows
+from vfm4us.pretraining.sections import SpatialFrequencyConfig
 from vfm4us.pretraining.tokens import (
     hidden_mean,
     hidden_tokens,
     join_tokens,
     split_into_tokens,
 )
-
-
-@dataclass
-class SpatialFrequencyConfig:
-    """What decides how masks in space and frequency teach: their sizes, the loss between them, crops and optimizer."""
-
-    mask_ratio: float = option(0.6, "share of the tokens that is hidden", low=0.05, high=0.95)
-    band_low: float = option(0.05, "lowest frequency that may be taken away, cycles per px", low=0.001, high=0.7)
-    band_high: float = option(0.45, "highest frequency that may be taken away, cycles per px", low=0.002, high=0.71)
-    band_width: float = option(0.1, "width of the band that is taken from an image, cycles per px", low=0.001, high=0.7)
-    frequency_weight: float = option(0.5, "of the error within the band, beside the error under the masks", low=0.0)
-    crops: CropConfig = section(CropConfig, "of each image; several count as so many images", **WEAK)
-    adamw: AdamWConfig = section(AdamWConfig, "optimizer")
 
 
 def frequency_band(low: Tensor, width: float, size: int) -> Tensor:
@@ -74,22 +60,12 @@ class SpatialFrequency(Baseline):
     USFM's pretraining code is not public: widths, shares and weights are ours.
     """
 
-    Config, about = SpatialFrequencyConfig, "masks in space, a stopped band in frequency"
-    masks_tokens, norm = True, "mean_of_norm"
+    norm = "mean_of_norm"
     bar: ClassVar = {"space": ("space", ".3f"), "band": ("band", ".3f")}
     panels = (
         ("absolute error, hidden tokens", {"error": "space"}, None),
         ("absolute error, stopped band", {"error": "band"}, None),
     )
-
-    @classmethod
-    def check(cls, config: SpatialFrequencyConfig, patch: int) -> None:
-        super().check(config, patch)
-        if config.band_low + config.band_width > config.band_high:
-            raise ValueError(
-                f"band_width {config.band_width} does not fit between band_low {config.band_low} and "
-                f"band_high {config.band_high}"
-            )
 
     def __init__(self, encoder: Encoder, config: SpatialFrequencyConfig, batch_size: int):
         super().__init__(config)
@@ -143,3 +119,6 @@ class SpatialFrequency(Baseline):
             },
             f"a band of frequencies stopped, {100 * self.config.mask_ratio:.0f} % of the tokens hidden",
         )
+
+
+METHOD = SpatialFrequency
