@@ -10,8 +10,6 @@ scores, with `few` their mean over the three; otherwise logs/<name>/cross_valida
 such file gives the paired difference with a 95 % interval over groups.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +70,7 @@ def main() -> None:
         print("difference: " + ", ".join(f"{k} {markdown.cell(v, '+')}" for k, v in apart.items()))
 
 
-def cross_validate(settings: CrossValidationConfig) -> list[statistics.Outcome]:
+def cross_validate(settings: CrossValidationConfig) -> "list[statistics.Outcome]":
     """What was said of the held-out images: all folds in one outcome, or with `few` one for each of three."""
     data = classification.LabelledData(settings.data, 0)
     rows = np.sort(np.concatenate([data.train, data.val]))
@@ -103,7 +101,9 @@ def cross_validate(settings: CrossValidationConfig) -> list[statistics.Outcome]:
     return outcomes or [outcome_of(data, rows, groups, logits)]
 
 
-def outcome_of(data: classification.LabelledData, rows: np.ndarray, groups: np.ndarray, logits) -> statistics.Outcome:
+def outcome_of(
+    data: "classification.LabelledData", rows: np.ndarray, groups: np.ndarray, logits
+) -> "statistics.Outcome":
     """The outcome of the images `rows`, in that order: paths, groups, true classes (N,) and probabilities (N, classes)."""
     paths = np.array([data.dataset.records[i].path for i in rows])
     return {"paths": paths, "groups": groups, "labels": data.codes[rows], "probabilities": logits.softmax(1).numpy()}
