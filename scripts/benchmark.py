@@ -25,7 +25,6 @@ packing      `prepare` from the listing to the finished folder, against a plain 
              VFM4US_REAL_DATA names the folder of the real sets. Times on the clock where there are two cores
 """
 
-import argparse
 import copy
 import hashlib
 import importlib.util
@@ -44,6 +43,7 @@ import numpy as np
 from PIL import Image
 
 import vfm4us
+from vfm4us.command_line import Parser
 from vfm4us.config import from_dict
 from vfm4us.lazy import Lazy
 from vfm4us.phantoms.folders import write_phantoms
@@ -723,7 +723,7 @@ def benchmark_large(rounds: int, largest: int = 500_000) -> None:
 
 def main() -> None:
     """Measure the parts named on the command line, all of them by default; with --out, write benchmark.json and benchmark.png."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parts = {
         "patches": benchmark_patches,
         "coding_rate": benchmark_coding_rate,

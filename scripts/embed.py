@@ -18,7 +18,6 @@ continues an interrupted one. `encoder.weights=FILE` is another way to write --e
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import vfm4us
+from vfm4us.command_line import Parser
 from vfm4us.data.csv_files import write_rows
 from vfm4us.lazy import Lazy
 from vfm4us.runtime.files import write_array
@@ -46,7 +46,7 @@ def main() -> None:
 
     Raises ValueError for an override that is not understood and for an --out within the archive.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", type=Path, metavar="DIR", help="folder of images or CSV manifest")
     parser.add_argument("overrides", nargs="*", metavar="encoder.weights=FILE", help="the same as --encoder FILE")
     parser.add_argument("--encoder", default="open", help="open (this project's), a checkpoint or a run folder")

@@ -11,7 +11,6 @@ ONNX and TorchScript programs take images in [0, 1] and normalise them inside.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vfm4us
+from vfm4us.command_line import Parser
 from vfm4us.lazy import Lazy
 from vfm4us.runtime.files import unfinished
 from vfm4us.runtime.signals import exit_code
@@ -46,7 +46,7 @@ def main() -> int:
 
     Returns 0; 1 where the features differ, with the file removed; 2 where a package is missing.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("file", help="checkpoint, run folder or open")
     parser.add_argument("--to", choices=list(ENDINGS), required=True)
     parser.add_argument(

@@ -10,7 +10,6 @@ name of the device. The exit code is 1 where something is wrong. What time does 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from vfm4us.command_line import Parser
 from vfm4us.config import from_dict
 from vfm4us.lazy import Lazy
 from vfm4us.pretraining.settings import PretrainingConfig
@@ -506,7 +506,7 @@ def markdown(result: dict) -> str:
 
 def main() -> int:
     """Run the checks and measurements, write gpu_check.json and gpu_check.md to --out, and return 1 where any of them failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1, cpu")
     parser.add_argument("--tiny", action="store_true", help="sizes at which nothing is measured that counts, for a CPU")
     parser.add_argument("--minutes", type=float, default=8.0, help="at most (default 8)")

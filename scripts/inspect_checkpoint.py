@@ -7,12 +7,12 @@ several encoders gets a line for each, with the `prefix` that vfm4us.load_encode
 shapes. The exit status is 1 if a file loads into nothing.
 """
 
-import argparse
 import hashlib
 import sys
 from pathlib import Path
 
 import vfm4us
+from vfm4us.command_line import Parser
 from vfm4us.lazy import Lazy
 
 checkpoints = Lazy("vfm4us.checkpoints")
@@ -20,7 +20,7 @@ checkpoints = Lazy("vfm4us.checkpoints")
 
 def main() -> int:
     """Print one block per file and return 0, or 1 where one of the files does not load as an encoder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="checkpoints or run folders")
     parser.add_argument("--keys", action="store_true", help="list every tensor")
     parser.add_argument("--heads", type=int, help="attention heads of a ViT, where nothing in the file tells how many")

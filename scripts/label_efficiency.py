@@ -17,7 +17,6 @@ curves of earlier calls as further panels of the picture.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import sys
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from vfm4us import config
+from vfm4us.command_line import Parser
 from vfm4us.data.csv_files import read_rows, write_rows
 from vfm4us.evaluation.settings import LABELS
 from vfm4us.lazy import Lazy
@@ -45,7 +45,7 @@ POINT = ("images", "auroc", "low", "high")
 
 def main() -> None:
     """Measure every point asked for that is not there yet, draw a curve for each mode, and write both to --out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--encoders", nargs="+", required=True, metavar="NAME=SOURCE[,SOURCE ...]")
     parser.add_argument("--task", required=True, help="FOLDER, FOLDER:LABEL,LABEL or A-to-B:LABEL,LABEL")
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders that hold the task's folder")

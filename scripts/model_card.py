@@ -14,7 +14,6 @@ lines of the gate on outlines and on fine-tuning. Origins and licences are in so
 not listed there is an error.
 """
 
-import argparse
 import csv
 import gzip
 import io
@@ -25,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 
 from vfm4us import config
+from vfm4us.command_line import Parser
 from vfm4us.config import changed_keys
 from vfm4us.data.pools import StagePool, stage_pools
 from vfm4us.lazy import Lazy
@@ -51,7 +51,7 @@ DIGITS = 16  # of a sha256: enough to find a file among thousands, and a quarter
 
 def main() -> None:
     """Write the card README.md and the list of training images pool.csv.gz of a run to --out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("overrides", nargs="*", metavar="data.root=DIR", help="where the data are now")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of the card (default weights)")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vfm4us.command_line import Parser
 from vfm4us.data import splits
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import PreparedDataset, is_prepared
@@ -48,7 +49,7 @@ def main(arguments=None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the three commands; `run` of what it parses is the function that carries the command out."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = Parser(__doc__)
     commands = top.add_subparsers(required=True, metavar="folder | phantoms | leakage")
 
     folder = commands.add_parser("folder", help="pack a folder of images or a CSV manifest")

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vfm4us.command_line import Parser
 from vfm4us.evaluation.settings import SCALINGS, TASKS
 from vfm4us.runtime.signals import exit_code
 
@@ -34,7 +35,7 @@ def main() -> None:
 
     Raises ValueError for rows of one name, a --reference that is no row, and where no row can be measured.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("positional", nargs="*", metavar="ENCODER", help="the same as --encoders")
     parser.add_argument("--encoders", nargs="+", default=[], metavar="ENCODER", help="rows: [NAME=]SOURCE[,SOURCE ...]")
     parser.add_argument("--anchors", action="store_true", help="add what everybody has, and what labels leak through")

@@ -12,7 +12,6 @@ Where vfm4us/ or the harness has changed, it counts from nothing.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -28,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the harness lies beside the tests
 
+from vfm4us.command_line import Parser  # noqa: E402
 from vfm4us.lazy import Lazy  # noqa: E402
 from vfm4us.runtime import signals  # noqa: E402
 from vfm4us.runtime.files import write_text  # noqa: E402
@@ -187,7 +187,7 @@ def table(rows: dict[str, Row]) -> str:
 
 def main() -> int:
     """Break things for --minutes, print the table and every loss, and return 1 where anything was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="how long (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
     parser.add_argument("--continue", dest="file", type=Path, metavar="FILE", help="counts to go on from, and to keep")

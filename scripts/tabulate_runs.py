@@ -6,11 +6,11 @@ A run is the folder logs/<name> of Downstream/Classification/train.py. --against
 which must be the same, with a 95 % interval over each run's seeds and over test groups.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from vfm4us import markdown
+from vfm4us.command_line import Parser
 from vfm4us.lazy import Lazy
 from vfm4us.runtime.signals import exit_code
 
@@ -19,7 +19,7 @@ statistics, base = Lazy("vfm4us.evaluation.statistics"), Lazy("vfm4us.tasks.base
 
 def main() -> None:
     """Print a Markdown table of the runs, and of the differences asked for; raises ValueError for an --against without two runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--against", nargs="*", default=[], metavar="RUN=OTHER")
     parser.add_argument("--scores", nargs="+", default=["macro_f1", "auroc", "accuracy"])

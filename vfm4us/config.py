@@ -25,6 +25,7 @@ import typing
 from pathlib import Path
 
 from vfm4us import plain_yaml
+from vfm4us.command_line import Parser
 from vfm4us.log import say
 
 T = typing.TypeVar("T")
@@ -72,11 +73,7 @@ def section(cls: type[T], doc: str, **defaults: typing.Any) -> T:
 
 def parser(doc: str | None, cls: type) -> argparse.ArgumentParser:
     """The command line of a script that is given a `cls`: [--config FILE] [section.key=value ...]; --help lists the keys."""
-    result = argparse.ArgumentParser(
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys, defaults and meaning:\n" + describe(cls),
-    )
+    result = Parser(doc, epilog="keys, defaults and meaning:\n" + describe(cls))
     result.add_argument("--config", type=Path, help="YAML file; also one of this repository from any working directory")
     result.add_argument("overrides", nargs="*", metavar="section.key=value")
     return result
@@ -101,7 +98,7 @@ def from_flags(cls: type[T], doc: str | None, positional: typing.Sequence[str] =
 
     A bool is switched on by its flag; a list takes several words.
     """
-    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = Parser(doc)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(typing.cast(typing.Any, cls)):
         hint, about = hints[field.name], {"help": field.metadata["doc"], "choices": field.metadata["choices"]}

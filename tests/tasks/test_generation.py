@@ -534,6 +534,8 @@ def test_the_distance_is_l1_and_ssim_and_features_where_the_config_says_so():
 def test_features_of_random_weights_are_no_measure(build):
     with pytest.raises(ValueError, match="those of random weights say little: give training.perceptual_encoder=FILE"):
         task.TASK.run_seeds(build("training.perceptual_weight=1"), quiet)
+    with pytest.raises(FileNotFoundError, match="training.perceptual_encoder: gone.pt does not exist"):
+        task.TASK.run_seeds(build("training.perceptual_weight=1", "training.perceptual_encoder=gone.pt"), quiet)
     with pytest.raises(ValueError, match="method=one-sided compares maps of residual blocks: give network.kind=blocks"):
         task.TASK.run_seeds(build("method=one-sided", "network.kind=unet"), quiet)
 

@@ -31,14 +31,17 @@ def weights_of(config: InitialEncoderConfig, seed: int) -> str:
 
 def refuse_missing_weights(config: InitialEncoderConfig, seed: int) -> None:
     """FileNotFoundError where encoder.weights names no file or folder: known before data are packed and other runs are done."""
-    if config.weights in ("none", "imagenet"):
-        return
-    path, _ = resolve(weights_of(config, seed))
-    if not path.exists():
-        raise FileNotFoundError(
-            f"encoder.weights: {path} does not exist (looked from {Path.cwd()}); give a checkpoint or run folder, open, imagenet "
-            "or none"
+    if config.weights not in ("none", "imagenet"):
+        refuse_missing(
+            weights_of(config, seed), "encoder.weights", "a checkpoint or run folder, open, imagenet or none"
         )
+
+
+def refuse_missing(weights: str, key: str, wanted: str = "a checkpoint or run folder, or open") -> None:
+    """FileNotFoundError that names the key where `weights` is no released encoder, file or folder."""
+    path, _ = resolve(weights)
+    if not path.exists():
+        raise FileNotFoundError(f"{key}: {path} does not exist (looked from {Path.cwd()}); give {wanted}")
 
 
 def make_encoder(config: InitialEncoderConfig, seed: int) -> tuple[Encoder, LoadReport | None]:

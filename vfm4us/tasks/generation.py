@@ -49,6 +49,7 @@ from vfm4us.tasks import base, segmentation
 from vfm4us.tasks.base import Cases, Task
 from vfm4us.tasks.cyclegan import Networks, new_enhancer
 from vfm4us.tasks.enhancers import METHODS
+from vfm4us.tasks.finetune import refuse_missing
 from vfm4us.tasks.sections import EnhanceConfig, GenerationConfig, GeneratorConfig, QualityDataConfig
 from vfm4us.tasks.settings import TaskDataConfig
 
@@ -544,6 +545,8 @@ class Generation(Task):
                 "training.perceptual_weight compares features, and those of random weights say little: give "
                 "training.perceptual_encoder=FILE or encoder.weights=FILE, or training.perceptual_weight=0"
             )
+        if config.training.perceptual_encoder:
+            refuse_missing(config.training.perceptual_encoder, "training.perceptual_encoder")
         if config.data.level and config.data.strength != QualityDataConfig().strength:
             raise ValueError(
                 f"data.level={config.data.level} and data.strength={config.data.strength:g} both say how strong the "

@@ -1,0 +1,30 @@
+"""A mistyped flag is answered with the nearest one, in every script that takes flags."""
+
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+from vfm4us.command_line import Parser
+
+
+def test_a_mistyped_flag_is_answered_with_the_nearest_and_none_is_cut_short(capsys):
+    parser = Parser("help")
+    parser.add_argument("--minutes", type=int)
+    parser.add_argument("--device")
+    for words, near in (
+        (["--minuts", "3"], "--minuts: did you mean --minutes?"),
+        (["--devic=cpu"], "did you mean --device?"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(words)
+        assert ended.value.code == 2 and near in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--nothing-like-it"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_every_script_has_this_parser():
+    files = [p for folder in ("scripts", "Pretraining", "Downstream", "vfm4us") for p in (ROOT / folder).rglob("*.py")]
+    plain = [p.name for p in files if re.search(r"argparse\.ArgumentParser\(", p.read_text())]
+    assert len(files) > 100 and plain == []
