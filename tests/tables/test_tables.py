@@ -200,6 +200,9 @@ def test_shards_share_the_cells_and_keep_those_of_an_encoder_together(write_tabl
 
 def test_several_pretraining_seeds_go_with_the_seeds_of_the_cells(write_table, textures):
     plan = make_plan(load(write_table(), f"data={textures}", "pretraining_seeds=[0,1]"))
+    assert [p.config.seed for p in plan.pretrainings] == sorted(
+        p.config.seed for p in plan.pretrainings
+    )  # a seed is done, then the next
     assert len(plan.pretrainings) == 6 and [p.config.seed for p in plan.pretrainings[:2]] == [0, 1]
     cell = next(c for c in plan.cells if c.stage == "fine")
     assert cell.config.encoder.weights == "logs/t/encoders/vfm4us-fine-{seed}/encoder.pt" and len(cell.needs) == 2

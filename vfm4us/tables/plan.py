@@ -315,7 +315,7 @@ def make_plan(settings: TableConfig) -> Plan:
 
 
 def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
-    """An encoder for each method that is pretrained, stage and pretraining seed."""
+    """An encoder for each method that is pretrained, stage and pretraining seed; all of a seed, then the next seed."""
     found = []
     for method, about in _methods(settings).items():
         if not about.config:
@@ -340,7 +340,8 @@ def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
             own.name, own.seed = f"{_arm_folder(plain(method), stage)}-{seed}", seed
             own.logs = str(Path(settings.logs) / settings.name / "encoders")
             found.append(Pretraining(method, stage, own, _absent_sources(own)))
-    return found
+    # a table that is stopped half-way has whole seeds of every method, not one method alone
+    return sorted(found, key=lambda p: settings.pretraining_seeds.index(p.config.seed))
 
 
 def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[Cell]:
