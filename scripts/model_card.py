@@ -229,7 +229,8 @@ def budget_part(folder: Path, settings: PretrainingConfig, state: dict) -> str:
 def probe_part(path: Path) -> str:
     """The card's part on what the encoder is worth: tables from results.csv of scripts/probe.py, and the gate on test splits.
 
-    Raises ValueError for a file without rows, and for test figures from which no line of the gate can be decided.
+    Raises FileNotFoundError without metrics.json beside it, ValueError for a file without rows, and for test figures
+    from which no line of the gate can be decided.
     """
     with open(path, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -238,7 +239,10 @@ def probe_part(path: Path) -> str:
     table = {(r["row"], r["task"], r["probe"], r["measure"]): r for r in rows}
     names, tasks = (list(dict.fromkeys(r[key] for r in rows)) for key in ("row", "task"))
     ours = names[0]
-    about = json.loads((path.parent / "metrics.json").read_text()) if (path.parent / "metrics.json").is_file() else {}
+    beside = path.parent / "metrics.json"
+    if not beside.is_file():  # it says which split the figures are of, and so whether there is a gate
+        raise FileNotFoundError(f"{beside} is not there: leave {path.name} in the folder that scripts/probe.py wrote")
+    about = json.loads(beside.read_text())
     split = about.get("protocol", {}).get("split", "")
     how = f"Frozen features{f', {split}' if split else ''}; macro AUROC, 95 % interval over groups and seeds."
     parts = [f"## What it is worth\n\n{how}"]

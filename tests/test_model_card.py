@@ -91,6 +91,10 @@ def test_the_gate_says_by_how_much_a_line_fails(tmp_path):
     several = CARD.probe_part(write_probe(tmp_path / "c", 0.75, 0.79, setting=" (224 px, half-whiten)"))
     assert several.count("| yes |") == text.count("| yes |") > 0
     assert "gate" not in CARD.probe_part(write_probe(tmp_path / "b", 0.75, 0.79, split="cv"))
+    alone = write_probe(tmp_path / "d", 0.75, 0.79)
+    (alone.parent / "metrics.json").unlink()
+    with pytest.raises(FileNotFoundError, match="metrics.json is not there"):  # never a card that lacks its gate unsaid
+        CARD.probe_part(alone)
 
 
 def test_what_a_trained_task_gains_is_a_line_of_the_gate(tmp_path):

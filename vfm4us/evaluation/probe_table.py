@@ -598,12 +598,12 @@ def write(table: Table, reference: str, out: Path) -> str:
                     s = figure.summary()
                     line = [name, table.seeds[name], column, table.images.get(column, ""), method, key]
                     line += [
-                        f"{v:.4f}" for v in (s["mean"], s["low"], s["high"], min(s["per_seed"]), max(s["per_seed"]))
+                        f"{v:.6f}" for v in (s["mean"], s["low"], s["high"], min(s["per_seed"]), max(s["per_seed"]))
                     ]
                     metrics[f"{name}/{column}/{method}/{key}"] = s
                     if reference in table.figures and name != reference:
                         d = figure.minus(table.figures[reference][column][method][key])
-                        line += [f"{d[k]:.4f}" for k in ("mean", "low", "high")] + [f"{d['p']:.4g}"]
+                        line += [f"{d[k]:.6f}" for k in ("mean", "low", "high")] + [f"{d['p']:.4g}"]
                         metrics[f"{name} - {reference}/{column}/{method}/{key}"] = d
                     rows.append(line)
     write_text(out / "results.csv", rows_text(heads, rows))
