@@ -145,11 +145,12 @@ class BEiT(Transformer):
         spec = self.spec
         body = Beit(
             **common,
-            use_fc_norm=spec.norm == "mean",
             init_values=0.1,
             use_abs_pos_emb=spec.positions != "relative",
             use_rel_pos_bias=True,
         )
+        if (spec.norm == "mean") != isinstance(body.norm, nn.Identity):  # timm goes by the pooling; the norm is not drawn
+            body.norm, body.fc_norm = body.fc_norm, body.norm
         if spec.norm == "none":
             body.norm = nn.Identity()
         return body
