@@ -9,7 +9,7 @@ from vfm4us import markdown
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.run import RunFolder
-from vfm4us.tasks import base
+from vfm4us.tasks import base, command_line
 
 
 def mean_dice(outcome, counts):
@@ -121,3 +121,23 @@ def test_a_table_shows_a_dozen_classes_and_leaves_a_thousand_to_the_file():
     assert "recall" not in base.table(few | {"recall 12": {"mean": 0.1}}, 1)
     assert markdown.cell({"mean": 0.1, "low": -0.02, "high": 0.2}, "+") == "+0.100 (-0.02 to +0.20)"
     assert markdown.cell(None) == "-"
+
+
+@pytest.mark.parametrize("seeds", ["[3]", "[0,1]"])
+def test_the_conclusion_is_said_once(monkeypatch, seeds):
+    class Trained:
+        def run_seeds(self, settings):
+            if len(settings.seeds) == 1:
+                said.append(self.conclusion({}))  # as run_seed says it of each seed
+            return {}
+
+        def conclusion(self, result):
+            return "it was worth it"
+
+    said: list[str] = []
+    monkeypatch.setattr(base, "task_named", lambda name: Trained())
+    monkeypatch.setattr(base, "table", lambda result, seeds: "a table")
+    monkeypatch.setattr("vfm4us.log.say", said.append)
+    monkeypatch.setattr("sys.argv", ["train.py", "data.path=DIR", f"seeds={seeds}"])
+    command_line.train("classification", "doc")
+    assert "\n".join(said).count("it was worth it") == 1

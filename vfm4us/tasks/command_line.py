@@ -19,8 +19,9 @@ def train(task: str, doc: str | None) -> None:
         write_quickstart_phantoms()
     trained = task_named(task)
     result = trained.run_seeds(settings)
-    conclusion, where = trained.conclusion(result), Path(settings.logs) / settings.name
-    log.say("\n".join(["", table(result, len(settings.seeds)), "", *filter(None, [conclusion]), f"written to {where}"]))
+    said = trained.conclusion(result) if len(settings.seeds) > 1 else ""  # one seed has said its own
+    where = Path(settings.logs) / settings.name
+    log.say("\n".join(["", table(result, len(settings.seeds)), "", *filter(None, [said]), f"written to {where}"]))
 
 
 def evaluate(task: str, doc: str | None) -> None:
