@@ -104,9 +104,11 @@ class Bench:
         return from_dict(PretrainingConfig, values)
 
     def trainer(self, name: str, **more) -> Trainer:
+        """A trainer of one of the configs, with further keys."""
         return trainer.Trainer(self.config(name, **more), self.device, 0, 1)
 
     def synchronise(self) -> None:
+        """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -142,12 +142,14 @@ class Counts:
         self.rounds = plain["rounds"]
 
     def save(self) -> None:
+        """Write what was tried and lost so far."""
         if self.file is not None:
             plain = {"seed": self.seed, "code": self.code, "rounds": self.rounds}
             rows = {name: asdict(row) for name, row in self.rows.items()}
             write_text(self.file, json.dumps(plain | {"rows": rows}, indent=1) + "\n")
 
     def lost(self) -> list[str]:
+        """A sentence for each loss."""
         return [f"LOST {name}: {what}" for name, row in self.rows.items() for what in row.lost]
 
 

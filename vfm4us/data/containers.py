@@ -35,6 +35,7 @@ class Told:
     refused: dict = field(default_factory=dict)
 
     def note(self, sentence: str, path: str) -> None:
+        """Count a sentence about one more file, and keep the first as its example."""
         self.notes[sentence] += 1
         self.examples.setdefault(sentence, path)
 

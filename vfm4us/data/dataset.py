@@ -181,6 +181,7 @@ class Fingerprints:
         self.phash = dataset.phash[indices]
 
     def thumbnail_of(self, index: int) -> np.ndarray:
+        """The thumbnail of a fingerprint's image, uint8."""
         return self.dataset.thumbnail_of(int(self.indices[index]))
 
 

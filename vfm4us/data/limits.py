@@ -93,6 +93,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def hold(self, pixels: int):
+        """Wait until so many pixels are free, and hold them in the block; a block within another holds nothing more."""
         if getattr(self.own, "holds", False):
             yield
             return

@@ -74,10 +74,12 @@ class MaskCoding:
     said: tuple[str, ...] = ()
 
     def to_plain(self) -> dict:
+        """As lists and plain values, for JSON and checkpoints."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_plain(cls, plain: dict) -> "MaskCoding":
+        """The coding that `to_plain` gave."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
     def class_values(self) -> dict[str, str]:
@@ -94,6 +96,7 @@ class CodingOfSet:
         self.lock = threading.Lock()
 
     def decided(self) -> MaskCoding | None:
+        """The coding, decided at the first call by all masks of the set; None where they need none."""
         with self.lock:
             if self.coding is None:
                 self.coding = mask_coding(*self.of)
@@ -110,6 +113,7 @@ class RawMask:
 
     @property
     def colours(self) -> bool:
+        """Whether it has colours, not one number a pixel."""
         return self.pixels.ndim == 3
 
 

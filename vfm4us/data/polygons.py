@@ -81,6 +81,7 @@ class Outline:
         self.number, self.relative = _class(number), relative
 
     def draw(self, mask: np.ndarray) -> None:
+        """Fill the outline in `mask` (H, W). ValueError where shares of the image reach beyond it."""
         points = self.points
         if self.relative:
             if points.min() < -0.01 or points.max() > 1.01:
@@ -99,6 +100,7 @@ class Box:
         self.what = what
 
     def draw(self, mask: np.ndarray) -> None:
+        """ValueError: a box is no outline."""
         raise ValueError(f"{self.what} is a box, no outline: boxes are no masks")
 
 
@@ -112,6 +114,7 @@ class Runs:
             raise ValueError("run lengths are damaged: negative numbers")
 
     def draw(self, mask: np.ndarray) -> None:
+        """Fill the runs in `mask` (H, W). ValueError where they belong to another size."""
         if self.size is not None and self.size != mask.shape:
             raise ValueError(
                 f"its run lengths are for {self.size[1]} x {self.size[0]} pixels, not {mask.shape[1]} x {mask.shape[0]}"

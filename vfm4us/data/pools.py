@@ -66,13 +66,16 @@ class Pool:
 
     @property
     def labels(self) -> list[str]:
+        """The label of each image."""
         return [label for part in self.part_labels for label in part]
 
     @property
     def sizes(self) -> list[int]:
+        """How many images each source gives."""
         return [len(p) for p in self.parts]
 
     def batch(self, items: np.ndarray) -> "tuple[Tensor, Tensor]":
+        """Images (B, S, S) uint8 and valid rectangles (B, 4) of these places in the pool."""
         import torch  # which the check of a config does without
 
         images = np.stack([self.datasets[self.source[i]].images[self.index[i]] for i in items])

@@ -70,6 +70,7 @@ class Record:
 
     @property
     def mask_paths(self) -> list[str]:
+        """The files of its mask; several outlines of one image may lie in several files."""
         return split_paths(self.mask)
 
 

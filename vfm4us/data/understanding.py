@@ -22,6 +22,7 @@ class Kind:
 
     @property
     def examples(self) -> list[str]:
+        """The first few paths, in the order people count."""
         return sorted(self.paths, key=natural_key)[:EXAMPLES]
 
 

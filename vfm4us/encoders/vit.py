@@ -149,7 +149,9 @@ class BEiT(Transformer):
             use_abs_pos_emb=spec.positions != "relative",
             use_rel_pos_bias=True,
         )
-        if (spec.norm == "mean") != isinstance(body.norm, nn.Identity):  # timm goes by the pooling; the norm is not drawn
+        if (spec.norm == "mean") != isinstance(
+            body.norm, nn.Identity
+        ):  # timm goes by the pooling; the norm is not drawn
             body.norm, body.fc_norm = body.fc_norm, body.norm
         if spec.norm == "none":
             body.norm = nn.Identity()

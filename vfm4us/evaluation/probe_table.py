@@ -84,6 +84,7 @@ class Task:
 
     @property
     def across(self) -> bool:
+        """Whether it is tested on another set than it is fitted on."""
         return self.fitted_on is not self.tested_on
 
     def rows(self, dataset: PreparedDataset, splits: list[str], limit: int = 0) -> np.ndarray:
@@ -96,6 +97,7 @@ class Task:
         return found
 
     def codes(self, dataset: PreparedDataset, rows: np.ndarray) -> np.ndarray:
+        """Class numbers (n,) of the rows of a set."""
         return np.searchsorted(self.classes, np.asarray(dataset.labels)[rows])
 
 
@@ -186,15 +188,18 @@ class FeatureCache:
         self.folder = Path(folder)
 
     def path(self, *parts: str) -> Path:
+        """The file of what these words name."""
         return self.folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npz"
 
     def read(self, path: Path) -> dict[str, np.ndarray] | None:
+        """The arrays of a file, None where there is none."""
         if not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as found:
             return dict(found)
 
     def write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        """Keep arrays in a file, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_array(path, np.savez, **arrays)
 
@@ -393,6 +398,7 @@ class Figure:
     resamples: np.ndarray
 
     def interval(self) -> tuple[float, float, float]:
+        """Mean over seeds, and the 95 % interval over seeds and groups."""
         return _bounded(self.per_seed, self.resamples)
 
     def minus(self, other: "Figure") -> dict[str, float]:
@@ -404,6 +410,7 @@ class Figure:
         return {"mean": mean, "low": low, "high": high, "p": statistics.p_value(*about)}
 
     def summary(self) -> dict:
+        """Mean, low, high (within 0 and 1) and each seed's figure, as metrics.json holds them."""
         mean, low, high = self.interval()
         return {"mean": mean, "low": max(0.0, low), "high": min(1.0, high), "per_seed": self.per_seed.tolist()}
 

@@ -33,12 +33,15 @@ class Probe:
 
     @property
     def wavelength(self) -> float:
+        """mm, at 1540 m/s."""
         return 1.54 / self.frequency  # mm at 1540 m/s
 
     def axial_sigma(self) -> float:
+        """Standard deviation of the pulse along the beam, mm."""
         return 0.425 * self.cycles * self.wavelength / 2
 
     def lateral_sigma(self, depth: np.ndarray) -> np.ndarray:
+        """Standard deviation of the beam across it at each depth, mm."""
         field_depth = 7 * self.wavelength * self.f_number**2
         return 0.425 * self.wavelength * self.f_number * np.sqrt(1 + ((depth - self.focus) / field_depth) ** 2)
 

@@ -107,9 +107,11 @@ class Scene:
         return weight
 
     def fluid(self, distance, wall=0.0):
+        """Paint what hardly echoes and brightens what lies behind it."""
         self.paint(distance, echo=-45.0, alpha=0.02, impedance=-0.15, wall=wall)
 
     def bone(self, distance):
+        """Paint what echoes strongly and leaves a shadow behind it."""
         self.paint(distance, echo=4.0, alpha=14.0, impedance=3.0)
 
     def body_wall(self, low: float, high: float) -> float:

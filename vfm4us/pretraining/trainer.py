@@ -209,6 +209,7 @@ class Trainer(Training):
         return leaks
 
     def steps_per_epoch(self, stage: int) -> int:
+        """Optimizer steps in an epoch of a stage."""
         images = self.config.stages[stage].epoch_images or len(self.training[stage])
         return max(1, images // self.config.batch_size)
 

@@ -82,6 +82,7 @@ class Watch(threading.Thread):
         self.place, self.since, self.said = self.place + 1, time.monotonic(), False
 
     def run(self) -> None:
+        """Write this rank's sign of life and look for the others' until stopped."""
         while not self.ended.wait(BEAT):
             try:
                 self._write()
@@ -90,6 +91,7 @@ class Watch(threading.Thread):
                 return
 
     def stop(self) -> None:
+        """The thread ends at its next beat."""
         self.ended.set()
 
     def silent(self) -> str:

@@ -19,12 +19,14 @@ class ProgressLines:
         self.begun = self.told = time.monotonic()
 
     def update(self, count: int = 1) -> None:
+        """`count` more are done; a line is written where the last is long enough ago."""
         self.done += count
         now = time.monotonic()
         if now - self.told >= EVERY:
             self._tell(now)
 
     def close(self) -> None:
+        """The last line, where any was written before."""
         if self.told > self.begun:
             self._tell(time.monotonic())
 

@@ -107,6 +107,7 @@ class RunFolder:
         return lines
 
     def close(self) -> None:
+        """Close the files of the run and let go of its lock."""
         if self.main and hasattr(self, "stream"):
             self.stream.close()
             self.tensorboard.close()

@@ -142,6 +142,7 @@ class Job:
 
     @property
     def error(self) -> Path:
+        """The file that says why the job failed."""
         return self.folder / "error.txt"
 
     def failed(self, invocation: str) -> bool:
@@ -149,6 +150,7 @@ class Job:
         return self.error.is_file() and self.error.read_text().splitlines()[:1] == [invocation]
 
     def fail(self, invocation: str, text: str) -> None:
+        """Record that it failed in this invocation, and why."""
         write_text(self.error, f"{invocation}\n{text}")
 
     @contextlib.contextmanager
@@ -182,14 +184,17 @@ class Pretraining(Job):
 
     @property
     def folder(self) -> Path:  # type: ignore[override]
+        """The run folder."""
         return Path(self.config.logs) / self.config.name
 
     @property
     def name(self) -> str:
+        """How progress calls it."""
         return f"encoders/{self.config.name}"
 
     @property
     def encoder(self) -> Path:
+        """The file of the encoder, once it is finished."""
         return self.folder / "encoder.pt"
 
     @property
@@ -197,9 +202,11 @@ class Pretraining(Job):
         return self.encoder.is_file()
 
     def refuse_changed(self) -> None:
+        """ValueError where the folder holds a run of another config."""
         refuse_changed(self.folder, self.config)
 
     def run(self) -> None:
+        """Pretrain, or go on where it was stopped."""
         from vfm4us.pretraining.trainer import pretrain
 
         pretrain(self.config)
@@ -221,10 +228,12 @@ class Cell(Job):
 
     @property
     def name(self) -> str:
+        """How progress and `only` call it: its folder."""
         return self.folder.name
 
     @property
     def setting(self) -> str:
+        """The values of the axes, in words."""
         return ", ".join(self.values)
 
     @property
@@ -234,6 +243,7 @@ class Cell(Job):
 
     @property
     def kind(self) -> "Task":
+        """The task that is run."""
         from vfm4us.tasks.base import task_named
 
         return task_named(self.task)
@@ -244,12 +254,14 @@ class Cell(Job):
         return path.is_file() and json.loads(path.read_text())["seeds"] == self.config.seeds
 
     def refuse_changed(self) -> None:
+        """ValueError where a seed's folder holds a run of another config."""
         for seed in self.config.seeds:
             one = copy.deepcopy(self.config)
             one.seed = seed
             refuse_changed(self.folder / f"seed-{seed}", one)
 
     def run(self) -> None:
+        """Train and test every seed that is not finished."""
         self.kind.run_seeds(self.config)
 
 

@@ -127,6 +127,7 @@ class Task:
         return ""
 
     def encoder_of(self, model: nn.Module) -> Encoder:
+        """The encoder within a model of this task."""
         return model.encoder
 
     def head_of(self, model: nn.Module) -> dict[str, Tensor]:

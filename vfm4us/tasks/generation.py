@@ -699,6 +699,7 @@ class Enhancer:
 
     @property
     def settings(self) -> tuple[int, int, int]:
+        """Packed size, tile and overlap, px."""
         return self.size, self.tile, self.overlap
 
 

@@ -41,6 +41,7 @@ class Distilled(nn.Module):
         self.ibot = IBOTPatchLoss(c.prototypes, student_temp=c.student_temperature, center_momentum=momentum)
 
     def build_head(self) -> nn.Module:
+        """A projection head with prototypes; student and teacher have one each."""
         from lightly.models.modules import DINOv2ProjectionHead
 
         c = self.config

@@ -31,6 +31,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = self.build_decoder()
 
     def build_decoder(self) -> nn.ModuleDict:
+        """The decoder, which is thrown away after pretraining."""
         from lightly.models.modules import MaskedVisionTransformerDecoderTIMM
 
         c, encoder = self.config, self.base_encoder

@@ -24,6 +24,7 @@ class ProjectedEncoder(nn.Module):
         self.projector = self.build_projector()
 
     def build_projector(self) -> nn.Module:
+        """The projection head, which is thrown away after pretraining."""
         from lightly.models.modules import SimCLRProjectionHead
 
         return SimCLRProjectionHead(self.base_encoder.width, self.config.hidden, self.config.out)
