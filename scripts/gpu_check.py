@@ -132,11 +132,11 @@ def patches_are_those_of_the_cpu(bench: Bench) -> str:
     images = torch.randint(0, 256, (8, bench.side, bench.side), dtype=torch.uint8, generator=rng.generator(0))
     valid = torch.tensor([[0, 0, bench.side, bench.side], [3, 5, bench.side // 2, bench.side // 3]] * 4)
     sampler = augment.PatchSampler(PatchConfig(count=bench.count, size=bench.patch, shadow=0.3, speckle=0.5))
-    here, there = (
+    here, on_gpu = (
         sampler(images, valid, rng.generator(1)),
         sampler(images.to(bench.device), valid, rng.generator(1)).cpu(),
     )
-    worst, mean = (here - there).abs().max().item(), (here - there).abs().mean().item()
+    worst, mean = (here - on_gpu).abs().max().item(), (here - on_gpu).abs().mean().item()
     return require(worst < 0.02 and mean < 1e-5, f"largest difference {worst:.1e}, mean {mean:.1e} (of 1)")
 
 

@@ -84,8 +84,8 @@ def main() -> None:
 
 def draws(arguments, task: Task, arm: Row) -> list[tuple[int, int]]:
     """(labels, seed) of every point asked for; with all labels there is nothing to draw, only the encoder's seed."""
-    there = len(label_efficiency.rows_of(task, arguments.split)[0])
-    wanted = dict.fromkeys(0 if n >= there else n for n in arguments.labels)
+    images = len(label_efficiency.rows_of(task, arguments.split)[0])
+    wanted = dict.fromkeys(0 if n >= images else n for n in arguments.labels)
     return [
         (n, seed) for n in wanted for seed in range(arguments.seeds if n else min(arguments.seeds, len(arm.sources)))
     ]

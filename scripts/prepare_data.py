@@ -135,7 +135,7 @@ def summary(dataset: PreparedDataset) -> str:
     width = max(len(label) for label in [*labels, "label", "(none)"])
     lines.append("  " + "label".ljust(width) + "".join(name.rjust(9) for name in names) + "total".rjust(9))
     for label in [*labels[:40], None] if len(labels) > 1 else [None]:
-        of_label = np.array([label is None or own == label for own in dataset.labels])
+        of_label = np.array([label is None or its_label == label for its_label in dataset.labels])
         counts = [int((of_label & (dataset.splits == name)).sum()) for name in names]
         row = "all" if label is None else label or "(none)"
         lines.append("  " + row.ljust(width) + "".join(f"{count:9d}" for count in [*counts, sum(counts)]))

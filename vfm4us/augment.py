@@ -56,9 +56,9 @@ class PatchSampler:
         masks: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         n, b, size = self.config.count, len(images), self.config.size
-        own, device = slice(rank * b, (rank + 1) * b), images.device
+        mine, device = slice(rank * b, (rank + 1) * b), images.device
         drawn, bank = self.draw(b * world_size, generator)
-        drawn = {name: numbers[:, own] for name, numbers in drawn.items()}  # each (n, b), on the CPU
+        drawn = {name: numbers[:, mine] for name, numbers in drawn.items()}  # each (n, b), on the CPU
         numbers = dict(zip(drawn, moved(torch.stack(list(drawn.values())), device), strict=True))  # in one copy
         whole = bool((valid == torch.tensor([0, 0, *images.shape[-2:]])).all()) if not valid.is_cuda else False
         valid, bank = moved(valid, device), None if bank is None else moved(bank, device)

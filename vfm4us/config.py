@@ -86,11 +86,11 @@ def from_command_line(cls: type[T], doc: str | None, built_in: Path, said: str, 
     the key `unless` is given.
     """
     arguments = parser(doc, cls).parse_args()
-    own = arguments.config is None and not (unless and any(o.startswith(f"{unless}=") for o in arguments.overrides))
-    settings = load(cls, built_in if own else arguments.config, arguments.overrides)
-    if own:
+    alone = arguments.config is None and not (unless and any(o.startswith(f"{unless}=") for o in arguments.overrides))
+    settings = load(cls, built_in if alone else arguments.config, arguments.overrides)
+    if alone:
         say(said)
-    return settings, own
+    return settings, alone
 
 
 def from_flags(cls: type[T], doc: str | None, positional: typing.Sequence[str] = ()) -> T:
@@ -266,8 +266,8 @@ def _built(cls: type, values: typing.Any, where: str = "", defaults: typing.Any 
             now = f", which is now {moved[near[0]]!r}" if near and near[0] in moved else ""
             hint = f"did you mean {near[0]!r}{now}?" if near else f"known keys: {', '.join(fields)}"
             raise ConfigError(name, f"unknown config key {_shown(name)}: {hint}")
-        own = _own_default(fields[key]) if dataclasses.is_dataclass(hints[key]) else None
-        arguments[key] = _convert(value, hints[key], name, own)
+        default = _own_default(fields[key]) if dataclasses.is_dataclass(hints[key]) else None
+        arguments[key] = _convert(value, hints[key], name, default)
         _check_range(arguments[key], fields[key].metadata, name)
     try:
         return dataclasses.replace(defaults, **arguments) if defaults is not None else cls(**arguments)
@@ -296,10 +296,10 @@ def changed_keys(old: dict, new: typing.Any, prefix: str = "", defaults: typing.
     rows, defaults = [], defaults or kind()
     for field in dataclasses.fields(new):
         name, value, free = prefix + field.name, getattr(new, field.name), field.metadata.get("free", False)
-        own = getattr(defaults, field.name)
-        before = old.get(field.name, _plain(own))
+        default = getattr(defaults, field.name)
+        before = old.get(field.name, _plain(default))
         if dataclasses.is_dataclass(value) and isinstance(before, dict):
-            rows += changed_keys(before, value, name + ".", own)
+            rows += changed_keys(before, value, name + ".", default)
         elif not free and field.name in _sections(kind) and len(value) == len(before):
             for place, (item, its_own) in enumerate(zip(before, value, strict=True)):
                 rows += changed_keys(item, its_own, f"{name}.{place}.", type(its_own)())
@@ -315,10 +315,10 @@ def describe(cls: type, prefix: str = "", defaults: typing.Any = None) -> str:
         hint: typing.Any = typing.get_type_hints(cls)[field.name]
         doc = field.metadata.get("doc", "")
         if dataclasses.is_dataclass(hint):
-            own = _own_default(field)
+            standard = _own_default(field)
             lines += [
                 f"\n  {prefix}{field.name}: {doc}",
-                describe(typing.cast(type, hint), f"{prefix}{field.name}.", own),
+                describe(typing.cast(type, hint), f"{prefix}{field.name}.", standard),
             ]
         elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
             lines += [f"\n  {prefix}{field.name}: list; {doc}"]
@@ -411,18 +411,20 @@ def _taken(values: dict, parts: list[str]) -> typing.Any:
 def _put(values: dict, parts: list[str], value: typing.Any, moved: str) -> None:
     """Write `value` under `parts`; sections are joined. ValueError, beginning with `moved`, where another value is there."""
     first, *rest = parts
-    there = values.get(first, _ABSENT)
+    present = values.get(first, _ABSENT)
     if rest:
-        values[first] = dict(there) if isinstance(there, dict) else {}
+        values[first] = dict(present) if isinstance(present, dict) else {}
         _put(values[first], rest, value, moved)
-    elif isinstance(there, dict) and isinstance(value, dict):
-        values[first] = dict(there)
+    elif isinstance(present, dict) and isinstance(value, dict):
+        values[first] = dict(present)
         for key, inner in value.items():
             _put(values[first], [key], inner, moved)
-    elif there is _ABSENT or there == value:
+    elif present is _ABSENT or present == value:
         values[first] = value
     else:
-        raise ValueError(f"{moved}, and both are given, as {_shown(value)} and {_shown(there)}: leave the old one out")
+        raise ValueError(
+            f"{moved}, and both are given, as {_shown(value)} and {_shown(present)}: leave the old one out"
+        )
 
 
 def override(values: dict, item: str) -> None:

@@ -125,11 +125,11 @@ PUBLISHED = (ResNet, ViT, BEiT)  # whose layouts are known; any other family is 
 
 def _of_another_family(state: Mapping, flat: Mapping[str, Tensor], name: str) -> Candidate | None:
     """What our own file holds of a family that no published file is of: every tensor below its prefix."""
-    own = state.get("encoder")
-    stated = own.get("name") if isinstance(own, Mapping) else None
+    said = state.get("encoder")
+    stated = said.get("name") if isinstance(said, Mapping) else None
     if not isinstance(stated, str) or stated not in NAMES or family(stated) in PUBLISHED:
         return None
-    spec = EncoderSpec(**words.own_spec(own, name))
+    spec = EncoderSpec(**words.own_spec(said, name))
     root = next((key.split(ENCODER_PREFIX)[0] + ENCODER_PREFIX for key in flat if ENCODER_PREFIX in key), "")
     tensors = {key[len(root) :]: value for key, value in flat.items() if key.startswith(root)}
     dropped: dict[str, int] = {}
@@ -141,12 +141,12 @@ def _of_another_family(state: Mapping, flat: Mapping[str, Tensor], name: str) ->
 
 def _own_words(state: Mapping, root: str) -> object:
     """What our own file says of its encoder; None where the file is not ours."""
-    own = state.get("encoder")
-    if isinstance(own, Mapping):
-        if any(isinstance(v, Tensor | Mapping) for v in own.values()):
+    words = state.get("encoder")
+    if isinstance(words, Mapping):
+        if any(isinstance(v, Tensor | Mapping) for v in words.values()):
             return None  # another project's network of that name
-        return own if root.endswith(ENCODER_PREFIX) or own.keys() >= {"name", "mean", "std"} else None
-    return own if own is not None and root.endswith(ENCODER_PREFIX) else None
+        return words if root.endswith(ENCODER_PREFIX) or words.keys() >= {"name", "mean", "std"} else None
+    return words if words is not None and root.endswith(ENCODER_PREFIX) else None
 
 
 def _as_said(spec: EncoderSpec, said: dict, name: str) -> EncoderSpec:

@@ -120,7 +120,7 @@ _RANGES = {"patch": (1, 64), "image": (8, 4096), "heads": (0, 64), "registers": 
 _CHOICES = {"norm": ("token", "mean", "mean_of_norm", "none"), "positions": ("absolute", "relative")}
 
 
-def own_spec(own: Any, name: str) -> dict[str, Any]:
+def own_spec(words: Any, name: str) -> dict[str, Any]:
     """The fields of an EncoderSpec that a file's `encoder` states, of the right types and in range; else ValueError.
 
     `in_channels` is left out: the file holds the published, 3-channel form.
@@ -131,11 +131,11 @@ def own_spec(own: Any, name: str) -> dict[str, Any]:
             f"{name}: its 'encoder' says {key}: {str(value)[:60]!r}, expected {expected}; the file is damaged"
         )
 
-    if not isinstance(own, Mapping):
-        refuse("", own, "a dict")
+    if not isinstance(words, Mapping):
+        refuse("", words, "a dict")
     known = {f.name for f in fields(EncoderSpec)}
     said: dict[str, Any] = {}
-    for key, value in own.items():
+    for key, value in words.items():
         if key not in known:
             continue  # of a later version
         if key == "name":

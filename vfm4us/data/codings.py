@@ -39,8 +39,8 @@ def read_as_trained(
     """
     said = []
     for shared in {id(r.coding): r.coding for r in records if isinstance(r.coding, CodingOfSet)}.values():
-        root, own, reading, outlines = shared.of
-        shared.coding = coding_as_trained(root, own, trained, classes, joined, reading, outlines)
+        root, members, reading, outlines = shared.of
+        shared.coding = coding_as_trained(root, members, trained, classes, joined, reading, outlines)
         said += [words for words in shared.coding.said if words not in said]
     return said
 
@@ -91,17 +91,17 @@ def described(coding: MaskCoding) -> str:
     return text + f", {coding.ignore} is ignored" * (coding.ignore is not None)
 
 
-def _same_names(own: tuple[str, ...], known: tuple[str, ...], one: bool) -> tuple[str, ...]:
+def _same_names(names: tuple[str, ...], known: tuple[str, ...], one: bool) -> tuple[str, ...]:
     """The names of outlines in the order of the model's classes, spelled as the files spell them."""
-    if not own or not known or (one and len(own) == 1):
-        return own
+    if not names or not known or (one and len(names) == 1):
+        return names
     place = {same(name): number for number, name in enumerate(known)}
-    if strange := [name for name in own if same(name) not in place]:
+    if strange := [name for name in names if same(name) not in place]:
         raise ValueError(
-            f"the outlines are of the classes {', '.join(own)}; the model knows {', '.join(known)}: {strange[0]!r} is none of "
+            f"the outlines are of the classes {', '.join(names)}; the model knows {', '.join(known)}: {strange[0]!r} is none of "
             "them. Name the classes alike in the file of outlines"
         )
-    spelled = {same(name): name for name in own}
+    spelled = {same(name): name for name in names}
     return tuple(spelled.get(same(name), name) for name in known)
 
 
@@ -142,12 +142,12 @@ def _of_several(
     colours = trained.kind == "values" and isinstance(trained.values[0], str)
     if colours or trained.as_colours:
         palettes_as_colours(seen, surely=True)
-    own, reason = None, ""
+    chosen, reason = None, ""
     try:
-        own = decide(seen, reading, outlines)
+        chosen = decide(seen, reading, outlines)
     except ValueError as error:
         reason = str(error)
-    by_itself = f"read by themselves they are {described(own)}" if own else reason
+    by_itself = f"read by themselves they are {described(chosen)}" if chosen else reason
     if one := next((one for one in seen if one.soft or (one.values is None and not colours)), None):
         raise ValueError(
             f"{one.path} is a mask of one class, soft or compressed; the model was trained with {described(trained)}: write these "
@@ -157,7 +157,9 @@ def _of_several(
     for one in seen:
         for value in one.values or [tuple(round(v) for v in (a if len(a) == 3 else a * 3)) for a in one.areas]:
             found.setdefault(value, one.path)
-    ignore = trained.ignore if trained.ignore is not None else own.ignore if own and own.kind != "binary" else None
+    ignore = (
+        trained.ignore if trained.ignore is not None else chosen.ignore if chosen and chosen.kind != "binary" else None
+    )
     if reading.ignore:
         ignore = None if reading.ignore == "none" else int(reading.ignore)
     coding = replace(trained, ignore=ignore)

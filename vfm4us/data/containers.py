@@ -76,11 +76,11 @@ def one_record_per_image(root, records: list[Record], reading: Reading, told: To
         if contents is None:  # a TIFF with one page
             expanded.append(record)
             continue
-        own = _of_file(record, contents, rule)
-        expanded += own
+        images = _of_file(record, contents, rule)
+        expanded += images
         told.files[contents.kind] += 1
         told.frames[contents.kind] += contents.count
-        told.taken[contents.kind] += len(own)
+        told.taken[contents.kind] += len(images)
         for sentence in (*contents.notes, *(f"left out: {what}" for what in sorted(set(contents.left_out)))):
             told.note(sentence, record.path)
         if contents.rate is None and contents.count > 1 and rule.kind == "per second":
@@ -97,9 +97,9 @@ def _missing(root: Path, directory: Record, told: Told) -> list[Record]:
         named = dicom.directory_files(root / directory.path)
     except ValueError:  # its reason stands with the DICOMDIR itself
         return []
-    there = {file.relative_to(folder).as_posix().lower() for file in folder.rglob("*") if file.is_file()}
+    existing = {file.relative_to(folder).as_posix().lower() for file in folder.rglob("*") if file.is_file()}
     for name in named:
-        if name.lower() not in there:
+        if name.lower() not in existing:
             path = (Path(directory.path).parent / name).as_posix()
             told.refused[path] = "named by DICOMDIR, but not there"
             missing.append(Record(id=path, path=path, reason=told.refused[path]))
@@ -121,8 +121,8 @@ def _of_file(record: Record, contents: Contents, rule: FrameRule) -> list[Record
             region = f"_region{place}" if len(crops) > 1 else ""
             frame = f"_frame{number:0{digits}d}" if contents.count > 1 else ""
             spacing = record.spacing_mm or contents.spacing_mm
-            own = replace(record, id=stem + region + frame, frame=number, crop=crop, group=group, spacing_mm=spacing)
-            own.label = record.label or (contents.labels[number] if number < len(contents.labels) else "")
-            own.split = record.split or (contents.splits[number] if number < len(contents.splits) else "")
-            made.append(own)
+            image = replace(record, id=stem + region + frame, frame=number, crop=crop, group=group, spacing_mm=spacing)
+            image.label = record.label or (contents.labels[number] if number < len(contents.labels) else "")
+            image.split = record.split or (contents.splits[number] if number < len(contents.splits) else "")
+            made.append(image)
     return made

@@ -75,10 +75,14 @@ def fill_unpacked(root: Path, records: list[Record], size: int = 0) -> int:
             valid[index, 2:] = height, width
             geometries.append((*image.shape, record.crop))
             read.append(index)
-        own = [records[index] for index in read]
+        chosen = [records[index] for index in read]
         found = overlays.find(
-            images[read], valid[read], geometries, [r.group or r.id for r in own], [r.path + str(r.frame) for r in own]
+            images[read],
+            valid[read],
+            geometries,
+            [r.group or r.id for r in chosen],
+            [r.path + str(r.frame) for r in chosen],
         )
     carried = [[i for i, carries in zip(p.indices, p.carried, strict=True) if carries] for p in found]
-    fill(own, valid[read], [places.where for places in found], carried)
+    fill(chosen, valid[read], [places.where for places in found], carried)
     return len(overlays.carrying(found))

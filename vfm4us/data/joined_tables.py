@@ -47,9 +47,9 @@ def join_tables(root: Path, tables: list[str], reading: Reading, found: Understa
     joined = [one for path in tables if (one := _joined(root, path, found, bool(reading.table)))]
     _splits_by_name(joined, found)
     for role in ROLES:
-        own = [one for one in joined if role in one.places]
+        with_role = [one for one in joined if role in one.places]
         given: dict[int, tuple[str, Joined]] = {}
-        for one in own:
+        for one in with_role:
             for place, row in one.rows.items():
                 value = _value(root, one, role, row)
                 before = given.get(place)
@@ -61,7 +61,7 @@ def join_tables(root: Path, tables: list[str], reading: Reading, found: Understa
                 if value:
                     given[place] = (value, one)
         if given:
-            _take(root, role, {place: value for place, (value, _) in given.items()}, own, reading, found)
+            _take(root, role, {place: value for place, (value, _) in given.items()}, with_role, reading, found)
     one_spelling_each(root, found.records)
     for one in joined:
         _tell(one, found)
@@ -164,9 +164,9 @@ def _splits_by_name(joined: list[Joined], found: Understanding) -> None:
 
 
 def _take(
-    root: Path, role: str, given: dict[int, str], own: list[Joined], reading: Reading, found: Understanding
+    root: Path, role: str, given: dict[int, str], of_role: list[Joined], reading: Reading, found: Understanding
 ) -> None:
-    records, tables = found.records, ", ".join(one.path for one in own)
+    records, tables = found.records, ", ".join(one.path for one in of_role)
     before = {place: getattr(records[place], role) for place in given if getattr(records[place], role)}
     if role == "label" and len({record.label for record in records}) == 1:
         before = {}  # one folder around all images says nothing
@@ -176,7 +176,7 @@ def _take(
             place = differing[0]
             raise ValueError(
                 f"{root} can be read in two ways: {records[place].path} has the {role} {before[place]!r} by its folder and "
-                f"{given[place]!r} by {tables}. Say reading.table={own[0].path} to go by the table, or reading.table=none"
+                f"{given[place]!r} by {tables}. Say reading.table={of_role[0].path} to go by the table, or reading.table=none"
             )
         given = {place: value for place, value in given.items() if place not in before}
     if role == "group":

@@ -96,7 +96,7 @@ def fetal_planes(folder: Path) -> list[Record] | None:
     if not rows or (lacking := wanted - rows[0].keys()):
         found = ", ".join(rows[0]) if rows else "no rows"
         raise ValueError(f"{table} lacks {', '.join(sorted(lacking)) if rows else 'rows'}; found: {found}")
-    there = {Path(name).stem: name for name in image_files(folder)}
+    by_stem = {Path(name).stem: name for name in image_files(folder)}
     records = []
     for number, row in enumerate(rows, start=2):
         plane, brain = row["Plane"], row["Brain_plane"]
@@ -108,7 +108,7 @@ def fetal_planes(folder: Path) -> list[Record] | None:
         if row["Train"] not in ("0", "1"):
             raise ValueError(f"{table} line {number}: Train is {row['Train']!r}, expected 0 or 1")
         name = row["Image_name"]
-        path = there.pop(name, f"Images/{name}.png")  # a missing image is listed in rejected.csv when it is packed
+        path = by_stem.pop(name, f"Images/{name}.png")  # a missing image is listed in rejected.csv when it is packed
         records.append(
             Record(
                 id=name,
@@ -126,7 +126,7 @@ def fetal_planes(folder: Path) -> list[Record] | None:
             f"{table} names images such as {records[0].path}, but none of the first 100 is there: unpack Images/"
         )
     # images without a row have no label and no patient
-    records += [Record(id=stem, path=path, split="exclude") for stem, path in sorted(there.items())]
+    records += [Record(id=stem, path=path, split="exclude") for stem, path in sorted(by_stem.items())]
     training = [r for r in records if r.split == "train"]
     for record, split in zip(training, assign([r.group for r in training], (0.9, 0.1, 0.0)).tolist(), strict=True):
         record.split = split

@@ -63,14 +63,14 @@ def same_pictures(root: Path, pairs: list[tuple[str, str]]) -> bool:
     """
     pairs = sample(pairs)
     first, second = [_small(root / a) for a, _ in pairs], [_small(root / b) for _, b in pairs]
-    own, others = [], []
+    ours, others = [], []
     for i, one in enumerate(first):
         for j, other in enumerate(second):
             if one is not None and other is not None:
-                (own if i == j else others).append(float(one @ other))
-    if not own:
+                (ours if i == j else others).append(float(one @ other))
+    if not ours:
         return False
-    alike = sum(own) / len(own)
+    alike = sum(ours) / len(ours)
     return alike > 0.5 and (not others or alike - sum(others) / len(others) > 0.2)
 
 

@@ -233,11 +233,11 @@ def _found(disk: NamesOnDisk, path: str, role: str, found: Understanding) -> str
     if not path:
         return ""
     file, separator, key = path.partition("::")  # one image of a file of outlines
-    there = disk.find(path) or (disk.find(file) + separator + key if separator and disk.find(file) else "")
-    if not there:
-        there = path.replace("\\", "/")
-        found.add("unmatched", f"a {role} that the table names and that is not there", there)
-    return there
+    existing = disk.find(path) or (disk.find(file) + separator + key if separator and disk.find(file) else "")
+    if not existing:
+        existing = path.replace("\\", "/")
+        found.add("unmatched", f"a {role} that the table names and that is not there", existing)
+    return existing
 
 
 def _with_further_lesions(root: Path, masks: list[str]) -> list[str]:
@@ -272,8 +272,10 @@ def _tell(path, found, places, records, missing, respelled, unlabelled) -> None:
     if missing:
         found.warnings.append(f"{len(missing)} of {len(records)} images of the table are not there")
     if respelled:
-        written, there = respelled[0]
-        found.notes.append(f"{len(respelled)} paths are spelled otherwise on the disk, e.g. {written!r} is {there!r}")
+        written, existing = respelled[0]
+        found.notes.append(
+            f"{len(respelled)} paths are spelled otherwise on the disk, e.g. {written!r} is {existing!r}"
+        )
     if "label" in places:
         found.labels = "by the table"
         if unlabelled:

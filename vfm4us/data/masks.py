@@ -219,14 +219,14 @@ def _one_page(mask: Path, image: Path) -> None:
         )
 
 
-def _by_names(classes: np.ndarray, own: dict[int, str], coding: MaskCoding | None) -> np.ndarray:
+def _by_names(classes: np.ndarray, names: dict[int, str], coding: MaskCoding | None) -> np.ndarray:
     """Class numbers of one file of outlines as the set numbers the classes of these names."""
-    if coding is None or not coding.names or all(coding.names[k - 1 : k] == (name,) for k, name in own.items()):
+    if coding is None or not coding.names or all(coding.names[k - 1 : k] == (name,) for k, name in names.items()):
         return classes
-    if strange := sorted(set(own.values()) - set(coding.names)):
+    if strange := sorted(set(names.values()) - set(coding.names)):
         raise ValueError(f"names the class {strange[0]!r}; known are {', '.join(coding.names)}")
     table = np.arange(256, dtype=np.uint8)
-    for number, name in own.items():
+    for number, name in names.items():
         table[number] = coding.names.index(name) + 1
     return table[classes]
 
@@ -517,7 +517,11 @@ def decide(seen: list[Seen], reading: Reading, outlines: bool = False) -> MaskCo
 def _some_background(seen: list[Seen], reading: Reading) -> None:
     """ValueError where no mask of a set has a background: every one is full, or counts from 1."""
     plain = [one.values for one in seen if one.values]
-    if len(plain) == len(seen) > 1 and not reading.background and not any({0, (0, 0, 0)} & set(own) for own in plain):
+    if (
+        len(plain) == len(seen) > 1
+        and not reading.background
+        and not any({0, (0, 0, 0)} & set(values) for values in plain)
+    ):
         raise ValueError(
             f"no mask holds 0, the background (e.g. {seen[0].path} holds {', '.join(map(str, plain[0]))}): say which value is the "
             "background with reading.background, or reading.background=0 where classes fill every image"
@@ -681,8 +685,10 @@ def _one_each(seen, background, ignore) -> bool:
 
 def _one_coding(seen, background, ignore) -> None:
     """ValueError where some files hold class numbers and others greys: two codings in one set."""
-    small = [one for one in seen if (own := set(one.values) - {background, ignore, IGNORE}) and max(own) <= CLASS_LIMIT]
-    large = [one for one in seen if (own := set(one.values) - {background, ignore}) and min(own) > CLASS_LIMIT]
+    small = [
+        one for one in seen if (values := set(one.values) - {background, ignore, IGNORE}) and max(values) <= CLASS_LIMIT
+    ]
+    large = [one for one in seen if (values := set(one.values) - {background, ignore}) and min(values) > CLASS_LIMIT]
     if small and large:
         a, b = small[0], large[0]
         raise ValueError(
@@ -713,8 +719,8 @@ def _blurred_coding(seen, reading, said, shared) -> MaskCoding:
         if one.values is None:
             areas += [(area[0], one.path) for area in one.areas]
         else:
-            own = [value for value in one.values if value != shared["background"] and value in one.solid]
-            areas += [(float(value), one.path) for value in own if value not in (1,) or len(own) > 1]
+            values = [value for value in one.values if value != shared["background"] and value in one.solid]
+            areas += [(float(value), one.path) for value in values if value not in (1,) or len(values) > 1]
     top = max((value for value, _ in areas), default=255.0)
     if reading.values != "binary":
         differing = [
@@ -750,10 +756,10 @@ def _colour_coding(seen, reading, said, shared) -> MaskCoding:
     found: dict[tuple, list[str]] = {}
     for one in seen:
         if one.values is not None:
-            own = [v if one.colours else (v, v, v) for v in one.values if v in one.solid or len(one.values) <= 2]
+            kinds = [v if one.colours else (v, v, v) for v in one.values if v in one.solid or len(one.values) <= 2]
         else:
-            own = [tuple(round(v) for v in (area if len(area) == 3 else area * 3)) for area in one.areas]
-        for colour in own:
+            kinds = [tuple(round(v) for v in (area if len(area) == 3 else area * 3)) for area in one.areas]
+        for colour in kinds:
             if colour != background:
                 near = next((known for known in found if one.values is None and _apart(known, colour) <= NEAR), colour)
                 found.setdefault(near, []).append(one.path)
@@ -901,9 +907,9 @@ def shrunk(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     for number in np.unique(mask):
         if number in (0, IGNORE):
             continue
-        own = mask == number
-        thin = own & ~binary_opening(own, np.ones((box, box)))
-        if thin.sum() < 0.5 * own.sum():  # only a rim
+        of_class = mask == number
+        thin = of_class & ~binary_opening(of_class, np.ones((box, box)))
+        if thin.sum() < 0.5 * of_class.sum():  # only a rim
             continue
         rows, columns = np.nonzero(thin)
         place = (rows * height // mask.shape[0], columns * width // mask.shape[1])

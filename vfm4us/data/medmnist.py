@@ -27,8 +27,8 @@ def contents(path) -> Contents:
                 labels = None
             told.count += count
             told.splits += [part] * count
-            own = [""] * count if labels is None else [str(label) for label in labels[:, 0].tolist()]
-            told.labels += [names.get(label, label) for label in own]
+            labels_of_split = [""] * count if labels is None else [str(label) for label in labels[:, 0].tolist()]
+            told.labels += [names.get(label, label) for label in labels_of_split]
     return told
 
 
@@ -37,10 +37,10 @@ def read_images(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     with _opened(path) as file, limits.hold(limits.MAXIMUM_PIXELS):
         begin = 0
         for part, (count, *_) in _parts(file):
-            own = [number for number in numbers if begin <= number < begin + count]
-            if own:
+            in_split = [number for number in numbers if begin <= number < begin + count]
+            if in_split:
                 images = _array(file, f"{part}_images")
-                for number in own:
+                for number in in_split:
                     pixels = to_8_bit(np.ascontiguousarray(images[number - begin]))
                     yield number, np.asarray(Image.fromarray(pixels).convert("L")) if pixels.ndim == 3 else pixels
             begin += count

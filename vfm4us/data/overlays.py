@@ -169,20 +169,20 @@ def find(images, valid, geometries, groups, digests=None) -> list[Places]:
         for index in indices:
             of_group[groups[index]].append(index)
         apart, seen = {}, set()
-        for group, own in of_group.items():
-            middle = own[len(own) // 2]
+        for group, of_one in of_group.items():
+            middle = of_one[len(of_one) // 2]
             if digests is None or digests[middle] not in seen:
                 apart[group] = middle
                 seen.add(digests[middle] if digests is not None else middle)
         whole = _of_set(images, valid, list(apart.values()))
         if whole is not None and whole.any():
             found.append(_told(images, Places(geometry, "", whole), indices))
-        for group, own in of_group.items():
+        for group, of_one in of_group.items():
             if digests is not None:
-                own = list({digests[index]: index for index in own}.values())
-            if len(own) < FIXED_IMAGES:
+                of_one = list({digests[index]: index for index in of_one}.values())
+            if len(of_one) < FIXED_IMAGES:
                 continue
-            fixed = _fixed(_strokes_of(images, valid, _spread(own, GROUP_SAMPLE)))
+            fixed = _fixed(_strokes_of(images, valid, _spread(of_one, GROUP_SAMPLE)))
             if whole is not None:
                 fixed &= ~whole
             fixed = _tidy(fixed)
@@ -252,8 +252,8 @@ def picture(path, images, found: list[Places], blanked: bool, columns: int = 4, 
     """A PNG of up to eight images with their places in red, those that most images carry first; filled ones below them."""
     shown = []
     for places in sorted(found, key=lambda places: -sum(places.carried)):
-        own = [i for i, carries in zip(places.indices, places.carried, strict=True) if carries]
-        shown += [(i, places) for i in _spread(own, 4 if len(found) == 1 else 2)]
+        carrying = [i for i, carries in zip(places.indices, places.carried, strict=True) if carries]
+        shown += [(i, places) for i in _spread(carrying, 4 if len(found) == 1 else 2)]
     shown = shown[: columns * rows]
     size = images.shape[1]
     sheet = np.zeros((-(-len(shown) // columns) * size, columns * size, 3), np.uint8)
@@ -314,10 +314,10 @@ def _fixed(looked_at) -> np.ndarray:
     """Strokes that stand in nearly all images, pixel for pixel as bright, on a plain ground or drawn over what moves."""
     share = np.mean([strokes for _, strokes in looked_at], axis=0)
     steady = share >= FIXED_SHARE
-    own = np.stack([pixels[steady] for pixels, _ in looked_at])
+    steady_pixels = np.stack([pixels[steady] for pixels, _ in looked_at])
     deviation = np.full(share.shape, np.inf)
     # the median deviation, as one frame may lack the text
-    deviation[steady] = 1.5 * np.median(np.abs(own - np.median(own, axis=0)), axis=0)
+    deviation[steady] = 1.5 * np.median(np.abs(steady_pixels - np.median(steady_pixels, axis=0)), axis=0)
     steady &= deviation <= STEADY
     moving = np.mean([strokes for _, strokes in looked_at]) * STILL
     if not steady.any() or steady.mean() > moving:
@@ -390,8 +390,8 @@ def _told(images, places: Places, indices: list[int]) -> Places:
                 slice(max(columns.start - LINE, 0), columns.stop + LINE),
             )
             strokes = _strokes(pixels[window])
-            own = numbered[window] == number
-            carries = carries or strokes[own].sum() >= max(3, ERRING * 0.2 * own.sum())
+            of_region = numbered[window] == number
+            carries = carries or strokes[of_region].sum() >= max(3, ERRING * 0.2 * of_region.sum())
         places.carried.append(bool(carries))
     return places
 

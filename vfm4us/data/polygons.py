@@ -57,7 +57,7 @@ def keys(path) -> list[str]:
 
 def has_outlines(path) -> bool:
     """Whether an annotation file holds more than boxes; one without any annotation does."""
-    shapes = [shape for own in _of_file(path).values() for shape in own]
+    shapes = [shape for of_image in _of_file(path).values() for shape in of_image]
     return not shapes or any(not isinstance(shape, Box) for shape in shapes)
 
 

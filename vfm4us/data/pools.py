@@ -275,6 +275,6 @@ def source_shares(sizes: list[int], balance: float, given: Sequence[float] = ())
 
     The rest is divided by the number of images to the power 1 - balance (0 natural, 1 equal).
     """
-    own = np.array(given or [0.0] * len(sizes))
-    weights = np.array([s ** (1 - balance) if s and not g else 0.0 for s, g in zip(sizes, own, strict=True)])
-    return list(own + (1 - own.sum()) * weights / weights.sum() if weights.any() else own / own.sum())
+    shares = np.array(given or [0.0] * len(sizes))
+    weights = np.array([s ** (1 - balance) if s and not g else 0.0 for s, g in zip(sizes, shares, strict=True)])
+    return list(shares + (1 - shares.sum()) * weights / weights.sum() if weights.any() else shares / shares.sum())

@@ -211,8 +211,8 @@ def _works(records: list[Record], done: int) -> Iterator[Work]:
         if run.stop > done:
             # to tell near-identical frames at the seam of two runs, the frame before is decoded again
             seam = run.start and records[run.start - 1].path == records[run.start].path
-            own = [replace(records[i], coding=None) for i in run]
-            yield Work(own, [replace(records[run.start - 1], coding=None)] if seam else [], max(0, done - run.start))
+            of_run = [replace(records[i], coding=None) for i in run]
+            yield Work(of_run, [replace(records[run.start - 1], coding=None)] if seam else [], max(0, done - run.start))
 
 
 @dataclass
@@ -235,7 +235,7 @@ def _packed(work: Work, root: Path, size: int, keep_all: bool, coding: MaskCodin
             if role in rows:
                 rows[role].append(layer if layer is not None else np.zeros((size, size), np.uint8))
         lines.append(json.dumps({"record": {name: getattr(record, name) for name in COLUMNS}}).encode() + b"\n")
-    return Packed(lines, {role: np.stack(own) for role, own in rows.items() if own})
+    return Packed(lines, {role: np.stack(arrays) for role, arrays in rows.items() if arrays})
 
 
 def _reason_line(reason: str) -> bytes:
@@ -255,20 +255,20 @@ def _given_up(work: Work, died: WorkerDied) -> Packed:
 
 def _prepare_run(root: Path, work: Work, size: int, keep_all: bool, coding=None) -> list:
     """The results of `_prepare_one` for the records of a run, in order."""
-    own, before = work.own, work.before
-    first = own[0]
+    records, before = work.own, work.before
+    first = records[0]
     try:
-        several = not first.reason and (len(own) > 1 or frames.is_container(root / first.path))
+        several = not first.reason and (len(records) > 1 or frames.is_container(root / first.path))
     except ValueError as error:
-        return [str(error) for _ in own]
+        return [str(error) for _ in records]
     if not several:
-        return [_prepare_one(root, record, size, coding) for record in own]
+        return [_prepare_one(root, record, size, coding) for record in records]
     results: dict[int, object] = {}
     last: dict[str, np.ndarray] = {}
     by_frame: dict[int, list[int]] = {}
-    for place, record in enumerate(own):
+    for place, record in enumerate(records):
         by_frame.setdefault(record.frame, []).append(place)
-    numbers = sorted({record.frame for record in (*before, *own)})
+    numbers = sorted({record.frame for record in (*before, *records)})
     failed = f"ends before its frame {first.frame}"
     try:
         for number, whole in frames.read_frames(root / first.path, numbers):
@@ -276,7 +276,7 @@ def _prepare_run(root: Path, work: Work, size: int, keep_all: bool, coding=None)
                 if record.frame == number:
                     last[record.crop] = frames.cropped(whole, record.crop)
             for place in by_frame.get(number, []):
-                record = own[place]
+                record = records[place]
                 grey = frames.cropped(whole, record.crop)
                 same = not keep_all and not record.mask and not record.target and not record.path.endswith(".npz")
                 if same and frames.near_identical(last.get(record.crop), grey):
@@ -287,7 +287,7 @@ def _prepare_run(root: Path, work: Work, size: int, keep_all: bool, coding=None)
                 results[place] = _pack_grey(root, record, grey, digest, size, coding)
     except ValueError as error:
         failed = str(error)
-    return [results.get(place, failed) for place in range(len(own))]
+    return [results.get(place, failed) for place in range(len(records))]
 
 
 def _prepare_one(root: Path, record: Record, size: int, coding: MaskCoding | None = None):
@@ -444,8 +444,8 @@ def _in_order(works: Iterator[Work], left: int, longest: int, common: tuple, wor
     ahead = max(count + 1, min(4 * count, AHEAD_BYTES // (max(batch, longest) * layer)))
     batches = _batches(itertools.chain([work], works), batch)
     with contextlib.closing(in_processes(_packed, common, batches, count, ahead, _given_up)) as results:
-        for own in results:
-            yield from own
+        for packed in results:
+            yield from packed
 
 
 def _batches(works: Iterable[Work], count: int) -> Iterator[list[Work]]:
@@ -626,13 +626,13 @@ def _join_groups(records: list[Record], clusters: list[int]) -> list[str]:
         return group
 
     told, pairs, divided, everywhere = [], [], [], []
-    for own in alike.values():
-        of_split = {record.split: record for record in own if record.split not in ("", "exclude")}
+    for members in alike.values():
+        of_split = {record.split: record for record in members if record.split not in ("", "exclude")}
         if len(of_split) > 1:
             divided.append(list(of_split.values())[:2])
-        of_group = {record.group: record for record in own if record.group}
+        of_group = {record.group: record for record in members if record.group}
         if len(of_group) > MOST_GROUPS:
-            everywhere.append((own[0], len(of_group)))
+            everywhere.append((members[0], len(of_group)))
         elif len(of_group) > 1 and len({record.split for record in of_group.values()}) == 1:
             pairs.append(list(of_group.values()))
             names = sorted({first(group) for group in of_group}, key=natural_key)
@@ -681,24 +681,24 @@ def _val_from_train(records: list[Record], plan: dict) -> None:
 def hidden_groups(records: list[Record], grouped: list[bool]) -> list[str]:
     """Warnings where images without a group that follow each other by name are more alike, or share labels more, than by chance."""
     by_folder: dict[str, list[Record]] = {}
-    for record, own in zip(records, grouped, strict=True):
-        if not own:
+    for record, neighbours in zip(records, grouped, strict=True):
+        if not neighbours:
             by_folder.setdefault(record.path.rpartition("/")[0], []).append(record)
     distance, chance, same, expected, pairs = [], [], 0, 0.0, 0
     rng = np.random.default_rng(0)
-    for own in by_folder.values():
-        if len(own) < 8:
+    for neighbours in by_folder.values():
+        if len(neighbours) < 8:
             continue
-        own = sorted(own, key=lambda record: natural_key(record.path))
-        bits = np.array([int(record.phash, 16) for record in own], dtype=np.uint64)
+        neighbours = sorted(neighbours, key=lambda record: natural_key(record.path))
+        bits = np.array([int(record.phash, 16) for record in neighbours], dtype=np.uint64)
         other = bits[rng.permutation(len(bits))]
         distance += np.bitwise_count(bits[1:] ^ bits[:-1]).tolist()
         chance += np.bitwise_count(bits[1:] ^ other[1:])[bits[1:] != other[1:]].tolist()
-        labels = Counter(record.label for record in own)
+        labels = Counter(record.label for record in neighbours)
         if len(labels) > 1:
-            pairs += len(own) - 1
-            same += sum(a.label == b.label for a, b in zip(own[1:], own[:-1], strict=True))
-            expected += (len(own) - 1) * sum((count / len(own)) ** 2 for count in labels.values())
+            pairs += len(neighbours) - 1
+            same += sum(a.label == b.label for a, b in zip(neighbours[1:], neighbours[:-1], strict=True))
+            expected += (len(neighbours) - 1) * sum((count / len(neighbours)) ** 2 for count in labels.values())
     told = []
     if len(distance) >= 30 and len(chance) >= 30:
         near, far = float(np.mean(distance)), float(np.mean(chance))

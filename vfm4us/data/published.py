@@ -229,12 +229,12 @@ def yolo(folder: Path) -> list[Record] | None:
         parts = image.split("/")
         place = len(parts) - 1 - parts[::-1].index("images")
         label = "/".join([*parts[:place], "labels", *parts[place + 1 : -1], Path(parts[-1]).stem + ".txt"])
-        there = (folder / label).is_file()
-        if there and not outlined and not polygons.has_outlines(folder / label):
+        exists = (folder / label).is_file()
+        if exists and not outlined and not polygons.has_outlines(folder / label):
             return None  # boxes are no masks
-        outlined += there
+        outlined += exists
         split = next((found for part in parts[:-1] if (found := _split(part))), "")
-        mask = joined_paths([polygons.reference(label, "")] * bool(there))
+        mask = joined_paths([polygons.reference(label, "")] * bool(exists))
         records.append(Record(id=without_extension(image), path=image, mask=mask, split=split))
     return records if outlined else None
 

@@ -196,12 +196,12 @@ def _empty_classes(root: Path, found: Understanding, files: list[str], empty: li
     for folder in empty:
         if not is_litter(folder) and any(folder.startswith(p) and "/" not in folder[len(p) :] for p in parents):
             below.setdefault(folder, [])
-    for folder, own in sorted(below.items()):
-        if not any(file in used for file in own):
-            endings = Counter(frames.extension_of(file) or "no ending" for file in own)
-            there = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(3)) or "nothing"
+    for folder, kinds in sorted(below.items()):
+        if not any(file in used for file in kinds):
+            endings = Counter(frames.extension_of(file) or "no ending" for file in kinds)
+            holds = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(3)) or "nothing"
             raise ValueError(
-                f"{root / folder} lies beside class folders and gives no image (it holds {there}): fill it, move it "
+                f"{root / folder} lies beside class folders and gives no image (it holds {holds}): fill it, move it "
                 "elsewhere, or name it in reading.passed_over"
             )
 
@@ -282,8 +282,8 @@ def _say_counts(found: Understanding) -> None:
         open_ = sum(not record.split for record in records)
         found.splits = f"{counts} ({found.splits})" + f"; {open_} images without" * bool(open_)
         for split in ("val", "test"):
-            own = [record for record in records if record.split == split]
-            if own and named and not any(record.label for record in own):
+            of_split = [record for record in records if record.split == split]
+            if of_split and named and not any(record.label for record in of_split):
                 found.warnings.append(f"the {split} images have no labels: nothing can be measured on them")
         if not splits["val"] and splits["train"] and splits["test"] and found.layout != "a CSV manifest":
             found.notes.append("there is no val split: the share that splits gives val is taken from train, by groups")
@@ -307,6 +307,6 @@ def _nearest(path: Path) -> str:
 
 def _looked_for(files: list[str]) -> str:
     found = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in files)
-    there = ", ".join(f"{count} {extension}" for extension, count in found.most_common(5))
+    holds = ", ".join(f"{count} {extension}" for extension, count in found.most_common(5))
     hint = "; unpack archives first" if any(os.path.splitext(name)[1].lower() in ARCHIVES for name in files) else ""
-    return f": looked for {' '.join(READ_EXTENSIONS)}, found {there or 'no files at all'}{hint}"
+    return f": looked for {' '.join(READ_EXTENSIONS)}, found {holds or 'no files at all'}{hint}"

@@ -271,7 +271,7 @@ def leakage(pool, protected, distance: int = HASH_DISTANCE) -> list[Leak]:
     compare = np.array(compare, dtype=np.int64)
     confirm = hasattr(pool, "thumbnail_of") and hasattr(protected, "thumbnail_of")
     pictures = _Thumbnails(len(protected.sha256), protected.thumbnail_of) if confirm else None
-    own = _Thumbnails(len(pool.sha256), pool.thumbnail_of) if confirm else None
+    of_pool = _Thumbnails(len(pool.sha256), pool.thumbnail_of) if confirm else None
     pool_hash, protected_hash = (np.asarray(side.phash, dtype=np.uint64) for side in (pool, protected))
     for start in range(0, len(compare), STRETCH):
         block = compare[start : start + STRETCH]
@@ -284,7 +284,7 @@ def leakage(pool, protected, distance: int = HASH_DISTANCE) -> list[Leak]:
         done = np.zeros(len(pool_hash), bool)
         for now in range(ROUNDS + 1):
             asked = np.flatnonzero(((turn == now) if now < ROUNDS else (turn >= now)) & ~done[i])
-            same = asked[_confirmed(own, i[asked], pictures, j[asked])]
+            same = asked[_confirmed(of_pool, i[asked], pictures, j[asked])]
             for k in same.tolist():
                 if not done[i[k]]:
                     leaks.append(Leak(int(i[k]), int(j[k]), "near", int(bits[k])))

@@ -167,13 +167,13 @@ def _splits_within_names(root: Path, items: list[Item], found: Understanding) ->
         example = min(said)
         found.splits = f"by the names of folders: {example}/ is {said[example][1]} of {said[example][0]}"
         return True
-    own = [(item, words.split_within(item.stem)[1]) for item in items]
-    splits = {split for _, split in own if split}
-    if len(splits) < 2 or sum(bool(split) for _, split in own) < MOSTLY * len(own):
+    named = [(item, words.split_within(item.stem)[1]) for item in items]
+    splits = {split for _, split in named if split}
+    if len(splits) < 2 or sum(bool(split) for _, split in named) < MOSTLY * len(named):
         return False
-    for item, split in own:
+    for item, split in named:
         item.split = split
-    found.splits = f"by the names of files: {own[0][0].path} is {own[0][1] or 'in none'}"
+    found.splits = f"by the names of files: {named[0][0].path} is {named[0][1] or 'in none'}"
     return True
 
 
@@ -388,8 +388,8 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
 
 def _same_names_in_many_folders(by_folder: dict[tuple, list[Item]]) -> dict[str, list[tuple[Item, Item]]]:
     """a/scan.png with a/x.png, b/scan.png with b/x.png: each name is a family, with the other file of its folder."""
-    pairs = [own for own in by_folder.values() if len(own) == 2]
-    stems = Counter(words.same(item.stem) for own in pairs for item in own)
+    pairs = [pair for pair in by_folder.values() if len(pair) == 2]
+    stems = Counter(words.same(item.stem) for pair in pairs for item in pair)
     families: dict[str, list[tuple[Item, Item]]] = defaultdict(list)
     if len(pairs) >= 2 and len(pairs) >= 0.8 * len(by_folder) and len(stems) == 2:
         for one, other in pairs:
@@ -401,9 +401,9 @@ def _same_names_in_many_folders(by_folder: dict[tuple, list[Item]]) -> dict[str,
 def _two_words(root: Path, by_folder: dict[tuple, list[Item]]) -> dict[str, list[tuple[Item, Item]]]:
     """I_007.png with M_007.png, 7_raw.png with 7_lab.png: words that share their numbers, one of them with few values."""
     families: dict[str, list[tuple[Item, Item]]] = defaultdict(list)
-    for own in by_folder.values():
+    for members in by_folder.values():
         named: dict[str, dict[str, Item]] = defaultdict(dict)
-        for item in own:
+        for item in members:
             for pattern, word, rest in ((WORD_BEFORE, 1, 2), (WORD_BEHIND, 2, 1)):
                 if found := pattern.match(item.stem):
                     named[f"{word} {found[word]}"][found[rest]] = item
@@ -436,49 +436,49 @@ def _by_folder(root: Path, items: list[Item], found: Understanding) -> None:
     for item in items:
         if item.role in ("mask", "overlay") and item.role_folder:
             folders[item.role, item.role_folder].append(item)
-    for (role, name), own in folders.items():
+    for (role, name), members in folders.items():
         others = [
             item for item in items if item.role in ("", "image") and (item.role_folder or item.rest or not item.parts)
         ]
         keys = {_key(item) for item in others} | {_key(item, loose=True) for item in others}
-        pairing = sum(_key(item) in keys or _key(item, loose=True) in keys for item in own)
-        share = looks.share_of_masks(root, [item.path for item in own])
+        pairing = sum(_key(item) in keys or _key(item, loose=True) in keys for item in members)
+        share = looks.share_of_masks(root, [item.path for item in members])
         if role == "overlay":
             if share is not None and share > 0.5 and not any(i.role == "mask" for i in items):
-                for item in own:
+                for item in members:
                     item.role = "mask"
             elif pairing or others:
-                for item in own:
+                for item in members:
                     item.role = "left"
                     found.add(
                         "passed over", f"{name}/: overlays, pictures of images with something drawn on them", item.path
                     )
             continue
         if share is not None and share < 0.5:
-            overlaid = bool(pairing) and _same_pictures(root, own, others)
+            overlaid = bool(pairing) and _same_pictures(root, members, others)
             if pairing and not words.SURELY_MASKS.isdisjoint(words.words_of(name)):
                 raise ValueError(
                     f"{root}: {name}/ pairs with images and is named like masks, but holds pictures with many greys, e.g. "
-                    f"{own[0].path}: masks, or images with something drawn on them? Write masks with class numbers or 0 "
+                    f"{members[0].path}: masks, or images with something drawn on them? Write masks with class numbers or 0 "
                     "and 255, or "
                     f"pass them over with reading.passed_over={name}"
                 )
             if overlaid:
-                for item in own:
+                for item in members:
                     item.role = "left"
                     found.add("passed over", f"{name}/: named like masks, but pictures with many greys", item.path)
                 found.notes.append(f"{name}/ pairs with images but does not look like masks: passed over")
             else:
-                for item in own:  # a class that is called lesion
+                for item in members:  # a class that is called lesion
                     item.role, item.rest = "", tuple(p for p in item.parts if not words.folder_of(p).split)
     if not any(item.role == "mask" for item in items):
         _unnamed_mask_folders(root, items, found)
 
 
-def _same_pictures(root: Path, own: list[Item], others: list[Item]) -> bool:
+def _same_pictures(root: Path, items: list[Item], others: list[Item]) -> bool:
     """Whether files show the same as those of the same name elsewhere: overlays do, numbers that begin anew do not."""
     by_key = {_key(item, loose=True): item for item in others}
-    pairs = [(item.path, partner.path) for item in own if (partner := by_key.get(_key(item, loose=True)))]
+    pairs = [(item.path, partner.path) for item in items if (partner := by_key.get(_key(item, loose=True)))]
     return looks.same_pictures(root, pairs)
 
 
@@ -491,15 +491,17 @@ def _unnamed_mask_folders(root: Path, items: list[Item], found: Understanding) -
     for parent, folders in sorted(by_parent.items()):
         if not 2 <= len(folders) <= 12:
             continue
-        shares = {name: looks.share_of_masks(root, [i.path for i in own.values()]) for name, own in folders.items()}
-        for name, own in folders.items():
+        shares = {
+            name: looks.share_of_masks(root, [i.path for i in members.values()]) for name, members in folders.items()
+        }
+        for name, members in folders.items():
             if shares[name] is None or shares[name] < 0.75:
                 continue
             for other, images in folders.items():
-                both = own.keys() & images.keys()
-                if other == name or (shares[other] or 0) > 0.25 or len(both) < 0.8 * len(own):
+                both = members.keys() & images.keys()
+                if other == name or (shares[other] or 0) > 0.25 or len(both) < 0.8 * len(members):
                     continue
-                for item in own.values():
+                for item in members.values():
                     item.role, item.role_folder = "mask", name
                     item.rest = tuple(part for part in item.rest if part != name)
                 for item in images.values():
@@ -575,11 +577,11 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
         open_masks = [mask for mask in masks if not any(mask is used for used, _ in pairs)] if not pairs else []
         if pairs:
             break
-        own = defaultdict(list)
+        by_stem = defaultdict(list)
         for image in images:
-            own[key(image, loose)].append(image)
+            by_stem[key(image, loose)].append(image)
         for mask in open_masks:
-            candidates = own.get(key(mask, loose), [])
+            candidates = by_stem.get(key(mask, loose), [])
             if len(candidates) > 1 and loose:  # pos_gt/1.png: the 1.png of pos/, not of neg/
                 folder = set(words.words_of(mask.parts[-1])) if mask.parts else set()
                 near = [c for c in candidates if c.parts and folder >= set(words.words_of(c.parts[-1]))]
@@ -589,7 +591,7 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
             elif (
                 not candidates
                 and key is _key
-                and (image := own.get((mask.split, key(mask, loose)[1], words.same(mask.stem))))
+                and (image := by_stem.get((mask.split, key(mask, loose)[1], words.same(mask.stem))))
             ):
                 pairs.append((mask, _best(mask, image)))
     return beside + pairs

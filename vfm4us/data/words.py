@@ -163,11 +163,11 @@ def without_role(stem: str) -> tuple[str, str]:
     if found := BEGINNING.match(stem):
         return found[2], found[1].lower()
     if (
-        (own := words_of(stem))
-        and all(word in MASKS | OVERLAYS or word.isdigit() for word in own)
-        and not own[0].isdigit()
+        (of_stem := words_of(stem))
+        and all(word in MASKS | OVERLAYS or word.isdigit() for word in of_stem)
+        and not of_stem[0].isdigit()
     ):
-        return "", own[0]  # mask.png beside image.png, in a folder for each patient
+        return "", of_stem[0]  # mask.png beside image.png, in a folder for each patient
     return stem, ""
 
 

@@ -214,8 +214,8 @@ class Encoder(nn.Module):
         """
         from vfm4us.data.images import image_batch  # only this call knows of files; the encoders lie below them
 
-        images, own = image_batch(images, size)
-        valid = own if valid is None else valid
+        images, sizes = image_batch(images, size)
+        valid = sizes if valid is None else valid
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:

@@ -287,9 +287,9 @@ def nearest(
         best, where = torch.full((len(queries), k), -2.0), torch.zeros(len(queries), k, dtype=torch.long)
         for b in blocks(count):
             similarity = queries @ unit(b).T
-            own = torch.from_numpy(rows[mine] - b.start)
-            inside = (own >= 0) & (own < similarity.shape[1])
-            similarity[torch.arange(len(own))[inside], own[inside]] = -2.0  # not its own neighbour
+            itself = torch.from_numpy(rows[mine] - b.start)
+            inside = (itself >= 0) & (itself < similarity.shape[1])
+            similarity[torch.arange(len(itself))[inside], itself[inside]] = -2.0  # not its own neighbour
             best_here, where_here = similarity.topk(min(k, similarity.shape[1]), dim=1)
             both, both_where = torch.cat([best, best_here], 1), torch.cat([where, where_here + b.start], 1)
             best, order = both.topk(k, dim=1)
@@ -305,8 +305,8 @@ def strangeness(features: np.ndarray, places: np.ndarray) -> np.ndarray:
     """
     found = np.zeros(len(features), np.float32)
     for b in blocks(len(features), 1024):
-        own, near = np.asarray(features[b], np.float32), np.asarray(features[places[b].ravel()], np.float32)
-        found[b] = np.linalg.norm(own[:, None] - near.reshape(len(own), -1, near.shape[1]), axis=2).mean(1)
+        vectors, near = np.asarray(features[b], np.float32), np.asarray(features[places[b].ravel()], np.float32)
+        found[b] = np.linalg.norm(vectors[:, None] - near.reshape(len(vectors), -1, near.shape[1]), axis=2).mean(1)
     return found / max(1e-12, float(np.median(found)))
 
 

@@ -47,11 +47,11 @@ def lncc(image: np.ndarray, target: np.ndarray, window: int = WINDOW) -> float:
     sum_a, sum_b = box_sums(a, window), box_sums(b, window)
     covariance = n * box_sums(a * b, window) - sum_a * sum_b  # whole numbers: exact
     spread_a, spread_b = n * box_sums(a * a, window) - sum_a**2, n * box_sums(b * b, window) - sum_b**2
-    there = spread_b > 0
-    if not there.any():
+    varies = spread_b > 0
+    if not varies.any():
         return 0.0
-    scale = np.sqrt(np.maximum(spread_a[there], 1).astype(np.float64)) * np.sqrt(spread_b[there].astype(np.float64))
-    return float((covariance[there] / scale).mean())
+    scale = np.sqrt(np.maximum(spread_a[varies], 1).astype(np.float64)) * np.sqrt(spread_b[varies].astype(np.float64))
+    return float((covariance[varies] / scale).mean())
 
 
 def box_sums(x: np.ndarray, window: int) -> np.ndarray:

@@ -139,13 +139,13 @@ def folder_of(name: str, roots: list[Path]) -> Path:
     """The folder `name` below the first of `roots` that has one; FileNotFoundError lists what they hold."""
     folder = next((root / name for root in roots if (root / name).exists()), None)
     if folder is None:
-        there = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if p.is_dir()})
+        existing = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if p.is_dir()})
         if missing := [str(root) for root in roots if not root.is_dir()]:
             raise FileNotFoundError(
                 f"{', '.join(missing)} is no folder: --data names folders that hold the tasks' folders"
             )
         raise FileNotFoundError(
-            f"no folder {name} below {', '.join(map(str, roots))}, which hold {', '.join(there) or 'no folders'}: "
+            f"no folder {name} below {', '.join(map(str, roots))}, which hold {', '.join(existing) or 'no folders'}: "
             "--data names the folder above, --tasks the folders in it"
         )
     return folder

@@ -65,8 +65,8 @@ def outline_distances(
     rows, columns = ((predicted | truth).any(1 - axis).nonzero()[0] for axis in (0, 1))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     outlines = [mask & ~binary_erosion(mask) for mask in (predicted[box], truth[box])]
-    there, back = (distance_transform_edt(~outlines[1 - side], sampling=spacing)[outlines[side]] for side in (0, 1))
-    return max(np.percentile(there, 95), np.percentile(back, 95)), float(np.concatenate([there, back]).mean())
+    forth, back = (distance_transform_edt(~outlines[1 - side], sampling=spacing)[outlines[side]] for side in (0, 1))
+    return max(np.percentile(forth, 95), np.percentile(back, 95)), float(np.concatenate([forth, back]).mean())
 
 
 def packed_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
@@ -98,25 +98,25 @@ def validation_score(dice: Tensor, present: Tensor, loss: float) -> dict[str, fl
 
 def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Every figure (R,) of what one seed's model did, in each row of counts (R, N), how often an image occurs."""
-    weight, there = counts.astype(np.float64), outcome["truth_pixels"] > 0  # (R, N), (N, K)
+    weight, present = counts.astype(np.float64), outcome["truth_pixels"] > 0  # (R, N), (N, K)
     names, result = outcome["classes"].tolist(), {}
 
     def mean(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):  # a resample may hold no such image
             return weight[:, rows] @ values[rows] / weight[:, rows].sum(1)
 
-    every, occurring = np.ones(len(there), bool), [k for k in range(len(names)) if there[:, k].any()]
+    every, occurring = np.ones(len(present), bool), [k for k in range(len(names)) if present[:, k].any()]
     for measure in MEASURES:
         result[measure] = np.mean([mean(outcome[measure][:, k], every) for k in range(len(names))], axis=0)
     for measure in MEASURES if occurring else ():
-        each = {k: mean(outcome[measure][:, k], there[:, k]) for k in occurring}
+        each = {k: mean(outcome[measure][:, k], present[:, k]) for k in occurring}
         result[f"{measure}_present"] = np.mean(list(each.values()), axis=0)
         if len(names) > 1:
             result |= {f"{measure}_present {names[k]}": value for k, value in each.items()}
-    if not there.all():
-        left = (outcome["predicted_pixels"] == 0) & ~there
+    if not present.all():
+        left = (outcome["predicted_pixels"] == 0) & ~present
         with np.errstate(invalid="ignore"):
-            result["absent_left_empty"] = weight @ left.sum(1) / (weight @ (~there).sum(1))
+            result["absent_left_empty"] = weight @ left.sum(1) / (weight @ (~present).sum(1))
     result["pooled_with_background"] = weight @ outcome["right"] / (weight @ outcome["pixels"])
     if (known := images_with_spacing(outcome)).any():
         result["hd95_mm"] = np.mean([mean(values, known) for values in outcome["hd95_mm"].T], axis=0)

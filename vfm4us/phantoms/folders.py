@@ -64,8 +64,8 @@ def write_phantoms(
     arguments = {"version": VERSION, "count": count, "size": size, "seed": seed}
     done, begun = out / "phantoms.json", out / ".phantoms.begun.json"
     for record in (done, begun):
-        if record.exists() and (there := json.loads(record.read_text())) != arguments:
-            raise ValueError(f"{out} holds phantoms of {there}, not {arguments}: use another folder or delete it")
+        if record.exists() and (written := json.loads(record.read_text())) != arguments:
+            raise ValueError(f"{out} holds phantoms of {written}, not {arguments}: use another folder or delete it")
     if done.exists():
         return out
     if not begun.exists() and ((out / "coarse").exists() or (out / "fine").exists()):

@@ -71,10 +71,10 @@ def perturb(
     return Perturbation(delta, gradient)
 
 
-def random_start(n: int, own: slice, batch: int, size: int, generator: torch.Generator, device="cpu") -> Tensor:
+def random_start(n: int, mine: slice, batch: int, size: int, generator: torch.Generator, device="cpu") -> Tensor:
     """Starts in [-1, 1] for the images `own` of a global batch, (n * own, 1, size, size) on `device`, patches outermost."""
     field = torch.rand((3 * size, 3 * size), generator=generator) * 2 - 1
-    row, column = moved(torch.rand((2, n, batch), generator=generator)[:, :, own], device)
+    row, column = moved(torch.rand((2, n, batch), generator=generator)[:, :, mine], device)
     return windows(moved(field, device), row.flatten(), column.flatten(), size)
 
 

@@ -172,25 +172,25 @@ def check(config: PretrainingConfig) -> None:
         _check_shares(stage, i, [s for earlier in config.stages[:i] for s in earlier.data])
     if config.schedule == "run":
         _check_one_schedule(config.stages)
-    own = getattr(config, config.method)
-    if own.package and importlib.util.find_spec(own.package) is None:
+    section = getattr(config, config.method)
+    if section.package and importlib.util.find_spec(section.package) is None:
         raise ValueError(
-            f"method={config.method} takes its losses from the package {own.package}, which is not installed: "
+            f"method={config.method} takes its losses from the package {section.package}, which is not installed: "
             "pip install -e .[baselines]"
         )
-    if own.masks_tokens and not family_of(config.encoder.name).maskable:
+    if section.masks_tokens and not family_of(config.encoder.name).maskable:
         raise ValueError(
             f"encoder.name {config.encoder.name} has no tokens to mask: method={config.method} needs one of "
             f"{', '.join(names(maskable=True))}"
         )
     for i, stage in enumerate(config.stages):
-        if stage.learning_rate > own.highest_rate:
+        if stage.learning_rate > section.highest_rate:
             raise ValueError(
                 f"stages.{i}.learning_rate {stage.learning_rate} is a rate for LARS; method={config.method} trains with AdamW, "
                 "whose rates per 256 images are 1e-4 to 5e-3, up to 0.1 for batches of a few images: see configs/pretraining"
             )
     try:
-        own.check(config.encoder.patch)
+        section.check(config.encoder.patch)
     except ValueError as error:
         raise ValueError(f"{config.method}.{error}") from error
     if family_of(config.encoder.name).has_tokens:
@@ -239,8 +239,8 @@ def _check_one_schedule(stages: list[StageConfig]) -> None:
 
 def crops_of(config: PretrainingConfig) -> dict[str, Any]:
     """What the method cuts from each image, by the name of its section; the first is what the encoder is made for."""
-    own = getattr(config, config.method)
-    return {f"{config.method}.{name}": crops for name, crops in own.cuts().items()}
+    section = getattr(config, config.method)
+    return {f"{config.method}.{name}": crops for name, crops in section.cuts().items()}
 
 
 def single_stage(config: PretrainingConfig, place: int) -> PretrainingConfig:

@@ -483,13 +483,13 @@ class Trainer(Training):
         prefix = checkpoints.PROJECTOR_PREFIX
         beside = {k.removeprefix("module."): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
         beside |= saved.get("beside", {})  # absent in runs of 0.1.0
-        own = self._beside()
-        if own.keys() != beside.keys():
+        at_hand = self._beside()
+        if at_hand.keys() != beside.keys():
             raise ValueError(
-                f"{path} lacks {sorted(own.keys() ^ beside.keys())[:3]} of the network: it is of another version"
+                f"{path} lacks {sorted(at_hand.keys() ^ beside.keys())[:3]} of the network: it is of another version"
             )
         with torch.no_grad():
-            for key, tensor in own.items():
+            for key, tensor in at_hand.items():
                 tensor.copy_(beside[key])
         self.method.optimizer.load_state_dict(saved["optimizer"])
         self.values, self.flops = saved["values"], saved.get("flops", 0)

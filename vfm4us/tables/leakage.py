@@ -24,21 +24,21 @@ def check_leakage(plan: Plan) -> dict[str, str]:
     opened: dict[str, list[StagePool]] = {}
     sizes: dict[str, dict[str, set[str]]] = {task: {} for task in dict.fromkeys(cell.task for cell in cells)}
     for pretraining in (job for job in plan.jobs if isinstance(job, Pretraining)):
-        own = pretraining.config
-        sources = [source for stage in own.stages for source in stage.data]
+        run = pretraining.config
+        sources = [source for stage in run.stages for source in stage.data]
         drawn = (
-            own.seed if any(source.limit for source in sources) else 0
+            run.seed if any(source.limit for source in sources) else 0
         )  # the seed chooses among the images of a source
         key = json.dumps(
-            [config.to_dict(own.data), [config.to_dict(s)["data"] for s in own.stages], drawn], default=str
+            [config.to_dict(run.data), [config.to_dict(s)["data"] for s in run.stages], drawn], default=str
         )
         first = key not in opened
         if first:
-            if own.data.phantoms:
+            if run.data.phantoms:
                 from vfm4us.phantoms.folders import write_phantoms
 
-                write_phantoms(own.data.locations().phantoms, own.data.phantoms, own.data.size)
-            opened[key] = stage_pools(own.stages, own.data.protected(), own.data.locations(), own.seed)
+                write_phantoms(run.data.locations().phantoms, run.data.phantoms, run.data.size)
+            opened[key] = stage_pools(run.stages, run.data.protected(), run.data.locations(), run.seed)
         _check_fingerprints(pretraining, opened[key])
         tested = {(c.task, c.config.data.path, tuple(c.config.data.splits)): c for c in cells} if first else {}
         for cell in tested.values():
@@ -75,11 +75,11 @@ def _not_compared(method: str, weights: str) -> str:
 
 def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> list[str]:
     """The ids of the cell's test images, of the fold that goes with this seed; ValueError where one of them is in a pool."""
-    own = pretraining.config.data
+    settings = pretraining.config.data
     dataset = open_or_prepare(
         Path(cell.config.data.path),
-        Path(own.cache),
-        own.size,
+        Path(settings.cache),
+        settings.size,
         tuple(cell.config.data.splits),
         reading=frames_of(cell.config.data.frames),
     )

@@ -346,12 +346,12 @@ def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
         except ValueError as error:
             raise ValueError(f"encoders.{method}: {error}") from error
         for stage, seed in itertools.product(about.stages, settings.pretraining_seeds):
-            own = copy.deepcopy(base)
+            run = copy.deepcopy(base)
             if stage in ("coarse", "fine"):
-                own = pretraining_settings.single_stage(base, STAGES.index(stage))
-            own.name, own.seed = f"{_arm_folder(plain(method), stage)}-{seed}", seed
-            own.logs = str(Path(settings.logs) / settings.name / "encoders")
-            found.append(Pretraining(method, stage, own, _absent_sources(own)))
+                run = pretraining_settings.single_stage(base, STAGES.index(stage))
+            run.name, run.seed = f"{_arm_folder(plain(method), stage)}-{seed}", seed
+            run.logs = str(Path(settings.logs) / settings.name / "encoders")
+            found.append(Pretraining(method, stage, run, _absent_sources(run)))
     # a table that is stopped half-way has whole seeds of every method, not one method alone
     return sorted(found, key=lambda p: settings.pretraining_seeds.index(p.config.seed))
 
@@ -359,10 +359,10 @@ def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
 def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[Cell]:
     """Every combination of the axes, of a table of methods with every method and stage."""
     if not settings.tasks:
-        own = TaskTableConfig(settings.scores, [], settings.cells, settings.axes)
-        _check_axes(own, "axes", settings.differences)
+        table = TaskTableConfig(settings.scores, [], settings.cells, settings.axes)
+        _check_axes(table, "axes", settings.differences)
         return [
-            _cell(settings, settings.task, own, values, "-".join(map(str, values))) for values in _combinations(own)
+            _cell(settings, settings.task, table, values, "-".join(map(str, values))) for values in _combinations(table)
         ]
     cells = []
     for task, values in settings.tasks.items():
@@ -370,21 +370,21 @@ def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[C
             continue
         if task not in TASKS:
             raise ValueError(f"tasks.{task[:80]}: known tasks are {', '.join(TASKS)}")
-        own = config.from_dict(TaskTableConfig, values, f"tasks.{task}")
-        _check_axes(own, f"tasks.{task}.axes")
-        for combination, (method, about) in itertools.product(_combinations(own), _methods(settings).items()):
+        table = config.from_dict(TaskTableConfig, values, f"tasks.{task}")
+        _check_axes(table, f"tasks.{task}.axes")
+        for combination, (method, about) in itertools.product(_combinations(table), _methods(settings).items()):
             name = plain("-".join([task, *map(str, combination), method]))
             if not about.config:
                 start = {"encoder": {"weights": "none"} | about.encoder}
-                cells.append(_cell(settings, task, own, combination, name, start, method))
+                cells.append(_cell(settings, task, table, combination, name, start, method))
                 continue
-            for stage in (s for s in about.stages if s in own.stages):
+            for stage in (s for s in about.stages if s in table.stages):
                 needs = [p for p in pretrainings if (p.method, p.stage) == (method, stage)]
                 weights = needs[0].encoder.as_posix()
                 if len(needs) > 1:
                     weights = weights.replace(f"-{needs[0].config.seed}/encoder.pt", "-{seed}/encoder.pt")
                 start = {"encoder": {"weights": weights}}
-                cell = _cell(settings, task, own, combination, _arm_folder(name, stage), start, method)
+                cell = _cell(settings, task, table, combination, _arm_folder(name, stage), start, method)
                 if len(needs) > 1 and cell.config.seeds != settings.pretraining_seeds:
                     raise ValueError(
                         f"pretraining_seeds {settings.pretraining_seeds}: give one for all runs, or the cells' own seeds, "
@@ -399,14 +399,14 @@ def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[C
 def _cell(
     settings: TableConfig,
     task: str,
-    own: TaskTableConfig,
+    table: TaskTableConfig,
     values: tuple,
     name: str,
     more: dict | None = None,
     method: str = "",
 ) -> Cell:
-    keys = copy.deepcopy(own.cells)
-    for axis, value in zip(own.axes.values(), values, strict=True):
+    keys = copy.deepcopy(table.cells)
+    for axis, value in zip(table.axes.values(), values, strict=True):
         merge(keys, axis[value] or {})
     merge(keys, more or {})
     if settings.folds:
@@ -419,7 +419,7 @@ def _cell(
         raise ValueError(f"cell {folder.name}: {error}") from error
     if not own_config.data.path:
         raise ValueError(f"cell {folder.name}: data.path is empty: give it in the cells or in each value of an axis")
-    cell = Cell(task, tuple(map(str, values)), own_config, folder, method, scores=own.scores)
+    cell = Cell(task, tuple(map(str, values)), own_config, folder, method, scores=table.scores)
     data, encoder = Path(own_config.data.path), own_config.encoder
     if not data.exists():
         cell.absent = _absence(data, own_config.data.hint)
@@ -446,11 +446,11 @@ def _check_arms(settings: TableConfig, cells: list[Cell]) -> None:
         if len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"contrasts: {pair} are not two different arms, first minus second")
     for task, values in settings.tasks.items():
-        there = {cell.setting for cell in cells if cell.task == task}
+        settings_of_task = {cell.setting for cell in cells if cell.task == task}
         for name, of in (values or {}).get("means", {}).items():
-            if wrong := [str(v) for v in of if str(v) not in there]:
+            if wrong := [str(v) for v in of if str(v) not in settings_of_task]:
                 raise ValueError(
-                    f"tasks.{task}.means.{name}: {wrong[0]!r} is no setting of this task: {', '.join(sorted(there))}"
+                    f"tasks.{task}.means.{name}: {wrong[0]!r} is no setting of this task: {', '.join(sorted(settings_of_task))}"
                 )
 
 
@@ -478,18 +478,18 @@ def _check_folds(settings: TableConfig, cells: list[Cell]) -> None:
             )
 
 
-def _hold_back(folds: int, own: PretrainingConfig, cells: list[Cell]) -> None:
+def _hold_back(folds: int, run: PretrainingConfig, cells: list[Cell]) -> None:
     """Leave the fold of this seed of every tested dataset out of a pretraining, and its near-duplicates out of all sources."""
-    where, fold = own.data.locations(), own.seed % folds
+    where, fold = run.data.locations(), run.seed % folds
     tested = {Path(cell.config.data.path).resolve(): cell.config.data.path for cell in cells}
-    for source in (source for stage in own.stages for source in stage.data):
+    for source in (source for stage in run.stages for source in stage.data):
         if where.resolve(source.path).resolve() in tested:
             source.folds, source.fold = folds, fold
-    named = {where.resolve(path).resolve() for path in own.data.protect}
-    own.data.protect = own.data.protect + [
-        os.path.relpath(path, own.data.root or ".") for whole, path in tested.items() if whole not in named
+    named = {where.resolve(path).resolve() for path in run.data.protect}
+    run.data.protect = run.data.protect + [
+        os.path.relpath(path, run.data.root or ".") for whole, path in tested.items() if whole not in named
     ]
-    own.data.protect_folds, own.data.protect_fold = folds, fold
+    run.data.protect_folds, run.data.protect_fold = folds, fold
 
 
 def _absence(path: Path, hint: str = "") -> str:
@@ -497,13 +497,13 @@ def _absence(path: Path, hint: str = "") -> str:
     return f"data absent: {path}" + (f"; get {origin}" if origin else " does not exist")
 
 
-def _absent_sources(own: PretrainingConfig) -> str:
+def _absent_sources(run: PretrainingConfig) -> str:
     """What is missing of the images of a pretraining."""
-    where = own.data.locations()
-    if own.data.phantoms:  # made when it begins
+    where = run.data.locations()
+    if run.data.phantoms:  # made when it begins
         return ""
-    paths = [where.resolve(source.path) for stage in own.stages for source in stage.data]
-    return next((_absence(path, own.data.hint) for path in paths if not path.exists()), "")
+    paths = [where.resolve(source.path) for stage in run.stages for source in stage.data]
+    return next((_absence(path, run.data.hint) for path in paths if not path.exists()), "")
 
 
 def _methods(settings: TableConfig) -> dict[str, MethodConfig]:
@@ -515,18 +515,18 @@ def _methods(settings: TableConfig) -> dict[str, MethodConfig]:
     }
 
 
-def _check_axes(own: TaskTableConfig, key: str, differences=()) -> None:
-    if not own.axes or any(not isinstance(axis, dict) or not axis for axis in own.axes.values()):
+def _check_axes(table: TaskTableConfig, key: str, differences=()) -> None:
+    if not table.axes or any(not isinstance(axis, dict) or not axis for axis in table.axes.values()):
         raise ValueError(f"{key}: give at least one axis, each as {{value: {{keys it adds}}}}, see configs/tables/")
-    last = list(list(own.axes.values())[-1])
+    last = list(list(table.axes.values())[-1])
     if wrong := [v for pair in differences for v in pair if v not in last]:
         raise ValueError(
             f"differences: {wrong[0]!r} is no value of the last axis, which has: {', '.join(map(str, last))}"
         )
 
 
-def _combinations(own: TaskTableConfig) -> Iterator[tuple]:
-    return itertools.product(*own.axes.values())
+def _combinations(table: TaskTableConfig) -> Iterator[tuple]:
+    return itertools.product(*table.axes.values())
 
 
 def _words(settings: TableConfig) -> dict[str, str]:
@@ -552,11 +552,11 @@ def merge(keys: dict, more: dict) -> None:
         if isinstance(value, dict) and isinstance(keys.get(key), dict):
             merge(keys[key], value)
         elif isinstance(value, dict) and isinstance(keys.get(key), list):
-            for place, own in value.items():
-                if own is None:
+            for place, inner in value.items():
+                if inner is None:
                     keys[key][int(place)] = None
                 else:
-                    merge(keys[key][int(place)], own)
+                    merge(keys[key][int(place)], inner)
         else:
             keys[key] = copy.deepcopy(value)
 

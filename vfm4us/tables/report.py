@@ -70,8 +70,8 @@ class TaskResults:
         self.settings = list(dict.fromkeys(cell.setting for cell in cells))
         self.methods = list(dict.fromkeys(cell.method for cell in cells))
         self.stages = [s for s in ("", *STAGES, AS_CONFIGURED) if any(cell.stage == s for cell in cells)]
-        own = config.from_dict(TaskTableConfig, settings.tasks[task], f"tasks.{task}")
-        self.means = {name: list(map(str, of)) for name, of in own.means.items()}
+        table = config.from_dict(TaskTableConfig, settings.tasks[task], f"tasks.{task}")
+        self.means = {name: list(map(str, of)) for name, of in table.means.items()}
         if len(self.settings) > 1:
             self.means = {"mean of all": self.settings} | self.means
         self.scores = cells[0].scores
@@ -96,8 +96,8 @@ class TaskResults:
         for a, b in settings.contrasts:
             if {a, b} <= known.keys():  # neither is left out
                 sides = {s: [(s, *known[name]) for name in (a, b)] for s in self.settings}
-                there = {s: keys for s, keys in sides.items() if {*keys} <= self.at.keys()}
-                pairs = {s: tuple(self.outcomes[key] for key in keys) for s, keys in there.items()}
+                present = {s: keys for s, keys in sides.items() if {*keys} <= self.at.keys()}
+                pairs = {s: tuple(self.outcomes[key] for key in keys) for s, keys in present.items()}
                 self.contrasts[f"{a} - {b}"] = self._apart(pairs, settings.bound)
 
     def _apart(self, pairs: dict[str, tuple], bound: float = 0.0) -> dict[str, dict]:
@@ -116,8 +116,8 @@ class TaskResults:
 
     def rows(self) -> list[tuple[str, str]]:
         """(setting, method); then the means of settings of which each has data."""
-        there = {setting for setting, _, _ in self.at}
-        settings = [*self.settings, *(name for name, of in self.means.items() if set(of) <= there)]
+        with_rows = {setting for setting, _, _ in self.at}
+        settings = [*self.settings, *(name for name, of in self.means.items() if set(of) <= with_rows)]
         return [(setting, method) for setting in settings for method in self.methods]
 
     def table(self, score: str, published: list[dict]) -> str:
@@ -387,11 +387,11 @@ def budgets(pretrainings: list[Pretraining]) -> str:
 
 def budget(pretraining: Pretraining) -> dict:
     """budget.json of a finished pretraining; before that, what its config says it will see."""
-    own, path = pretraining.config, pretraining.folder / "budget.json"
+    run, path = pretraining.config, pretraining.folder / "budget.json"
     if path.is_file():
         return json.loads(path.read_text())
-    images = sum(s.epochs * (s.epoch_images // own.batch_size) * own.batch_size for s in own.stages)
-    return {"encoder": own.encoder.name, "images": images}
+    images = sum(s.epochs * (s.epoch_images // run.batch_size) * run.batch_size for s in run.stages)
+    return {"encoder": run.encoder.name, "images": images}
 
 
 @functools.cache

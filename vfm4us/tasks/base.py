@@ -350,8 +350,8 @@ def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> 
         return rows
     rng, kept = numpy_stream("share of labels", seed), []
     for code in np.unique(codes[rows]):
-        own = rows[codes[rows] == code]
-        kept.append(rng.permutation(own)[: max(1, round(share * len(own)))])
+        of_class = rows[codes[rows] == code]
+        kept.append(rng.permutation(of_class)[: max(1, round(share * len(of_class)))])
     return np.sort(np.concatenate(kept)) if kept else rows
 
 

@@ -295,16 +295,16 @@ def labels_as_trained(
             said.append(f"the label {name!r} is taken for the class {near!r}")
     for record in records:
         record.label = spelled.get(record.label, record.label)
-    there = {record.label for record in records if record.label}
-    strange, missing = sorted(there - {*classes, *options.leave_out}), [name for name in classes if name not in there]
+    labels = {record.label for record in records if record.label}
+    strange, missing = sorted(labels - {*classes, *options.leave_out}), [name for name in classes if name not in labels]
     if strange and missing:
         near = difflib.get_close_matches(strange[0], missing, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"{options.data} has the labels {', '.join(sorted(there))}; the model knows {', '.join(classes)}. Is {strange[0]!r} "
+            f"{options.data} has the labels {', '.join(sorted(labels))}; the model knows {', '.join(classes)}. Is {strange[0]!r} "
             f"one of {', '.join(missing)} by another name (--merge '{strange[0]} > {near}'), or is it to be left out "
             f"(--leave-out '{strange[0]}')?"
         )
-    if there and missing:
+    if labels and missing:
         said.append(f"no image of the class {', '.join(missing)}: averages go over the other classes")
     return said
 

@@ -354,8 +354,8 @@ class CycleGAN(Training):
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.frozen_epochs = math.inf if frozen else freeze_epochs
         self.precision, self.paired = precision, paired
-        own = {id(p) for p in encoder.parameters()}
-        rest = [p for p in [*self.generators.parameters(), *self.projectors.parameters()] if id(p) not in own]
+        of_encoder = {id(p) for p in encoder.parameters()}
+        rest = [p for p in [*self.generators.parameters(), *self.projectors.parameters()] if id(p) not in of_encoder]
         groups = [{"params": rest, "scale": 1.0}, {"params": list(encoder.parameters()), "scale": config.encoder_rate}]
         self.optimizers = {"generators": torch.optim.Adam(groups, lr=0.0, betas=(0.5, 0.999))}
         if self.judged:

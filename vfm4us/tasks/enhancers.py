@@ -78,8 +78,8 @@ class OneSided(CycleGAN):
 def patch_contrast(q: Tensor, k: Tensor) -> Tensor:
     """Cross-entropy by which each of P vectors of an image finds its own place among the P of another; q, k (N, P, D)."""
     logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(1, 2) / TEMPERATURE
-    own = torch.arange(q.shape[1], device=q.device).expand(len(q), -1)
-    return F.cross_entropy(logits.flatten(0, 1), own.flatten())
+    itself = torch.arange(q.shape[1], device=q.device).expand(len(q), -1)
+    return F.cross_entropy(logits.flatten(0, 1), itself.flatten())
 
 
 class LearnedDegradation(CycleGAN):

@@ -310,12 +310,12 @@ def _compared_on(config: GenerationConfig, encoder: Encoder) -> Encoder | None:
 def draw_grid(path: Path, generators: nn.ModuleDict, low: Tensor, high: Tensor, title: str) -> None:
     """Real, fake and, where there is a way back, reconstructed crops of both domains, a row each."""
     enhancer = generators["enhancer"]
-    there = enhancer(low)
-    columns = {"low": low, "enhanced": there}
+    enhanced = enhancer(low)
+    columns = {"low": low, "enhanced": enhanced}
     if "degrader" in generators:
         degrader = generators["degrader"]
         back = degrader(high)
-        columns |= {"and back": degrader(there), "high": high, "degraded": back, "and back ": enhancer(back)}
+        columns |= {"and back": degrader(enhanced), "high": high, "degraded": back, "and back ": enhancer(back)}
     else:
         columns["high"] = high
     plots.picture_grid(path, {name: to_uint8(x[:, 0]) for name, x in columns.items()}, title)
@@ -358,8 +358,8 @@ def enhance(model: nn.Module, image: np.ndarray, size: int, tile: int = 512, ove
         return to_uint8(y[0, 0])
     residual = getattr(model, "residual", False)
     y = F.interpolate(y - x if residual else y, image.shape, mode="bicubic", align_corners=False)
-    own = torch.tensor(image, device=device).float() / 127.5 - 1 if residual else 0
-    return to_uint8(y[0, 0] + own)
+    before = torch.tensor(image, device=device).float() / 127.5 - 1 if residual else 0
+    return to_uint8(y[0, 0] + before)
 
 
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int) -> Tensor:

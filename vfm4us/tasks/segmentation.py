@@ -88,8 +88,8 @@ def overlap_loss(logits: Tensor, target: Tensor, dice_weight: float = 1.0) -> Te
     predicted = logits.softmax(1)[:, 1:] * inside[:, None]
     both, area = (predicted * truth).sum((2, 3)), truth.sum((2, 3))  # (N, K)
     dice = (2 * both + 1) / (predicted.sum((2, 3)) + area + 1)
-    there = area > 0
-    return entropy + dice_weight * ((1 - dice) * there).sum() / there.sum().clamp(min=1)
+    present = area > 0
+    return entropy + dice_weight * ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -248,8 +248,8 @@ def segment(model: Segmenter, images, size: int, flips: bool = False, batch_size
         arrays = [image_array(image) for image in images[start : start + batch_size]]
         batch, valid = image_batch(arrays, size, frame=True)
         logits = predict(model, batch.to(device), flips)
-        for array, own, (top, left, height, width) in zip(arrays, logits, valid.tolist(), strict=True):
-            part = own[None, :, top : top + height, left : left + width]
+        for array, scores, (top, left, height, width) in zip(arrays, logits, valid.tolist(), strict=True):
+            part = scores[None, :, top : top + height, left : left + width]
             part = F.interpolate(part, array.shape[:2], mode="bilinear", align_corners=False)
             yield part[0].argmax(0).to(torch.uint8).cpu().numpy()
 
@@ -335,16 +335,16 @@ def write_cases(out: Path, outcome: statistics.Outcome) -> None:
 def pictures(out: Path, root: Path, cases: Cases, size: int, join: bool = False) -> None:
     """overlays.png: the best, middle and worst three; dice.png: Dice as a histogram and against the structure's size."""
     outcome = cases.outcome()
-    there, names, area = outcome["truth_pixels"] > 0, outcome["classes"].tolist(), outcome["sizes"].prod(1)
+    present, names, area = outcome["truth_pixels"] > 0, outcome["classes"].tolist(), outcome["sizes"].prod(1)
     plots.dice_by_size(
         out / "dice.png",
         {
-            name: (outcome["dice"][there[:, k], k], (outcome["truth_pixels"][:, k] / area)[there[:, k]])
+            name: (outcome["dice"][present[:, k], k], (outcome["truth_pixels"][:, k] / area)[present[:, k]])
             for k, name in enumerate(names)
         },
     )
-    overlap = np.where(there, outcome["dice"], 0).sum(1) / there.sum(1).clip(1)  # of an image's own classes
-    order = sorted(np.flatnonzero(there.any(1)).tolist(), key=lambda i: -overlap[i])
+    overlap = np.where(present, outcome["dice"], 0).sum(1) / present.sum(1).clip(1)  # of an image's own classes
+    order = sorted(np.flatnonzero(present.any(1)).tolist(), key=lambda i: -overlap[i])
     middle = len(order) // 2 - 1
     chosen = [("", i) for i in order]
     if len(order) > 9:

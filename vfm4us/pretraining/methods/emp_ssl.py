@@ -76,13 +76,13 @@ class Draws:
     @classmethod
     def of(cls, config: EmpSSLConfig, generator: torch.Generator, b: int, device, rank=0, world_size=1) -> "Draws":
         """Drawn for the global batch and cut to this process's part, as the patches are."""
-        n, size, own = config.patches.count, config.patches.size, slice(rank * b, (rank + 1) * b)
+        n, size, mine = config.patches.count, config.patches.size, slice(rank * b, (rank + 1) * b)
         start = scores = None
         if config.adversary.weight:
-            start = random_start(n, own, b * world_size, size, generator, device)
+            start = random_start(n, mine, b * world_size, size, generator, device)
         if config.masking.strategy == "random":
             rows = -(-size // config.masking.cell)
-            scores = torch.rand((n, b * world_size, rows, rows), generator=generator)[:, own].flatten(0, 1)
+            scores = torch.rand((n, b * world_size, rows, rows), generator=generator)[:, mine].flatten(0, 1)
             scores = moved(scores, device)
         return cls(start, scores)
 

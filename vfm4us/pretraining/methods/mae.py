@@ -113,9 +113,9 @@ class MAE(Baseline):
     def cut(self, images: Tensor, valid: Tensor, draw: torch.Generator, rank=0, world_size=1) -> tuple[Tensor, Tensor]:
         """Crops (n b, 1, P, P), the first of each image first, and their hidden tokens (n b, L)."""
         crops = self.sampler(images, valid, draw, rank, world_size)
-        own = slice(rank * len(images), (rank + 1) * len(images))
+        mine = slice(rank * len(images), (rank + 1) * len(images))
         hidden = hidden_tokens((len(crops), len(images) * world_size, self.tokens), self.config.mask_ratio, draw)[
-            :, own
+            :, mine
         ]
         return crops.flatten(0, 1), moved(hidden.flatten(0, 1), crops.device)
 

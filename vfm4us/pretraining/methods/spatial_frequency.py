@@ -84,10 +84,10 @@ class SpatialFrequency(Baseline):
         """Crops (n b, 1, P, P), the same without their band, hidden tokens (n b, L), and the bands (n b, P, P)."""
         c = self.config
         crops = self.sampler(images, valid, draw, rank, world_size)
-        own, every = slice(rank * len(images), (rank + 1) * len(images)), (len(crops), len(images) * world_size)
+        mine, every = slice(rank * len(images), (rank + 1) * len(images)), (len(crops), len(images) * world_size)
         crops = crops.flatten(0, 1)
-        hidden = hidden_tokens((*every, self.tokens), c.mask_ratio, draw)[:, own].flatten(0, 1)
-        place = torch.rand(every, generator=draw)[:, own].flatten()
+        hidden = hidden_tokens((*every, self.tokens), c.mask_ratio, draw)[:, mine].flatten(0, 1)
+        place = torch.rand(every, generator=draw)[:, mine].flatten()
         hidden, place = moved(hidden, crops.device), moved(place, crops.device)
         band = frequency_band(
             c.band_low + (c.band_high - c.band_width - c.band_low) * place, c.band_width, c.crops.size
