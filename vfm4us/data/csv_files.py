@@ -3,15 +3,19 @@
 A name may hold anything: line breaks, bytes that are not UTF-8, a leading `=`, which a spreadsheet would run as a formula.
 """
 
+import contextlib
 import csv
+import gc
 import io
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would take for a formula, or what we have marked before
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 MARKED = re.compile(r"'+[=+\-@\t\r]")
+MARKED_CELL = re.compile(r"(?:^|[,\"\n])'+[=+\-@\t\r]")  # somewhere in a text
 DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -45,6 +49,26 @@ def read_rows(path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         header = next(reader, [])
         cells = ((reader.line_num, [unmarked(cell) for cell in row]) for row in reader)
         return header, [(line, dict(zip(header, row, strict=False))) for line, row in cells]
+
+
+def read_cells(path) -> Iterator[list[str]]:
+    """The rows, the header first, of a CSV that `write_rows` wrote; for files of many rows."""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        text = file.read()
+    rows = csv.reader(io.StringIO(text, newline=""))
+    return ([unmarked(cell) for cell in row] for row in rows) if "'" in text and MARKED_CELL.search(text) else rows
+
+
+@contextlib.contextmanager
+def without_collection():
+    """No search for garbage while many objects are made that all stay: it would go through all of them again and again."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def marked(cell):

@@ -74,8 +74,8 @@ class PreparedDataset:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = one_line(error)
             raise ValueError(f"{self.folder} is damaged ({reason}): delete it and prepare it again") from error
-        rectangles = [(r.top, r.left, r.valid_height, r.valid_width) for r in self.records]
-        self.valid = np.array(rectangles, dtype=np.int32).reshape(-1, 4)
+        sides = ("top", "left", "valid_height", "valid_width")
+        self.valid = np.array([[getattr(r, side) for r in self.records] for side in sides], dtype=np.int32).T.copy()
         if self.description.get("blank"):
             self._fill_where_read()
         self.ids = [record.id for record in self.records]
