@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.running import script, script_soon
 from vfm4us import config
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.tables.plan import TableConfig, list_cells, list_pretrainings
@@ -16,10 +15,6 @@ from vfm4us.tasks.generation import GenerationConfig
 from vfm4us.tasks.segmentation import SegmentationConfig
 
 ADV_MAIN = ROOT / "Pretraining" / "US-SSL" / "adv_main.py"
-
-
-def script(path, *arguments, cwd):
-    return subprocess.run([sys.executable, str(path), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
 
 
 def test_the_published_command_runs_the_built_in_set_and_its_losses_are_golden(tmp_path):
@@ -83,9 +78,9 @@ def test_a_plain_folder_is_packed_once_and_trained_on(tmp_path, textures):
     first = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "is understood as" in first.stderr and "encoder" in first.stdout
-    second = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, "name=again", cwd=tmp_path)
+    second = script_soon(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, "name=again", cwd=tmp_path)
     assert second.returncode == 0 and "is understood as" not in second.stderr
-    again = script(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
+    again = script_soon(ADV_MAIN, "--config", "configs/pretraining/folder.yaml", *keys, cwd=tmp_path)
     assert again.returncode == 0 and "is finished" in again.stdout
 
 

@@ -18,6 +18,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import vfm4us
 from tests.conftest import ROOT, module_of
+from tests.running import script, script_soon
 from vfm4us import checkpoints, config
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source
@@ -473,10 +474,6 @@ def test_test_images_that_the_encoder_was_pretrained_on_are_told_by_the_encoder_
 # ---- the scripts ----------------------------------------------------------------------------------------------------
 
 
-def script(path, *arguments, cwd):
-    return subprocess.run([sys.executable, str(path), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
-
-
 def records_of(*labels):
     return [Record(id=str(k), path=f"{k}.png", label=label) for k, label in enumerate(labels)]
 
@@ -542,18 +539,18 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         len((tmp_path / "o/predictions.csv").read_text().splitlines()) == 4
         and not (tmp_path / "o/metrics.json").exists()
     )
-    done = script(EVALUATE, "logs/s", folder, "--out", "o2", cwd=tmp_path)
+    done = script_soon(EVALUATE, "logs/s", folder, "--out", "o2", cwd=tmp_path)
     assert json.loads((tmp_path / "o2/metrics.json").read_text())["metrics"]["balanced_accuracy"]["mean"] > 0.7
     strange = manifest(
         tmp_path / "plain", [("down", "test", "0.png"), ("upward", "test", "1.png"), ("down", "test", "bad.png")]
     )
-    done = script(EVALUATE, "logs/s", strange, "--out", "o3", cwd=tmp_path)
+    done = script_soon(EVALUATE, "logs/s", strange, "--out", "o3", cwd=tmp_path)
     assert (
         done.returncode == 2
         and "--merge 'upward > " in done.stderr
         and "the model knows across, down, fine" in done.stderr
     )
-    done = script(EVALUATE, "logs/s", strange, "--out", "o3", "--leave-out", "upward", cwd=tmp_path)
+    done = script_soon(EVALUATE, "logs/s", strange, "--out", "o3", "--leave-out", "upward", cwd=tmp_path)
     assert "does not know, left out of the metrics: upward" in done.stdout and "bad.png" in done.stderr
     found = json.loads((tmp_path / "o3/metrics.json").read_text())
     assert found["protocol"]["unreadable"] == 1 and "recall down" in found["metrics"]
@@ -563,7 +560,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         (["logs/s", "nowhere"], "nowhere does not exist"),
         (["logs/s/seed-0/test.npz", folder], "refused"),
     ):
-        done = script(EVALUATE, *arguments, cwd=tmp_path)
+        done = script_soon(EVALUATE, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -616,7 +613,7 @@ def test_a_table_of_cells_is_run_once_and_goes_on(folder, tmp_path, monkeypatch,
     done = script(path, "--config", "c.yaml", f"data={folder}", "only=[one-*]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Not run yet: two-linear, two-knn" in done.stdout and "mean of all" not in done.stdout
-    done = script(path, "--config", "c.yaml", f"data={folder}", cwd=tmp_path)
+    done = script_soon(path, "--config", "c.yaml", f"data={folder}", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("is finished") == 2 and "Not run yet" not in done.stdout
     text = (tmp_path / "logs/c/table.md").read_text()
     assert "| dataset | training images | linear | knn | linear - knn |" in text
@@ -681,7 +678,7 @@ def test_runs_are_tabulated_with_their_paired_difference(build, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[2].startswith("| a | linear | 100 % (") and "| a - b |" in lines[4]
     assert lines[5].count("+0.000 (") == 3, "a run differs from itself by nothing"
-    done = script(path, "logs/c", cwd=tmp_path)
+    done = script_soon(path, "logs/c", cwd=tmp_path)
     assert done.returncode == 2 and "metrics.json does not exist" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -700,7 +697,7 @@ def test_runs_are_tabulated_with_their_paired_difference(build, tmp_path):
 def test_mistakes_are_one_error(tmp_path, arguments, message):
     import re
 
-    done = script(TRAIN, *arguments, cwd=tmp_path)
+    done = script_soon(TRAIN, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "logs").exists()
 

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import vfm4us
 from tests.conftest import ROOT
+from tests.running import script, script_soon
 from vfm4us import checkpoints, config
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source
@@ -807,10 +806,6 @@ def test_a_table_of_two_encoders_has_paired_differences(build, folder, tmp_path)
     assert about["metrics"][" trained - frozen ssim_input"]["mean"] == 0
 
 
-def script(path, *arguments, cwd):
-    return subprocess.run([sys.executable, str(path), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
-
-
 def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     keys = [
         "name=s",
@@ -845,7 +840,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         tmp_path / "plain/rgb.png"
     )
     (tmp_path / "plain" / "bad.png").write_bytes(b"hello")
-    done = script(EVALUATE, "logs/s/seed-0/generator.pt", "plain", "--out", "o2", "--tile", "64", cwd=tmp_path)
+    done = script_soon(EVALUATE, "logs/s/seed-0/generator.pt", "plain", "--out", "o2", "--tile", "64", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
         "4 images, 1 unreadable" in done.stdout
@@ -856,7 +851,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     sizes = [Image.open(tmp_path / "o2/enhanced" / f"{name}.png").size for name in (0, 1, 2, "rgb")]
     assert sizes == [(60, 44)] * 3 + [(200, 300)]
     further = ["--out", "o3", "--degrade", "1", "--reference", folder / "high_quality"]
-    done = script(EVALUATE, "logs/s", "plain", *further, cwd=tmp_path)
+    done = script_soon(EVALUATE, "logs/s", "plain", *further, cwd=tmp_path)
     assert done.returncode == 0 and "| ssim_input |" in done.stdout and "KID: not measured" in done.stdout, done.stderr
     for arguments, message in (
         (["logs/nowhere", folder], "does not exist"),
@@ -866,7 +861,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         (["logs/s", "plain", "--degrade=-1"], "'-1': give a strength above 0, or mild, middle, strong"),
         (["logs/s", "plain", "--tile", "8"], "tile: 8 is below"),
     ):
-        done = script(EVALUATE, *arguments, cwd=tmp_path)
+        done = script_soon(EVALUATE, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -883,7 +878,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     ],
 )
 def test_mistakes_are_one_error(tmp_path, arguments, message):
-    done = script(TRAIN, *arguments, cwd=tmp_path)
+    done = script_soon(TRAIN, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "logs").exists()
 

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from scipy import ndimage
 
 import vfm4us
 from tests.conftest import ROOT
+from tests.running import script, script_soon
 from vfm4us import checkpoints, config
 from vfm4us.data.images import image_paths
 from vfm4us.data.masks import read_mask, read_masks
@@ -640,10 +639,6 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
-def script(path, *arguments, cwd):
-    return subprocess.run([sys.executable, str(path), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
-
-
 def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     keys = [
         "name=s",
@@ -671,7 +666,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     for i in range(3):
         (tmp_path / "plain" / f"{i}.png").write_bytes((folder / "images" / f"{i}.png").read_bytes())
     (tmp_path / "plain" / "bad.png").write_bytes(b"hello")
-    done = script(EVALUATE, "logs/s/seed-0/segmenter.pt", "plain", "--out", "o2", cwd=tmp_path)
+    done = script_soon(EVALUATE, "logs/s/seed-0/segmenter.pt", "plain", "--out", "o2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3 images, 1 unreadable" in done.stdout and "no metrics" in done.stdout and "bad.png" in done.stderr
     assert not (tmp_path / "o2/metrics.json").exists()
@@ -683,7 +678,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         (["logs/s", "plain", "--split", "val"], "no images in split val"),
         (["logs/s", "plain", "--out", "plain/o"], "--out plain/o lies in the data plain"),
     ):
-        done = script(EVALUATE, *arguments, cwd=tmp_path)
+        done = script_soon(EVALUATE, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -700,7 +695,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     ],
 )
 def test_mistakes_are_one_error(tmp_path, arguments, message):
-    done = script(TRAIN, *arguments, cwd=tmp_path)
+    done = script_soon(TRAIN, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "logs").exists()
 
