@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from vfm4us.data import prepare as preparing
 from vfm4us.data.dataset import PreparedDataset, packed_size
 from vfm4us.data.decode import read_grey
+from vfm4us.data.images import image_array
 from vfm4us.data.masks import read_mask
 from vfm4us.data.prepare import open_or_prepare, prepare
 
@@ -116,6 +117,18 @@ def test_every_png_mode_gives_the_expected_grey(tmp_path, image, expected):
         expected = 90
     image.save(tmp_path / "x.png")
     assert np.unique(read_grey(tmp_path / "x.png")).tolist() == [expected]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_in_which_0_is_white_is_turned_round_whatever_its_bits(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")  # comes with scikit-image
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    top = 1.0 if dtype is np.float32 else np.iinfo(dtype).max
+    held = ((255 - grey) / 255 * top).astype(dtype)
+    tifffile.imwrite(tmp_path / "x.tif", held, photometric="miniswhite")
+    assert (read_grey(tmp_path / "x.tif") == grey).all()
+    with Image.open(tmp_path / "x.tif") as image:  # as given in Python
+        assert (image_array(image) == grey).all()
 
 
 def test_png_colour_key_transparency_is_black(tmp_path):

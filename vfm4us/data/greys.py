@@ -3,25 +3,33 @@
 import numpy as np
 from PIL import Image
 
+PHOTOMETRIC = 262  # tag of a TIFF
 STRIPE = 500_000  # pixels that are converted at a time
 
 
-def grey_of_image(image: Image.Image) -> np.ndarray:
+def grey_of_image(image: Image.Image, turned: bool | None = None) -> np.ndarray:
     """A decoded PIL image of any mode as uint8 (H, W).
 
     Colour becomes luminance (ITU-R 601), transparency is composited on black, 1-bit becomes 0 and 255, wider numbers are
-    brought to 8 bits as `full_range` says. Raises ValueError for NaN and infinity.
+    brought to 8 bits as `full_range` says and, where the file says that 0 is white, turned round. turned: `white_is_zero` of the
+    file, for a copy that no longer knows. Raises ValueError for NaN and infinity.
     """
     mode = image.mode
     if mode in ("L", "1") and "transparency" not in image.info:
         return np.asarray(image if mode == "L" else image.convert("L"))
     if mode == "F" or mode.startswith("I"):
-        return to_8_bit(np.asarray(image))
+        grey = to_8_bit(np.asarray(image))
+        return 255 - grey if (white_is_zero(image) if turned is None else turned) else grey
     if mode == "LAB":  # PIL cannot convert it; its first channel is lightness
         return np.asarray(image.getchannel(0))
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _on_black(image)
     return np.asarray((image if mode == "RGB" else image.convert("RGB")).convert("L"))
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF says so of its numbers; of 8 bits and fewer PIL has turned them round already, of more it has not."""
+    return getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
 
 
 def _on_black(image: Image.Image) -> np.ndarray:

@@ -17,7 +17,7 @@ from vfm4us.data.containers import Reading, one_record_per_image
 from vfm4us.data.dataset import RESAMPLING, packed_size
 from vfm4us.data.decode import read_grey, read_record, read_records
 from vfm4us.data.filling import fill_unpacked
-from vfm4us.data.greys import full_range, grey_of_image, to_8_bit
+from vfm4us.data.greys import full_range, grey_of_image, to_8_bit, white_is_zero
 from vfm4us.data.reading import reading_of
 from vfm4us.data.records import Record, without_extension
 from vfm4us.data.sources import find_source, source_root
@@ -102,7 +102,7 @@ def image_array(image) -> np.ndarray:
         except ValueError as error:
             raise ValueError(f"{image.path if isinstance(image, Record) else image}: {error}") from error
     if isinstance(image, Image.Image):
-        return grey_of_image(ImageOps.exif_transpose(image))
+        return grey_of_image(ImageOps.exif_transpose(image), white_is_zero(image))
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
         array = np.moveaxis(array, 0, -1)
