@@ -103,3 +103,14 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path, conten
 def test_what_is_no_mask_says_why(data, message):
     with pytest.raises(ValueError, match=message):
         arrays.array_of(data)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_one_hot_channels_become_class_numbers_and_others_are_refused(tmp_path, axis):
+    classes = np.random.default_rng(0).integers(0, 3, (20, 24))
+    channels = np.moveaxis(np.eye(3, dtype=np.float32)[classes], 2, axis)
+    np.save(tmp_path / "m.npy", channels)
+    assert (read_mask(tmp_path / "m.npy") == classes).all()
+    np.save(tmp_path / "m.npy", np.minimum(channels + np.roll(channels, 1, axis), 1))  # two classes a pixel
+    with pytest.raises(ValueError, match="one channel per class of which each pixel has exactly one"):
+        read_mask(tmp_path / "m.npy")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from vfm4us.data import polygons
 from vfm4us.data.masks import read_masks
-from vfm4us.data.sources import understand
+from vfm4us.data.prepare import prepare
+from vfm4us.data.sources import list_source, understand
 
 HEIGHT, WIDTH = 60, 80
 
@@ -131,6 +132,45 @@ def test_via(tmp_path, form):
     mask = read(path, "a.png")
     assert polygons.class_names(path) == {1: "cyst", 2: "nodule"}
     assert ((mask == 2) == square()).mean() > 0.98 and mask[45, 60] == 1 and abs(int((mask == 1).sum()) - 201) < 20
+
+
+def labelme(path, shapes, image="a.png"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"version": "5.5", "flags": {}, "shapes": shapes, "imagePath": image, "imageData": None})
+    )
+    return path
+
+
+def test_labelme(tmp_path):
+    nodule = {"label": "nodule", "points": [[20, 10], [49, 10], [49, 29], [20, 29]], "shape_type": "polygon"}
+    cyst = {"label": "cyst", "points": [[60, 45], [68, 45]], "shape_type": "circle"}
+    path = labelme(tmp_path / "a.json", [nodule, cyst])
+    mask = read(path, "a.png")
+    assert polygons.class_names(path) == {1: "cyst", 2: "nodule"}
+    assert ((mask == 2) == square()).mean() > 0.98 and mask[45, 60] == 1 and abs(int((mask == 1).sum()) - 201) < 20
+    with pytest.raises(ValueError, match="a rectangle of 'nodule' is a box, no outline"):
+        read(labelme(tmp_path / "b.json", [nodule | {"shape_type": "rectangle", "points": [[1, 1], [9, 9]]}]), "a.png")
+    with pytest.raises(ValueError, match="a shape of the kind 'linestrip' is no outline: polygon and circle are read"):
+        read(labelme(tmp_path / "c.json", [nodule | {"shape_type": "linestrip"}]), "a.png")
+    assert not read(labelme(tmp_path / "d.json", []), "a.png").any()
+
+
+def test_a_tree_with_labelme_s_files_numbers_its_classes_over_the_whole_set(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), np.uint8)
+    for k, label in enumerate(["nodule", "cyst", "nodule", ""]):
+        (tmp_path / "images/train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(grey, 7 * k)).save(tmp_path / f"images/train/{k}.png")
+        shape = {"label": label, "points": [[20, 10], [49, 10], [49, 29], [20, 29]], "shape_type": "polygon"}
+        labelme(tmp_path / f"marks/{k}.json", [shape] * bool(label), f"..\\images\\train\\{k}.png")
+    (tmp_path / "settings.json").write_text('{"shapes": 3, "imagePath": 1}')
+    records = list_source(tmp_path)
+    assert [(r.path, r.split) for r in records] == [(f"images/train/{k}.png", "train") for k in range(4)]
+    dataset = prepare(tmp_path, tmp_path.parent / "packed", size=WIDTH, splits=(1, 0, 0), progress=False)
+    assert [np.unique(mask).tolist() for mask in dataset.masks] == [[0, 1], [0, 2], [0, 1], [0]]
+    labelme(tmp_path / "again/0.json", [], "0.png")
+    with pytest.raises(ValueError, match=r"0.png has outlines in .*0.json too: keep one of the files"):
+        list_source(tmp_path)
 
 
 def test_run_lengths_of_a_table(tmp_path):

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from making_trees import PAGE, TREES, image, plain, with_trees
+from PIL import Image
 
 from vfm4us.data.prepare import hidden_groups, open_or_prepare, prepare
 from vfm4us.data.reading import Reading, parse_readings, reading_of
@@ -139,6 +140,21 @@ def test_what_is_no_source_says_what_it_is(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"PK\3\4")
     with pytest.raises(ValueError, match=words):
         find_source(tmp_path / name)
+
+
+def test_labels_in_names_are_told_and_taken_where_that_is_asked_for(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8)
+    for k in range(3):
+        for j, name in enumerate((f"benign ({k}).png", f"malignant_{k:02d}.png")):
+            Image.fromarray(np.roll(grey, 9 * k + 5 * j)).save(tmp_path / name)
+    found = understand(tmp_path)
+    assert not found.labels and any("benign 3, malignant 3" in note and "labels=names" in note for note in found.notes)
+    found = understand(tmp_path, {"labels": "names"})
+    assert Counter(r.label for r in found.records) == {"benign": 3, "malignant": 3} and "names" in found.labels
+    Image.fromarray(grey).save(tmp_path / "7.png")
+    assert not any("labels=names" in note for note in understand(tmp_path).notes)
+    with pytest.raises(ValueError, match="labels=names: 7.png does not begin with a word"):
+        understand(tmp_path, {"labels": "names"})
 
 
 def test_one_image_is_a_set_of_one(tmp_path):

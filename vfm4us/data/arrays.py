@@ -23,7 +23,8 @@ def is_array_file(data: bytes) -> bool:
 
 
 def array_of(data: bytes) -> np.ndarray:
-    """The array (H, W) of an .npy file: whole numbers, fractions or booleans; class numbers of a pickled dict of `structures`.
+    """The array (H, W) of an .npy file: whole numbers, fractions or booleans; class numbers of one-hot channels, and of a pickled
+    dict of `structures`.
 
     Raises ValueError for a pickle that names anything but NumPy arrays, for another content, and for damaged files.
     """
@@ -35,8 +36,22 @@ def array_of(data: bytes) -> np.ndarray:
     content = (
         content.reshape([n for n in content.shape if n != 1]) if content.ndim == 3 and 1 in content.shape else content
     )
+    if content.ndim == 3:
+        content = _one_hot(content)
     if content.ndim != 2 or content.dtype.kind not in "biuf":
-        raise ValueError(f"holds an array {content.dtype} {content.shape}; expected numbers (H, W)")
+        raise ValueError(
+            f"holds an array {content.dtype} {content.shape}; expected numbers (H, W), or one channel per class of which each "
+            "pixel has exactly one"
+        )
+    return content
+
+
+def _one_hot(content: np.ndarray) -> np.ndarray:
+    """Class numbers (H, W) of one channel per class, first or last, of which each pixel has exactly one; else what was given."""
+    if content.dtype.kind in "biuf" and ((content == 0) | (content == 1)).all():
+        found = [axis for axis in (0, 2) if content.shape[axis] < 256 and (content.sum(axis, dtype=float) == 1).all()]
+        if len(found) == 1:
+            return content.argmax(found[0]).astype(np.uint8)
     return content
 
 

@@ -1,8 +1,9 @@
-"""Masks that are drawn as outlines or run lengths in a table, not as an image: COCO, VIA, YOLO, DDTI, RLE, EchoNet-Dynamic.
+"""Masks that are drawn as outlines or run lengths in a table, not as an image: COCO, VIA, LabelMe, YOLO, DDTI, RLE,
+EchoNet-Dynamic.
 
 Such a mask is named `FILE::KEY`: the annotation file, and the image in it that the mask belongs to. `read_mask` draws it as
 class numbers on the pixels of its image. The classes of a file are numbered from 1 in the order in which it lists them
-(COCO by category id, YOLO by its own numbers, VIA by name); `class_names` tells their names.
+(COCO by category id, YOLO by its own numbers, VIA and LabelMe by name); `class_names` tells their names.
 """
 
 import csv
@@ -177,11 +178,40 @@ def _json(data: bytes):
         return _coco(content)
     if isinstance(content, dict) and "_via_img_metadata" in content:
         content = content["_via_img_metadata"]
+    if is_labelme(content):
+        return _labelme(content)
     entries = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
     entries = list(entries)
     if entries and all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries):
         return _via([(entry["filename"], region) for entry in entries for region in _regions(entry)], entries)
-    raise ValueError("is neither of COCO (images, annotations) nor of VIA (filename, regions)")
+    raise ValueError(
+        "is neither of COCO (images, annotations) nor of VIA (filename, regions) nor of LabelMe (shapes, imagePath)"
+    )
+
+
+def is_labelme(content) -> bool:
+    """Whether the content of a JSON file is of LabelMe, which writes one file for each image."""
+    return (
+        isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys() and isinstance(content["shapes"], list)
+    )
+
+
+def _labelme(content: dict):
+    """Polygons and circles; what has no area is refused, but for boxes, which are refused when their image is read."""
+    words = sorted({str(shape["label"]).strip() for shape in content["shapes"]})
+    shapes = []
+    for shape in content["shapes"]:
+        kind, points = shape.get("shape_type") or "polygon", np.asarray(shape["points"], np.float64).reshape(-1, 2)
+        if kind == "rectangle":
+            shapes.append(Box(f"a rectangle of {str(shape['label'])[:80]!r}"))
+            continue
+        if kind == "circle":  # its centre, and a point of its edge
+            turn = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False)
+            points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+        elif kind != "polygon":
+            raise ValueError(f"a shape of the kind {str(kind)[:80]!r} is no outline: polygon and circle are read")
+        shapes.append(Outline(points, words.index(str(shape["label"]).strip()) + 1))
+    return {str(content["imagePath"]): shapes}, {number: word for number, word in enumerate(words, start=1) if word}
 
 
 def _coco(content: dict):

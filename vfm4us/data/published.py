@@ -6,10 +6,12 @@ us4             US-4 of USCL (Chen 2021): a folder of frames per video, whose na
 ddti_original   <case>_<k>.jpg and <case>.xml: thyroid nodules, outlines and TI-RADS (Pedraza 2015)
 nerve_runs      Kaggle's Ultrasound Nerve Segmentation with train_masks.csv where the mask images are missing
 coco, via, yolo outlines in a JSON file, of the VGG annotator, or in one text file per image
+labelme         outlines in one JSON file per image
 """
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -169,12 +171,8 @@ def _annotated(folder: Path, is_one: Callable, with_tables: bool = False) -> lis
         return None
     tables = []
     for path in sorted(folder.glob("**/*.json")):
-        if path.is_file() and path.stat().st_size <= LARGEST_JSON:
-            try:
-                if is_one(json.loads(limits.file_bytes(path))):
-                    tables.append(path)
-            except (ValueError, RecursionError):  # some other JSON
-                continue
+        if (content := _json_of(path)) is not None and is_one(content):
+            tables.append(path)
     for path in sorted(folder.glob("**/*.csv")) if with_tables else ():
         with open(path, "rb") as stream:
             tables += [path] * (b"region_shape_attributes" in stream.readline(4096))
@@ -198,6 +196,51 @@ def _annotated(folder: Path, is_one: Callable, with_tables: bool = False) -> lis
                 )
             record.mask, record.split = joined_paths([polygons.reference(table_name, key)]), split
     return list(records.values())
+
+
+def labelme(folder: Path) -> list[Record] | None:
+    """Outlines in LabelMe's form, one JSON file for each image; classes by their names, splits where folders are named so."""
+    tables = {}
+    for file in sorted(folder.glob("**/*.json")) if folder.is_dir() else ():
+        if polygons.is_labelme(content := _json_of(file)):
+            tables[file] = str(content["imagePath"])
+    if not any(map(_outlines, tables)):  # boxes are no masks
+        return None
+    images = image_files(folder)
+    by_name: dict[str, list[str]] = {}
+    for image in images:
+        by_name.setdefault(Path(image).name, []).append(image)
+    records = {image: Record(id=without_extension(image), path=image) for image in images}
+    for file, key in tables.items():
+        table = file.relative_to(folder).as_posix()
+        named = os.path.normpath((Path(table).parent / key.replace("\\", "/")).as_posix())
+        found = [named] if named in records else by_name.get(Path(named).name, [])
+        if len(found) > 1:
+            raise ValueError(f"{file}: {key} could be {found[0]} or {found[1]}: give its path from there in imagePath")
+        path = found[0] if found else named  # a missing image is listed in rejected.csv when it is packed
+        record = records.setdefault(path, Record(id=without_extension(path), path=path))
+        if record.mask:
+            raise ValueError(f"{file}: {key} has outlines in {record.mask.split('::')[0]} too: keep one of the files")
+        record.mask = joined_paths([polygons.reference(table, key)])
+        record.split = next((found for part in reversed(_words(path)[:-1]) if (found := _split(part))), "")
+    return list(records.values())
+
+
+def _json_of(file: Path):
+    """The content of a JSON file, None of what is none or too large to be one of outlines."""
+    try:
+        if file.is_file() and file.stat().st_size <= LARGEST_JSON:
+            return json.loads(limits.file_bytes(file))
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
+def _outlines(file: Path) -> bool:
+    try:
+        return polygons.has_outlines(file)
+    except ValueError:  # a damaged one: its image is refused when it is packed
+        return True
 
 
 def _matching(key: str, images: list[str], table: str) -> list[str]:
@@ -262,4 +305,5 @@ LAYOUTS: dict[str, Callable[[Path], list[Record] | None]] = {
     "coco": coco,
     "via": via,
     "yolo": yolo,
+    "labelme": labelme,
 }

@@ -13,6 +13,7 @@ from vfm4us.data.frames import frame_rule
 FILE = "reading.yaml"
 CHOICES = {
     "folders": ("", "classes", "splits", "patients", "below", "both"),
+    "labels": ("", "names"),
     "values": ("", "binary", "classes"),
     "outlines": ("", "fill", "keep"),
     "orientation": ("", "upright", "raw"),
@@ -32,6 +33,7 @@ class Reading:
     folders:     what the first folders are: classes, splits or patients; below: the folders below them are the classes;
                  both: a class is a folder with one below it
     table:       a table beside the images that is joined to them, over what folders say; "none": no table is
+    labels:      "names": the words with which the names of files begin, before a number, are the labels
     groups:      "none": splits go by image and duplicate cluster, whatever names and folders say
     ignore:      pixel value of masks that counts nowhere; "none": no value does
     values:      what several values in masks are: binary (all above 0 are one class) or classes
@@ -49,6 +51,7 @@ class Reading:
     passed_over: tuple[str, ...] = ()
     folders: str = ""
     table: str = ""
+    labels: str = ""
     groups: str = ""
     ignore: str = ""
     values: str = ""
@@ -64,7 +67,17 @@ class Reading:
         for name in ("regions", "images", "masks", "passed_over"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(item) for item in value))
-        for name in ("ignore", "background", "groups", "table", "folders", "values", "outlines", "orientation"):
+        for name in (
+            "ignore",
+            "background",
+            "labels",
+            "groups",
+            "table",
+            "folders",
+            "values",
+            "outlines",
+            "orientation",
+        ):
             object.__setattr__(self, name, str(getattr(self, name)))
         if unknown := [region for region in self.regions if region not in REGIONS] or not self.regions:
             raise ValueError(f"regions={unknown or 'none'}: use some of {', '.join(REGIONS)}")

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -20,6 +21,8 @@ from vfm4us.data.trees import understand_tree
 from vfm4us.data.understanding import Understanding
 from vfm4us.data.words import is_litter, says_outlines
 
+BEFORE_A_NUMBER = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)[ _-]*[(\[]?\d")  # benign (12), non_tumour-3
+MOST_LABELS = 20  # different words that are taken for labels
 TABLES = (".csv", ".tsv", ".txt")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
@@ -73,6 +76,7 @@ def understand(path, reading: Reading | dict | None = None, whole: bool = True) 
         understand_manifest(manifest, found, whole)
     else:
         _folder(path, reading, found)
+    _labels_in_names(reading, found)
     if reading.groups == "none":
         for record in found.records:
             record.group = ""
@@ -92,6 +96,27 @@ def understand(path, reading: Reading | dict | None = None, whole: bool = True) 
     for record in found.records:
         record.coding = shared if record.mask else None
     return found
+
+
+def _labels_in_names(reading: Reading, found: Understanding) -> None:
+    """Take the words before the number of a file's name as labels where that is asked for; say so where it could be meant."""
+    words = [BEFORE_A_NUMBER.match(Path(record.path).name) for record in found.records]
+    if reading.labels == "names":
+        if strange := [record.path for record, word in zip(found.records, words, strict=True) if not word]:
+            raise ValueError(f"reading: labels=names: {strange[0]} does not begin with a word before a number")
+        for record, word in zip(found.records, words, strict=True):
+            record.label = word[1]
+        found.labels = "by the names of files"
+        return
+    if not words or not all(words) or any(record.label for record in found.records):
+        return
+    counts = Counter(word[1] for word in words)
+    if 1 < len(counts) <= MOST_LABELS and min(counts.values()) > 1:
+        told = ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))
+        found.notes.append(
+            f"names begin with different words ({told}): if these are labels, say reading.labels=names "
+            "(prepare_data.py --reading labels=names)"
+        )
 
 
 def is_table(source: Path) -> bool:
