@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vfm4us.data import records as records_module
 from vfm4us.data.dataset import PreparedDataset
 from vfm4us.data.prepare import prepare
 from vfm4us.data.records import Record, joined_paths, read_manifest, write_manifest
@@ -190,3 +191,14 @@ def test_names_that_break_csv_files_are_packed_and_opened_again_and_no_cell_is_a
     assert read_manifest(tmp_path / "m.csv") == records
     cells = (tmp_path / "m.csv").read_text().split("\n")[1].split(",")
     assert not any(cell.strip('"').startswith(tuple("=+-@")) for cell in cells)
+
+
+def test_a_folder_is_gone_through_once_while_it_is_understood_and_anew_the_next_time(tmp_path, monkeypatch):
+    walks = []
+    walk = records_module._walk
+    monkeypatch.setattr(records_module, "_walk", lambda root: walks.append(root) or walk(root))
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.random.default_rng(len(name)).integers(0, 255, (40, 40), np.uint8)).save(tmp_path / name)
+    assert len(understand(tmp_path).records) == 2 and walks == [tmp_path]
+    (tmp_path / "a.png").unlink()
+    assert len(understand(tmp_path).records) == 1 and walks == [tmp_path] * 2

@@ -1,5 +1,7 @@
 """What a picture looks like: a mask has few values in large areas, an ultrasound image many values side by side."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,15 @@ FEW_EDGES = 0.15  # share of neighbouring pixels that differ
 
 def looks_like_mask(path) -> bool | None:
     """Whether a file has few values in connected areas; None where it cannot be read, or is all of one value."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return _looks_like_mask(str(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=10_000)  # a source is understood once to list it and once to pack it
+def _looks_like_mask(path: str, _size: int, _time: int) -> bool | None:
     try:
         pixels = _pixels(path)
     except ValueError:

@@ -1,10 +1,12 @@
 """One image as a record, and the manifest.csv that holds them; names of files and of splits."""
 
+import contextlib
 import csv
 import operator
 import os
 import re
 from collections import Counter
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -106,8 +108,30 @@ def without_extension(path: str) -> str:
 def image_files(root: Path) -> list[str]:
     """Files below `root` that are read, as relative POSIX paths; symbolic links are followed, each folder once.
 
-    A file without a known ending is one where it begins like DICOM.
+    A file without a known ending is one where it begins like DICOM. Within `one_walk` each folder is gone through once.
     """
+    kept = _walks.get()
+    if kept is None:
+        return _walk(root)
+    if root not in kept:
+        kept[root] = _walk(root)
+    return list(kept[root])
+
+
+_walks: ContextVar[dict[Path, list[str]] | None] = ContextVar("walks", default=None)
+
+
+@contextlib.contextmanager
+def one_walk():
+    """What `image_files` found stands for the whole block: on a network drive each walk takes minutes."""
+    token = _walks.set({})
+    try:
+        yield
+    finally:
+        _walks.reset(token)
+
+
+def _walk(root: Path) -> list[str]:
     files, seen = [], set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
         real = os.path.realpath(folder)

@@ -16,7 +16,15 @@ from vfm4us.data.masks import CodingOfSet
 from vfm4us.data.pseudonyms import PREFIX
 from vfm4us.data.reading import FILE as READING_FILE
 from vfm4us.data.reading import Reading, reading_of
-from vfm4us.data.records import READ_EXTENSIONS, Record, is_read, natural_key, with_unique_ids, without_extension
+from vfm4us.data.records import (
+    READ_EXTENSIONS,
+    Record,
+    is_read,
+    natural_key,
+    one_walk,
+    with_unique_ids,
+    without_extension,
+)
 from vfm4us.data.trees import understand_tree
 from vfm4us.data.understanding import Understanding
 from vfm4us.data.words import is_litter, says_outlines
@@ -53,6 +61,7 @@ def list_source(path, reading: Reading | dict | None = None) -> list[Record]:
     return understand(path, reading, whole=False).records
 
 
+@one_walk()
 def understand(path, reading: Reading | dict | None = None, whole: bool = True) -> Understanding:
     """What a source is understood to be; nothing is packed.
 
