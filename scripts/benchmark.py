@@ -97,19 +97,19 @@ def remark(text: str) -> None:
     print(text)
 
 
-def draw_chart(path: Path, found: list[dict]) -> None:
+def draw_chart(path: Path, figures: list[dict]) -> None:
     """Each side as a multiple of ours, on a logarithmic axis, a group for each comparison."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    whats = [what for what in dict.fromkeys(e["what"] for e in found) if sum(e["what"] == what for e in found) > 1]
-    names = list(dict.fromkeys(e["name"] for e in found if e["what"] in whats and e["name"] != "ours"))
+    whats = [what for what in dict.fromkeys(e["what"] for e in figures) if sum(e["what"] == what for e in figures) > 1]
+    names = list(dict.fromkeys(e["name"] for e in figures if e["what"] in whats and e["name"] != "ours"))
     figure = Figure(figsize=(9, 1.4 + 0.6 * len(whats)), layout="constrained")
     axis = figure.subplots()
     for k, name in enumerate(names):
         rows = []
         for y, what in enumerate(whats):
-            sides = [e for e in found if e["what"] == what][1:]
+            sides = [e for e in figures if e["what"] == what][1:]
             rows += [
                 (y + (i - (len(sides) - 1) / 2) * 0.2, e["ratio"]) for i, e in enumerate(sides) if e["name"] == name
             ]
@@ -132,15 +132,15 @@ def draw_chart(path: Path, found: list[dict]) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-def draw_cost(path: Path, found: list[dict]) -> None:
+def draw_cost(path: Path, figures: list[dict]) -> None:
     """CPU seconds against the number of images, a line for each thing that is done, both axes logarithmic."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axis = figure.subplots()
-    for name in dict.fromkeys(e["name"] for e in found):
-        points = [(int(e["what"].split()[0].replace(",", "")), e["median"]) for e in found if e["name"] == name]
+    for name in dict.fromkeys(e["name"] for e in figures):
+        points = [(int(e["what"].split()[0].replace(",", "")), e["median"]) for e in figures if e["name"] == name]
         axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
     axis.set_xscale("log")
     axis.set_yscale("log")
@@ -458,7 +458,7 @@ def one_of_two(rank: int, meeting: str, rounds: int) -> None:
         torch.randint(0, 256, (16, 224, 224), dtype=torch.uint8),
         torch.tensor([[0, 0, 224, 224]]).expand(16, 4),
     )
-    found = np.zeros((3, rounds + 1))
+    seconds = np.zeros((3, rounds + 1))
     for i in range(rounds + 1):
         distributed.barrier()
         began = time.perf_counter()
@@ -470,11 +470,11 @@ def one_of_two(rank: int, meeting: str, rounds: int) -> None:
         distributed.barrier()  # waiting for the slower process is not the message's cost
         middle, cpu = time.perf_counter(), time.process_time()
         average_gradients(parameters)
-        found[1, i], found[2, i] = time.perf_counter() - middle, time.process_time() - cpu
+        seconds[1, i], seconds[2, i] = time.perf_counter() - middle, time.process_time() - cpu
         optimizer.step()
-        found[0, i] = time.perf_counter() - began
+        seconds[0, i] = time.perf_counter() - began
     if rank == 0:
-        np.save(f"{meeting}.npy", found[:, 1:])
+        np.save(f"{meeting}.npy", seconds[:, 1:])
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -564,10 +564,10 @@ def benchmark_packing(rounds: int) -> None:
         for source in sources.values():
             write_screens(source, source.name)
         real = os.environ.get("VFM4US_REAL_DATA")
-        if real and (found := sorted(Path(real).glob("busi/**/*.png"))):
+        if real and (pictures := sorted(Path(real).glob("busi/**/*.png"))):
             sources["PNG of BUSI"] = folder / "busi"
             sources["PNG of BUSI"].mkdir()
-            for k, file in enumerate(file for file in found if "_mask" not in file.name):
+            for k, file in enumerate(file for file in pictures if "_mask" not in file.name):
                 shutil.copy(file, sources["PNG of BUSI"] / f"{k:04d}.png")
         for source in sources.values():  # as many as a real set has, so that processes are worth their start
             first = sorted(source.iterdir())
@@ -602,14 +602,14 @@ def real_hashes() -> tuple[list[np.ndarray], str]:
     """Perceptual hashes of up to 400 images of each set in the folder VFM4US_REAL_DATA, else of phantoms; and whose they are."""
     from vfm4us.data.decode import read_grey
 
-    root, found = os.environ.get("VFM4US_REAL_DATA"), []
+    root, hashes = os.environ.get("VFM4US_REAL_DATA"), []
     for folder in sorted(Path(root).iterdir()) if root else []:
         files = [f for f in sorted(folder.rglob("*")) if f.suffix in (".png", ".jpg") and "mask" not in str(f)]
         chosen = np.random.default_rng(0).permutation(len(files))[:400]
         if len(chosen) > 1:
-            found.append(np.array([splits.perceptual_hash(read_grey(files[i])) for i in chosen], dtype=np.uint64))
-    if found:
-        return found, f"{sum(map(len, found)):,} images of {len(found)} real sets"
+            hashes.append(np.array([splits.perceptual_hash(read_grey(files[i])) for i in chosen], dtype=np.uint64))
+    if hashes:
+        return hashes, f"{sum(map(len, hashes)):,} images of {len(hashes)} real sets"
     phantoms = [splits.perceptual_hash(make_phantom(i, size=128).image) for i in range(600)]
     return [np.array(phantoms, dtype=np.uint64)], "600 phantoms"
 
@@ -703,10 +703,10 @@ def benchmark_large(rounds: int, largest: int = 500_000) -> None:
             where = pools.Locations(Path(name), 32, (0.95, 0.05, 0.0))
             for step in ("first start: open, leakage check", "going on: open, what is kept"):
                 began = time.process_time()
-                [found] = pools.stage_pools([stage], [], where, 0)
+                [pool] = pools.stage_pools([stage], [], where, 0)
                 note(what, step, np.array([time.process_time() - began]), "s")
-            remark(f"{what}: {found.removed:,} training images removed, compared with {found.checked:,} held-out ones.")
-            dataset = found.training.datasets[0]
+            remark(f"{what}: {pool.removed:,} training images removed, compared with {pool.checked:,} held-out ones.")
+            dataset = pool.training.datasets[0]
             began = time.process_time()
             clusters = splits.duplicate_clusters(dataset.sha256, dataset.phash, thumbnail_of=dataset.thumbnail_of)
             note(what, "clusters of near-duplicates", np.array([time.process_time() - began]), "s")
@@ -767,15 +767,15 @@ def keep(out: Path, name: str, order: list[str], rounds: int) -> None:
     }
     about["found"] = [{k: v for k, v in e.items() if k != "part"} for e in FOUND if e["part"] == name]
     about["said"] = [e["text"] for e in SAID if e["part"] == name]
-    found = earlier | {name: about}
-    found = {part: found[part] for part in order if part in found}
-    file.write_text(json.dumps(found, indent=1) + "\n")
-    (out / "speed.md").write_text(report(found))
+    parts = earlier | {name: about}
+    parts = {part: parts[part] for part in order if part in parts}
+    file.write_text(json.dumps(parts, indent=1) + "\n")
+    (out / "speed.md").write_text(report(parts))
     compared = ("patches", "coding_rate", "loop", "attention", "load", "packing")
-    if sides := [e for part in compared for e in found.get(part, {"found": []})["found"]]:
+    if sides := [e for part in compared for e in parts.get(part, {"found": []})["found"]]:
         draw_chart(out / "speed.png", sides)
-    if "large" in found:
-        draw_cost(out / "large.png", found["large"]["found"])
+    if "large" in parts:
+        draw_cost(out / "large.png", parts["large"]["found"])
 
 
 if __name__ == "__main__":

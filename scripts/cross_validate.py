@@ -57,11 +57,11 @@ def main() -> None:
     if settings.few and arguments.against:
         raise ValueError("--against needs few=false: with it, the folds are tested on images that overlap")
     outcomes = cross_validate(settings)
-    found = [figures.scores(o["labels"], o["probabilities"]) for o in outcomes]
-    for outcome, values in zip(outcomes, found, strict=True):
+    measured = [figures.scores(o["labels"], o["probabilities"]) for o in outcomes]
+    for outcome, values in zip(outcomes, measured, strict=True):
         right = outcome["probabilities"][np.arange(len(outcome["labels"])), outcome["labels"]]
         values["cross_entropy"] = np.array([-np.log(right.clip(1e-12)).mean()])
-    print(f"{settings.name}: " + ", ".join(f"{k} {np.mean([v[k][0] for v in found]):.3f}" for k in found[0]))
+    print(f"{settings.name}: " + ", ".join(f"{k} {np.mean([v[k][0] for v in measured]):.3f}" for k in measured[0]))
     if not settings.few:
         np.savez(Path(settings.logs) / settings.name / "cross_validation.npz", **outcomes[0])
     if arguments.against:

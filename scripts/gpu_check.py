@@ -157,15 +157,15 @@ def coding_rate_is_that_of_float64(bench: Bench) -> str:
 def tf32_stays_out_of_the_objective(bench: Bench) -> str:
     """The coding rate has the same bits whether TF32 is allowed or not, and leaves that switch as it was."""
     z = F.normalize(torch.randn(2, 96, 512, generator=rng.generator(3)), dim=-1).to(bench.device)
-    found, before = [], torch.backends.cuda.matmul.allow_tf32
+    losses, before = [], torch.backends.cuda.matmul.allow_tf32
     try:
         for allowed in (True, False):
             torch.backends.cuda.matmul.allow_tf32 = allowed
-            found.append(objective.total_coding_rate(z))
+            losses.append(objective.total_coding_rate(z))
             require(torch.backends.cuda.matmul.allow_tf32 is allowed, "the objective left TF32 switched")
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-    return require(torch.equal(*found), "the coding rate is the same bits with TF32 allowed and not")
+    return require(torch.equal(*losses), "the coding rate is the same bits with TF32 allowed and not")
 
 
 def bfloat16_loss_is_near_float32(bench: Bench) -> str:
@@ -291,7 +291,7 @@ def step_speed(bench: Bench, batch_size: int, variant: str) -> dict:
         batch = tuple(x.pin_memory() for x in batch)
     trainer.update(batch)  # counts the FLOPs
     seconds = bench.seconds(lambda: trainer.update(batch), bench.steps)
-    found = {
+    speeds = {
         "what": f"step, {batch_size} images, {bench.count} patches of {bench.patch} px, {variant}",
         "ms": 1e3 * seconds,
         "patches/s": batch_size * bench.count / seconds,
@@ -300,9 +300,9 @@ def step_speed(bench: Bench, batch_size: int, variant: str) -> dict:
         "waits": waits(bench, lambda: trainer.update(batch)),
     }
     if bench.device.type == "cuda":
-        found["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
+        speeds["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
     trainer.folder.close()
-    return found
+    return speeds
 
 
 def idle_share(bench: Bench, step: Callable[[], object]) -> float | None:
@@ -375,7 +375,7 @@ def mae_speed(bench: Bench) -> dict:
     batch = trainer.training[0].batch(np.arange(bench.batches[0]))
     trainer.update(batch)
     seconds = bench.seconds(lambda: trainer.update(batch), bench.steps)
-    found = {
+    speeds = {
         "what": f"step of MAE, {trainer.config.encoder.name}, {bench.batches[0]} crops of {side} px",
         "ms": 1e3 * seconds,
         "images/s": bench.batches[0] / seconds,
@@ -383,7 +383,7 @@ def mae_speed(bench: Bench) -> dict:
         "waits": waits(bench, lambda: trainer.update(batch)),
     }
     trainer.folder.close()
-    return found
+    return speeds
 
 
 def cyclegan_speed(bench: Bench) -> dict:
@@ -408,14 +408,14 @@ def cyclegan_speed(bench: Bench) -> dict:
     )
     low, high = (torch.rand(batch_size, 1, side, side, generator=rng.generator(i)).to(bench.device) for i in (6, 7))
     seconds = bench.seconds(lambda: gan._update(low, high, rng.generator(8), 0), bench.steps)
-    found = {
+    speeds = {
         "what": f"step of CycleGAN, {batch_size} crops of {side} px",
         "ms": 1e3 * seconds,
         "images/s": 2 * batch_size / seconds,
         "waits": waits(bench, lambda: gan._update(low, high, rng.generator(8), 0)),
     }
     folder.close()
-    return found
+    return speeds
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------------

@@ -130,9 +130,9 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> set[
     if foreign := [s for s in arm.sources if s.startswith("timm:") or s in (*anchors.HANDMADE, "efficientnet_lite0")]:
         print(f"{arm.name}: {foreign[0]} is no encoder of this project, so it is not fine-tuned")
         return set()
-    there, keys = int((task.fitted_on.splits == "train").sum()), set()
+    available, keys = int((task.fitted_on.splits == "train").sum()), set()
     for n, seed in tqdm(draws(arguments, task, arm), desc=f"{arm.name}, fine-tuning", unit="run"):
-        if n >= there:
+        if n >= available:
             continue
         source = arm.sources[seed % len(arm.sources)]
         settings = config.load(
@@ -142,7 +142,7 @@ def finetune(arguments, task: Task, arm: Row, out: Path, points: Points) -> set[
                 f"name={arm.name}-{n or 'all'}", f"logs={out / 'runs'}", f"seeds=[{seed}]",
                 "pictures=false", "keep_model=false",
                 f"data.path={probe_table.folder_of(name, arguments.data)}", f"data.cache={arguments.cache}",
-                f"data.size={task.fitted_on.size}", f"data.label_share={n / there if n else 1.0}",
+                f"data.size={task.fitted_on.size}", f"data.label_share={n / available if n else 1.0}",
                 f"encoder.weights={'none' if source.startswith('random:') else source}",
                 "finetune.epochs=1", f"finetune.min_steps={arguments.steps}", f"finetune.max_steps={arguments.steps}",
                 "finetune.patience=0", f"precision={arguments.precision}", *arguments.set,

@@ -93,7 +93,7 @@ def read_origins(path: Path) -> dict[str, dict[str, str]]:
 
 def trained_images(settings: PretrainingConfig, pools: list[StagePool], origins: dict) -> list[dict[str, str]]:
     """A row for each image of any stage's pool, in order of set and path."""
-    found: dict[tuple[str, str], dict] = {}
+    images: dict[tuple[str, str], dict] = {}
     where = settings.data.locations()
     for stage, pool in zip(settings.stages, pools, strict=True):
         for source, dataset, part in zip(stage.data, pool.training.datasets, pool.training.parts, strict=True):
@@ -108,9 +108,9 @@ def trained_images(settings: PretrainingConfig, pools: list[StagePool], origins:
                 record = dataset.records[i]
                 row = {"set": name, "path": record.path, "stages": "", "sha256": record.sha256[:DIGITS]}
                 row |= {"original_sha256": originals.get(record.path, "")[:DIGITS], "phash": record.phash}
-                row = found.setdefault((name, record.path), row)
+                row = images.setdefault((name, record.path), row)
                 row["stages"] = f"{row['stages']} {stage.name}".strip()
-    return [found[key] for key in sorted(found)]
+    return [images[key] for key in sorted(images)]
 
 
 def read_originals(path: Path) -> dict[str, str]:
@@ -271,11 +271,11 @@ def gate(table: dict, ours: str) -> list[str]:
     """A table row for each line of the gate that the probe table can decide."""
 
     def value(row: str, task: str, probe: str = "linear", column: str = "mean") -> float | None:
-        found = table.get((row, task, probe, "auroc"))
-        return float(found[column]) if found else None
+        figure = table.get((row, task, probe, "auroc"))
+        return float(figure[column]) if figure else None
 
     # with several settings in one table, a row's own stands behind its name: "random (224 px)"
-    setting = found[0] if (found := re.search(r" \([^()]*\)$", ours)) else ""
+    setting = match[0] if (match := re.search(r" \([^()]*\)$", ours)) else ""
     random, handmade, imagenet = (name + setting for name in (RANDOM, HANDMADE, IMAGENET))
     lines = []
 
@@ -285,8 +285,8 @@ def gate(table: dict, ours: str) -> list[str]:
             lines.append(f"| {words} | {left:.3f} against {right:.3f} | {passed} |")
 
     def mean(row: str, tasks: tuple[str, ...], probe: str = "linear") -> float | None:
-        found = [value(row, task, probe) for task in tasks]
-        return None if None in found else sum(found) / len(found)
+        figures = [value(row, task, probe) for task in tasks]
+        return None if None in figures else sum(figures) / len(figures)
 
     for task in (*TEST_TASKS, *ACROSS):
         line(

@@ -62,10 +62,10 @@ def from_trials(trials: Iterator[kills.Trial], count: int, rows: dict[str, Row],
 
 def from_files(kind: str, files: list[Path], row: Row) -> None:
     """Read the damaged files in a process of its own and add to the row how many were refused and what went wrong."""
-    read, found = hostile.read_in_a_process(kind, files)
+    read, outcome = hostile.read_in_a_process(kind, files)
     row.tried += len(files)
     row.hit += len(files) - read
-    row.lost += [f"{file.name}: {what}" for file, what in found]
+    row.lost += [f"{file.name}: {what}" for file, what in outcome]
 
 
 def soak(counts: Counts, minutes: float, seed: int, only: list[str]) -> None:

@@ -38,14 +38,14 @@ def row_of(folder: Path, wanted: list[str]) -> list[str]:
 
     Raises FileNotFoundError for a run that is not finished and ValueError for a score it does not have.
     """
-    found = base.read_metrics(folder)
-    about, metrics = found["protocol"], found["metrics"]
+    result = base.read_metrics(folder)
+    about, metrics = result["protocol"], result["metrics"]
     if unknown := [name for name in wanted if name not in metrics]:
         raise ValueError(f"{folder} has no figure {unknown[0]!r}; it has: {', '.join(metrics)}")
     start = "random" if about["initialisation"] == "none" else Path(about["initialisation"]).parent.name
     labels = f"{100 * about.get('label_share', about.get('labels')):g} % ({about['training_images']})"
     cells = [markdown.cell(metrics[name]) for name in wanted]
-    return [folder.name, about.get("mode", ""), labels, start, str(len(found["seeds"])), *cells]
+    return [folder.name, about.get("mode", ""), labels, start, str(len(result["seeds"])), *cells]
 
 
 def difference(a: Path, b: Path, wanted: list[str]) -> list[str]:
@@ -55,8 +55,8 @@ def difference(a: Path, b: Path, wanted: list[str]) -> list[str]:
         raise ValueError(f"{a} is a run of {ours['task']}, {b} of {theirs['task']}: they have no difference")
     score = base.task_named(ours["task"]).figures.outcome_scores
     outcomes = [[base.read_outcome(x["folder"] / f"seed-{seed}") for seed in x["seeds"]] for x in (ours, theirs)]
-    found = statistics.differences(score, [outcomes])
-    return [f"{a.name} - {b.name}", "", "", "", "", *(markdown.difference(found.get(name)) for name in wanted)]
+    apart = statistics.differences(score, [outcomes])
+    return [f"{a.name} - {b.name}", "", "", "", "", *(markdown.difference(apart.get(name)) for name in wanted)]
 
 
 if __name__ == "__main__":

@@ -123,8 +123,8 @@ def test_cells_are_means_of_their_valid_pixels(size, cell):
     whole = torch.tensor([[0, 0, size, size]] * 3)
     valid = torch.tensor([[0, 0, size, size], [3, 5, 31, 20], [0, 0, 17, size]])
     torch.testing.assert_close(augment.average(images, None, cell), augment.average(images, whole, cell))
-    found = augment.average(images, valid, cell)
-    for picture, image, (top, left, height, width) in zip(found, images, valid.tolist(), strict=True):
+    means = augment.average(images, valid, cell)
+    for picture, image, (top, left, height, width) in zip(means, images, valid.tolist(), strict=True):
         inside = torch.zeros(size, size)
         inside[top : top + height, left : left + width] = 1
         sums, counts = (

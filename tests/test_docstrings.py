@@ -18,8 +18,10 @@ def undocumented(files) -> list[str]:
     def said(name: str, method: str, seen: frozenset = frozenset()) -> bool:
         if name not in methods or name in seen:
             return False
-        found = methods[name].get(method)
-        return bool(found and ast.get_docstring(found)) or any(said(b, method, seen | {name}) for b in bases[name])
+        declared = methods[name].get(method)
+        return bool(declared and ast.get_docstring(declared)) or any(
+            said(b, method, seen | {name}) for b in bases[name]
+        )
 
     return [
         f"{c.name}.{m}"

@@ -75,6 +75,6 @@ def test_overlays_show_what_was_predicted_and_the_truth_where_there_is_one(tmp_p
 
 
 def test_dice_is_drawn_even_of_a_class_that_never_occurs(tmp_path):
-    found = {"a": (np.array([0.2, 0.9]), np.array([0.01, 0.2])), "b": (np.empty(0), np.empty(0))}
-    plots.dice_by_size(tmp_path / "dice.png", found)
+    dice = {"a": (np.array([0.2, 0.9]), np.array([0.01, 0.2])), "b": (np.empty(0), np.empty(0))}
+    plots.dice_by_size(tmp_path / "dice.png", dice)
     assert Image.open(tmp_path / "dice.png").size[0] > 500

@@ -35,12 +35,12 @@ def number(text: str) -> float:
 
 def figure(cell: str) -> tuple[float, ...] | None:
     """(value,) or (value, low, high) of a cell that holds one figure; None of any other."""
-    if found := INTERVAL.search(cell):
-        return tuple(number(text) for text in found.groups())
-    if found := HALF.search(cell):
-        value, half = number(found[1]), number(found[2])
+    if match := INTERVAL.search(cell):
+        return tuple(number(text) for text in match.groups())
+    if match := HALF.search(cell):
+        value, half = number(match[1]), number(match[2])
         return value, round(value - half, 6), round(value + half, 6)
-    return (number(found[1]),) if (found := ALONE.match(cell)) else None
+    return (number(match[1]),) if (match := ALONE.match(cell)) else None
 
 
 def figures(page: str) -> list[list[str]]:
@@ -65,10 +65,10 @@ def figures(page: str) -> list[list[str]]:
             read = [figure(value) for value in values]
             names = next((k for k, v in enumerate(read) if v and (len(v) > 1 or "." in values[k])), len(values))
             name = ", ".join(value for value in values[: max(names, 1)] if value)
-            for head, found in list(zip(heads, read, strict=False))[max(names, 1) :]:
-                if found:
-                    low_high = [f"{v:.12g}" for v in found[1:]] or ["", ""]
-                    rows.append([section, str(count), name, head, f"{found[0]:.12g}", *low_high])
+            for head, match in list(zip(heads, read, strict=False))[max(names, 1) :]:
+                if match:
+                    low_high = [f"{v:.12g}" for v in match[1:]] or ["", ""]
+                    rows.append([section, str(count), name, head, f"{match[0]:.12g}", *low_high])
     return rows
 
 

@@ -155,7 +155,7 @@ class PatchSampler:
                 return never
             return (numbers[name + "_on"] < probability) * (low + (high - low) * numbers[name])
 
-        found = {
+        values = {
             "flip": numbers.get("flip_on", never + 1) < c.flip,
             "blur": drawn("blur", c.blur, 0, 1),
             "gain": 1 + drawn("gain", c.jitter, -c.gain, c.gain),
@@ -165,9 +165,9 @@ class PatchSampler:
             "speckle": drawn("speckle", c.speckle, 0, c.speckle_strength),
         }
         if "shadow_on" in numbers:
-            found["shadow_width"] = 0.05 + 0.1 * numbers["shadow_width"]
+            values["shadow_width"] = 0.05 + 0.1 * numbers["shadow_width"]
         places = ("shadow_column", "shadow_depth", "speckle_row", "speckle_column")
-        return found | {name: numbers[name] for name in places if name in numbers}
+        return values | {name: numbers[name] for name in places if name in numbers}
 
     def vary(
         self, patches: Tensor, changes: dict[str, Tensor], some: dict[str, Tensor], bank: Tensor | None, out: Tensor

@@ -402,10 +402,10 @@ def _taken(values: dict, parts: list[str]) -> typing.Any:
     if not isinstance(values[first], dict):
         return _ABSENT
     values[first] = dict(values[first])
-    found = _taken(values[first], rest)
-    if found is not _ABSENT and not values[first]:
+    inner = _taken(values[first], rest)
+    if inner is not _ABSENT and not values[first]:
         del values[first]
-    return found
+    return inner
 
 
 def _put(values: dict, parts: list[str], value: typing.Any, moved: str) -> None:

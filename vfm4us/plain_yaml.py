@@ -159,13 +159,13 @@ def _merged(node: yaml.Node, count: list[int], inside: list[yaml.Node]) -> Itera
 def _scalar(node: yaml.ScalarNode, kind: str) -> str | int | float | bool | None:
     if node.tag == PLAIN or kind == "str":
         return _plain_scalar(node.value) if node.tag == PLAIN else node.value
-    found = _plain_scalar(node.value)
+    value = _plain_scalar(node.value)
     types: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "null": type(None)}
     if kind not in types:
         raise _problem(f"the tag {_shown(node.tag)} is not one for configs", node)
-    if not isinstance(found, types[kind]) or (isinstance(found, bool) and kind != "bool"):
+    if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
         raise _problem(f"{node.value!r} is no {_shown(node.tag)}", node)
-    return float(found) if kind == "float" else found
+    return float(value) if kind == "float" else value
 
 
 def _plain_scalar(text: str) -> str | int | float | bool | None:

@@ -18,11 +18,11 @@ CHILDREN = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4
 
 @pytest.mark.parametrize("page", ["README.md", "docs/checkpoints.md"])
 def test_the_snippets_that_load_weights_run(page, tmp_path, monkeypatch):
-    found = [s for s in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S) if "load_encoder" in s]
-    assert found
+    snippets = [s for s in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S) if "load_encoder" in s]
+    assert snippets
     saved(tmp_path / "logs" / "quickstart" / "checkpoints" / "last.pt", EncoderSpec("resnet18", 1))
     monkeypatch.chdir(tmp_path)
-    for snippet in found:
+    for snippet in snippets:
         names = {"images": np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)}
         exec(snippet, names)
         assert names["features"].shape == (5, 512) and names["encoder"].report.matched == 120

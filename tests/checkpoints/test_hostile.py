@@ -195,9 +195,9 @@ def test_what_a_good_file_may_hold_is_still_read(tmp_path):
         # torch's older format has no way to read the types that were added after it
         held = {k: v for k, v in state.items() if not (legacy and k in ("small", "unsigned"))}
         torch.save(held, tmp_path / "good.pt", _use_new_zipfile_serialization=not legacy)
-        found = checkpoints.read(tmp_path / "good.pt")
-        assert found.keys() == held.keys() and found["shape"] == (2, 3)
-        assert legacy or found["small"].dtype == torch.float8_e4m3fn
+        content = checkpoints.read(tmp_path / "good.pt")
+        assert content.keys() == held.keys() and content["shape"] == (2, 3)
+        assert legacy or content["small"].dtype == torch.float8_e4m3fn
         for key in ("whole", "part", "turned", "parameter", "empty", "number", "unsigned", "complex"):
-            assert key not in held or torch.equal(found[key], state[key]), key
-        assert found["args"].said == {"arch": "vit_small", "nested": {"num_heads": 6}}
+            assert key not in held or torch.equal(content[key], state[key]), key
+        assert content["args"].said == {"arch": "vit_small", "nested": {"num_heads": 6}}

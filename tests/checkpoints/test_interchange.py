@@ -66,8 +66,8 @@ def test_onnx_takes_other_batches_and_sizes_and_one_channel(tmp_path, monkeypatc
     assert run_script("export_encoder", monkeypatch, "a.pt", "--to", "onnx", "--channels", 1, "--out", "grey.onnx") == 0
     session = onnxruntime.InferenceSession("grey.onnx", providers=["CPUExecutionProvider"])
     x = torch.rand(3, 1, 96, 72)
-    found = session.run(None, {"images": x.numpy()})[0]
-    torch.testing.assert_close(torch.from_numpy(found), encoder.embed(x), atol=1e-4, rtol=1e-4)
+    features = session.run(None, {"images": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(features), encoder.embed(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -314,10 +314,10 @@ def test_what_a_file_says_of_its_encoder_is_checked_in_type_and_range(tmp_path, 
         vfm4us.load_encoder(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize("own", ["resnet18", [1], 5, {}, {"mean": [0.4]}])
-def test_an_encoder_entry_that_is_no_dict_of_ours_is_refused(own):
+@pytest.mark.parametrize("entry", ["resnet18", [1], 5, {}, {"mean": [0.4]}])
+def test_an_encoder_entry_that_is_no_dict_of_ours_is_refused(entry):
     with pytest.raises(ValueError, match="its 'encoder' says"):
-        vfm4us.load_encoder({"state_dict": put(without_head(resnet18()), "module.base_encoder."), "encoder": own})
+        vfm4us.load_encoder({"state_dict": put(without_head(resnet18()), "module.base_encoder."), "encoder": entry})
 
 
 def test_what_a_file_says_must_agree_with_its_tensors():

@@ -201,8 +201,8 @@ USFM_BLOCK = [
 
 def file_of(keys: list[str], model: nn.Module) -> dict:
     """A state dict of exactly these keys: the model's tensors, and others of odd shapes for the modules it lacks."""
-    own = model.state_dict()
-    return {k: own.get(k, torch.ones(2, 3)) for k in keys}
+    state = model.state_dict()
+    return {k: state.get(k, torch.ones(2, 3)) for k in keys}
 
 
 def features_of(model, size=64, mean_of_patches=False):
@@ -312,11 +312,11 @@ def test_usfm_fills_timms_beit(tmp_path, shared):
     model = shaken(
         timm.create_model("beit_base_patch16_224", num_classes=0, img_size=64, use_shared_rel_pos_bias=False), seed=2
     )
-    own = model.state_dict()
+    state = model.state_dict()
     if shared:
         for i in range(1, 12):
-            own[f"blocks.{i}.attn.relative_position_bias_table"].copy_(
-                own["blocks.0.attn.relative_position_bias_table"]
+            state[f"blocks.{i}.attn.relative_position_bias_table"].copy_(
+                state["blocks.0.attn.relative_position_bias_table"]
             )
     keys = ["cls_token", "mask_token", *(f"patch_embed.proj.{k}" for k in ("weight", "bias"))]
     keys += [f"blocks.{i}.{k}" for i in range(12) for k in USFM_BLOCK] + [
@@ -326,15 +326,17 @@ def test_usfm_fills_timms_beit(tmp_path, shared):
     ]
     content = file_of(keys, model)
     if shared:
-        content["rel_pos_bias.relative_position_bias_table"] = own["blocks.0.attn.relative_position_bias_table"]
+        content["rel_pos_bias.relative_position_bias_table"] = state["blocks.0.attn.relative_position_bias_table"]
         content["rel_pos_bias.relative_position_index"] = torch.zeros(17, 17, dtype=torch.long)
     else:
         for i in range(12):
             for k in ("relative_position_bias_table", "relative_position_index"):
-                content[f"blocks.{i}.attn.{k}"] = own.get(f"blocks.{i}.attn.{k}", torch.zeros(17, 17, dtype=torch.long))
+                content[f"blocks.{i}.attn.{k}"] = state.get(
+                    f"blocks.{i}.attn.{k}", torch.zeros(17, 17, dtype=torch.long)
+                )
     torch.save({"model": content, "max_accuracy": 0.9, "epoch": 3}, tmp_path / "usfm.pth")
     encoder = vfm4us.load_encoder(tmp_path / "usfm.pth")
-    assert encoder.report.layout == "BEiT (USFM)" and encoder.report.matched == encoder.report.expected == len(own)
+    assert encoder.report.layout == "BEiT (USFM)" and encoder.report.matched == encoder.report.expected == len(state)
     assert encoder.spec.name == "beit_base" and encoder.spec.image == 64
     with torch.no_grad():
         expected = model((images() - MEAN) / STD)

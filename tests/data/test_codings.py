@@ -155,9 +155,9 @@ def test_outlines_of_one_name_are_one_class_over_files_and_models(tmp_path):
     records = find_source(root)
     coding = mask_coding(root, records)
     blank = np.zeros((48, 64), np.uint8)
-    found = {r.path: int(read_masks(root, r, blank, 64, coding).max()) for r in records}
+    values = {r.path: int(read_masks(root, r, blank, 64, coding).max()) for r in records}
     assert coding.names == ("cyst", "nodule")
-    assert found == {"images/train0.png": 1, "images/train1.png": 2, "images/test0.png": 2}
+    assert values == {"images/train0.png": 1, "images/train1.png": 2, "images/test0.png": 2}
     other = coco(tmp_path / "b", "x", {1: "Nodule", 2: "cyst"}, [(1, 5), (2, 40)])
     records = find_source(other)
     said = read_as_trained(records, coding, ["cyst", "nodule"])
@@ -175,8 +175,8 @@ def test_a_file_of_outlines_without_names_beside_one_with_several_is_an_error(tm
         entries = {}
         for k, word in enumerate(words):
             image(tmp_path / f"{name}{k}.png", k)
-            own = {**region, "region_attributes": {"kind": word} if word else {}}
-            entries[f"{name}{k}"] = {"filename": f"{name}{k}.png", "regions": [own]}
+            chosen = {**region, "region_attributes": {"kind": word} if word else {}}
+            entries[f"{name}{k}"] = {"filename": f"{name}{k}.png", "regions": [chosen]}
         (tmp_path / f"{name}.json").write_text(json.dumps(entries))
     with pytest.raises(ValueError, match="a.json names the classes benign, malignant, and b.json names none"):
         mask_coding(tmp_path, understand(tmp_path).records)
@@ -185,5 +185,5 @@ def test_a_file_of_outlines_without_names_beside_one_with_several_is_an_error(tm
     (tmp_path / "b.json").write_text(json.dumps(entries))  # one class alone still has its name
     records = understand(tmp_path).records
     coding = mask_coding(tmp_path, records)
-    own = next(r for r in records if r.path == "b0.png")
-    assert int(read_masks(tmp_path, own, np.zeros((48, 64), np.uint8), 64, coding).max()) == 2
+    chosen = next(r for r in records if r.path == "b0.png")
+    assert int(read_masks(tmp_path, chosen, np.zeros((48, 64), np.uint8), 64, coding).max()) == 2

@@ -80,19 +80,19 @@ def test_text_at_one_place_of_a_set_is_found_and_tissue_is_not():
     plain = [scan(seed) for seed in range(20)]
     assert look(plain)[2] == []
     images = [written(written(image, (4, 4), names[k % 5]), (104, 60), "12 Hz") for k, image in enumerate(plain)]
-    _, _, found = look(images[:15] + plain[15:])
-    assert len(found) == 1 and overlays.carrying(found) == list(range(15))
-    assert found[0].where[5:13, 6:50].mean() > 0.8 and found[0].where[62:70, 106:124].mean() > 0.8
-    assert not found[0].where[24:112, 14:96].any(), "tissue was taken for text"
+    _, _, places = look(images[:15] + plain[15:])
+    assert len(places) == 1 and overlays.carrying(places) == list(range(15))
+    assert places[0].where[5:13, 6:50].mean() > 0.8 and places[0].where[62:70, 106:124].mean() > 0.8
+    assert not places[0].where[24:112, 14:96].any(), "tissue was taken for text"
 
 
 def test_a_caliper_over_moving_tissue_of_one_clip_is_found():
     frames = [scan(seed) for seed in range(8)]
     for frame in frames:
         frame[60:67, 53], frame[63, 50:57] = 250, 250
-    images, _, found = look(frames + [scan(100 + k) for k in range(3)], ["clip"] * 8 + ["other"] * 3)
-    assert [places.group for places in found] == ["clip"] and overlays.carrying(found) == list(range(8))
-    assert found[0].where[60:67, 53].all() and found[0].where.sum() < 250
+    images, _, all_places = look(frames + [scan(100 + k) for k in range(3)], ["clip"] * 8 + ["other"] * 3)
+    assert [places.group for places in all_places] == ["clip"] and overlays.carrying(all_places) == list(range(8))
+    assert all_places[0].where[60:67, 53].all() and all_places[0].where.sum() < 250
 
 
 def test_nothing_is_told_of_a_scene_that_does_not_move():
@@ -117,14 +117,14 @@ def test_copies_of_one_image_say_nothing():
 
 def test_filling_takes_the_text_and_nothing_else_and_twice_is_once():
     images = [written(scan(k), (4, 4), "SCANNER") for k in range(10)]
-    images, valid, found = look(images)
+    images, valid, places = look(images)
     before = images.copy()
-    assert overlays.blank_all(images, valid, found) == 10
-    where = found[0].where
+    assert overlays.blank_all(images, valid, places) == 10
+    where = places[0].where
     assert (images[:, ~where] == before[:, ~where]).all()
     assert images[:, 4:16, 4:50].max() < 30 < before[:, 4:16, 4:50].max()
     again = images.copy()
-    overlays.blank_all(again, valid, found)
+    overlays.blank_all(again, valid, places)
     assert (again == images).all()
     over_tissue = np.zeros((SIZE, SIZE), bool)
     over_tissue[60:68, 40:60] = True
@@ -143,12 +143,12 @@ def test_padding_stays_black():
 
 
 def test_the_report_and_its_picture(tmp_path):
-    images, _, found = look([written(scan(k), (4, 4), "SCANNER") for k in range(10)])
-    told = overlays.describe(found, [f"id{k}" for k in range(10)])
+    images, _, places = look([written(scan(k), (4, 4), "SCANNER") for k in range(10)])
+    told = overlays.describe(places, [f"id{k}" for k in range(10)])
     assert told[0]["images"] == 10 and told[0]["example"] == "id0"
     top, left, height, width = told[0]["boxes_top_left_height_width"][0]
     assert top <= 6 and left <= 6 and 8 <= height <= 20 and 30 <= width <= 60
-    overlays.picture(tmp_path / "overlays.png", images, found, blanked=False)
+    overlays.picture(tmp_path / "overlays.png", images, places, blanked=False)
     sheet = np.asarray(Image.open(tmp_path / "overlays.png"))
     assert (sheet == (255, 40, 40)).all(axis=2).sum() > 100
 

@@ -256,8 +256,10 @@ def test_configs_name_the_rule(tmp_path):
     moving = [np.roll(speckle(5), 4 * k, axis=1) for k in range(20)]
     write_clip(tmp_path / "in" / "one.mp4", moving, rate=10)
     write_clip(tmp_path / "in" / "two.mp4", moving[::-1], rate=10)
-    own = config.from_dict(PretrainingConfig, {"data": {"frames": "every 5", "cache": str(tmp_path / "c"), "size": 64}})
-    pool = open_sources([SourceConfig(path=str(tmp_path / "in"))], "stages.0.data", own.data.locations())
+    settings = config.from_dict(
+        PretrainingConfig, {"data": {"frames": "every 5", "cache": str(tmp_path / "c"), "size": 64}}
+    )
+    pool = open_sources([SourceConfig(path=str(tmp_path / "in"))], "stages.0.data", settings.data.locations())
     assert len(pool[0]) == 8
     assert len(open_dataset(TaskDataConfig(str(tmp_path / "in"), 64, cache=str(tmp_path / "c")), "a folder")) == 4
     with pytest.raises(ValueError, match="frames='last' is not understood"):

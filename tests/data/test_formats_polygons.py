@@ -64,8 +64,8 @@ def test_a_table_of_via_beside_images_is_read(tmp_path):
         Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / f"{k}.png")
     lines = ["filename,region_shape_attributes,region_attributes", *(f"{k}.png,{shape}" for k in range(2))]
     (tmp_path / "via.csv").write_text("\n".join(lines))
-    found = understand(tmp_path)
-    assert found.layout == "published dataset via" and [r.mask for r in found.records] == [
+    understood = understand(tmp_path)
+    assert understood.layout == "published dataset via" and [r.mask for r in understood.records] == [
         "via.csv::0.png",
         "via.csv::1.png",
     ]

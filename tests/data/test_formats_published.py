@@ -135,9 +135,9 @@ def test_coco_trees(tmp_path, tree):
         (root / table).write_text(json.dumps(content))
     dataset = packed(root, tmp_path / "out")
     for folder, table, split in parts:
-        own = {r.path.split("/")[-1]: r for r in dataset.records if r.path.startswith(f"{folder}/")}
-        assert own["0.png"].mask == f"{table}::0.png" and own["1.png"].mask and not own["2.png"].mask
-        assert not split or own["0.png"].split == split
+        by_name = {r.path.split("/")[-1]: r for r in dataset.records if r.path.startswith(f"{folder}/")}
+        assert by_name["0.png"].mask == f"{table}::0.png" and by_name["1.png"].mask and not by_name["2.png"].mask
+        assert not split or by_name["0.png"].split == split
     assert alike(dataset.masks[0], square()) and not dataset.masks[1].any()
 
 

@@ -44,11 +44,11 @@ def seen(data):
 
 def test_every_mode_is_read_as_before(monkeypatch):
     for data in pictures():
-        found = seen(data)
-        assert isinstance(found, tuple) and with_stored_pixels(data) != data
+        pixels = seen(data)
+        assert isinstance(pixels, tuple) and with_stored_pixels(data) != data
         with monkeypatch.context() as patch:
             patch.setattr(inflating, "isal_zlib", None)
-            assert with_stored_pixels(data) == data and seen(data) == found
+            assert with_stored_pixels(data) == data and seen(data) == pixels
 
 
 def test_damaged_and_unusual_files_are_what_they_were(monkeypatch):
@@ -63,10 +63,10 @@ def test_damaged_and_unusual_files_are_what_they_were(monkeypatch):
             for place in rng.integers(0, len(data), 2):
                 damaged[place] = rng.integers(256)
             cases.append(bytes(damaged))
-    found = [seen(data) for data in cases]
+    pixels = [seen(data) for data in cases]
     monkeypatch.setattr(inflating, "isal_zlib", None)
-    assert found == [seen(data) for data in cases]
-    assert sum(isinstance(one, str) for one in found) > 100
+    assert pixels == [seen(data) for data in cases]
+    assert sum(isinstance(one, str) for one in pixels) > 100
 
 
 def test_a_file_that_inflates_to_more_than_its_header_says_is_left_to_pil(monkeypatch):

@@ -278,13 +278,13 @@ def test_usenhance_pairs_equal_names_and_splits_each_organ_by_contiguous_blocks_
     assert all((tmp_path / r.target).is_file() and Path(r.target).name == Path(r.path).name for r in records)
     assert all("high_quality" in r.target and "low_quality" in r.path for r in records)
     for organ in ("thyroid", "liver"):
-        own = [r for r in records if r.label == organ]
-        order = [r.split for r in own]
+        of_organ = [r for r in records if r.label == organ]
+        order = [r.split for r in of_organ]
         assert order == sorted(order, key=["train", "val", "test"].index) and len(set(order)) == 3, (
             "contiguous stretches"
         )
-        assert all(len({r.split for r in own if r.group == group}) == 1 for group in {r.group for r in own})
-        assert max(Counter(r.group for r in own).values()) == 10
+        assert all(len({r.split for r in of_organ if r.group == group}) == 1 for group in {r.group for r in of_organ})
+        assert max(Counter(r.group for r in of_organ).values()) == 10
     dataset = prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", size=32, progress=False)
     assert len(dataset) == 125 and dataset.targets.any(axis=(1, 2)).all()
 

@@ -20,22 +20,22 @@ ONE = disc().astype(np.uint8)
 
 def masked(root: Path, masks: list, ending: str = "png", folder: str = "masks", **options) -> Path:
     """images/i.png and masks/i.ENDING with these arrays or PIL images."""
-    for i, own in enumerate(masks):
+    for i, mask in enumerate(masks):
         for part in ("images", folder):
             (root / part).mkdir(parents=True, exist_ok=True)
         Image.fromarray(speckle(i)).save(root / "images" / f"{i}.png")
         path = root / folder / f"{i}.{ending}"
         if ending == "npy":
-            np.save(path, own)
+            np.save(path, mask)
         else:
-            (own if isinstance(own, Image.Image) else Image.fromarray(own)).save(path, **options)
+            (mask if isinstance(mask, Image.Image) else Image.fromarray(mask)).save(path, **options)
     return root
 
 
 def read(root: Path, reading=None) -> tuple[MaskCoding, list[np.ndarray]]:
-    found = understand(root, reading)
-    coding = mask_coding(root, found.records, reading_of(root, reading), found.fill_outlines)
-    return coding, [read_masks(root, r, read_record(root, r), 64, coding) for r in found.records if r.mask]
+    understood = understand(root, reading)
+    coding = mask_coding(root, understood.records, reading_of(root, reading), understood.fill_outlines)
+    return coding, [read_masks(root, r, read_record(root, r), 64, coding) for r in understood.records if r.mask]
 
 
 def ring(values) -> np.ndarray:
@@ -77,30 +77,30 @@ RED, GREEN = (255, 0, 0), (0, 255, 0)
     ],
 )
 def test_values_mean_the_same_in_every_file_of_a_set(tmp_path, masks, expected, ending):
-    _, found = read(masked(tmp_path, masks, ending))
-    for own, wanted in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(own, wanted)
+    _, values = read(masked(tmp_path, masks, ending))
+    for colours, wanted in zip(values, expected, strict=True):
+        np.testing.assert_array_equal(colours, wanted)
 
 
 def test_one_colour_per_class_over_the_set_whichever_way_it_is_stored(tmp_path):
     masks = [coloured(ONE, RED), coloured(ONE, GREEN)]
-    for name, ending, own in (
+    for name, ending, stored in (
         ("rgb", "png", masks),
         ("rgba", "png", [Image.fromarray(m).convert("RGBA") for m in masks]),
         ("palette", "png", [Image.fromarray(m).quantize(2) for m in masks]),  # black is index 1 here
         ("jpeg", "jpg", masks),
     ):
-        coding, found = read(masked(tmp_path / name, own, ending))
+        coding, values = read(masked(tmp_path / name, stored, ending))
         assert coding.kind == "values" and len(coding.values) == 2, name
-        assert [int(m.max()) for m in found] == [2, 1], name
-        assert all(np.mean((m > 0) == (ONE > 0)) > 0.98 for m in found), name
+        assert [int(m.max()) for m in values] == [2, 1], name
+        assert all(np.mean((m > 0) == (ONE > 0)) > 0.98 for m in values), name
 
 
 def test_one_colour_in_palettes_whose_black_is_not_index_0_is_the_class_and_not_its_surroundings(tmp_path):
     masks = [Image.fromarray(coloured(ONE, RED)).quantize(2)] * 2
     assert masks[0].getpixel((0, 0)) == 1  # black
-    for own in read(masked(tmp_path, masks))[1]:
-        np.testing.assert_array_equal(own, ONE)
+    for mask in read(masked(tmp_path, masks))[1]:
+        np.testing.assert_array_equal(mask, ONE)
 
 
 def test_a_file_by_itself_is_read_as_its_set_says_wherever_it_is_read(tmp_path):
@@ -126,16 +126,16 @@ def test_ignored_pixels_stay_255_in_packed_masks_and_are_declared(tmp_path):
 
 def test_probabilities_are_cut_at_the_threshold_all_or_one_among_others(tmp_path):
     for name, masks in (("all", [soft(ONE), soft(ONE)]), ("one", [soft(ONE), (ONE * 255).astype(np.uint8)])):
-        coding, found = read(masked(tmp_path / name, masks, "tif"))
+        coding, values = read(masked(tmp_path / name, masks, "tif"))
         assert sum("probabilities" in words for words in coding.said) == 1
-        assert all(abs(int(m.sum()) - int(ONE.sum())) < 20 and m.max() == 1 for m in found)
+        assert all(abs(int(m.sum()) - int(ONE.sum())) < 20 and m.max() == 1 for m in values)
     smaller = read(tmp_path / "all", {"threshold": 0.9})[1]
-    assert smaller[0].sum() < found[0].sum()
+    assert smaller[0].sum() < values[0].sum()
 
 
 def test_outlines_are_filled_where_names_say_so_and_asked_for_elsewhere(tmp_path):
-    _, found = read(masked(tmp_path / "a", [ring(ONE)] * 2, folder="annotations"))
-    assert all(0.8 < m.sum() / ONE.sum() < 1.4 for m in found)
+    _, values = read(masked(tmp_path / "a", [ring(ONE)] * 2, folder="annotations"))
+    assert all(0.8 < m.sum() / ONE.sum() < 1.4 for m in values)
     root = masked(tmp_path / "b", [ring(ONE)] * 2)
     with pytest.raises(ValueError, match="reading.outlines=fill"):
         read(root)
@@ -154,8 +154,8 @@ def test_a_mask_in_the_transparency_alone(tmp_path):
     ids=["greys", "dark", "colours"],
 )
 def test_binary_values_take_every_value_above_0(tmp_path, mask):
-    _, found = read(masked(tmp_path, [mask, mask]), {"values": "binary"})
-    np.testing.assert_array_equal(found[0], TWO > 0)
+    _, values = read(masked(tmp_path, [mask, mask]), {"values": "binary"})
+    np.testing.assert_array_equal(values[0], TWO > 0)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_binary_values_take_every_value_above_0(tmp_path, mask):
     ids=["black", "numbers", "red"],
 )
 def test_masks_on_white_are_read_where_white_is_said_to_be_the_background(tmp_path, mask, expected):
-    _, found = read(masked(tmp_path, [mask, mask]), {"background": 255})
-    np.testing.assert_array_equal(found[0], expected)
+    _, values = read(masked(tmp_path, [mask, mask]), {"background": 255})
+    np.testing.assert_array_equal(values[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_a_value_that_only_lies_on_edges_is_an_edge_and_a_thin_class_is_a_class(
     wall = np.zeros_like(ONE)
     wall[:, 30] = 1
     wall[:, 50:56] = 2
-    _, found = read(masked(tmp_path / "wall", [wall] * 2))
-    np.testing.assert_array_equal(found[0], wall)
+    _, values = read(masked(tmp_path / "wall", [wall] * 2))
+    np.testing.assert_array_equal(values[0], wall)
 
 
 def test_thin_and_tiny_classes_survive_a_smaller_size():
@@ -273,6 +273,6 @@ def test_masks_of_turned_images(tmp_path, orientation):
             ({"orientation": "upright"}, False),
         )
     ):
-        _, found = read(tmp_path, reading)
+        _, values = read(tmp_path, reading)
         grey = read_record(tmp_path, find_source(tmp_path)[0])
-        assert (grey[found[0] > 0].mean() < 20) == on_dark
+        assert (grey[values[0] > 0].mean() < 20) == on_dark

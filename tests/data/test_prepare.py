@@ -255,9 +255,9 @@ def test_every_bad_file_is_listed_with_its_reason_and_the_good_ones_survive(tmp_
     reasons |= {"a/dot.png": "too small", "a/strip.png": "too narrow", "b/gone.png": "cannot be read"}
     dataset = prepare(root, tmp_path / "out", size=32, progress=False)
     assert len(dataset) == 12
-    found = rejected_in(tmp_path / "out")
-    assert found.keys() == reasons.keys()
-    assert all(reasons[path] in reason and "\n" not in reason for path, reason in found.items())
+    rejected = rejected_in(tmp_path / "out")
+    assert rejected.keys() == reasons.keys()
+    assert all(reasons[path] in reason and "\n" not in reason for path, reason in rejected.items())
     for record, image in zip(dataset.records, dataset.images, strict=True):
         assert image[:24, :32].std() > 10, record.path  # its own pixels, not a neighbour's hole
 
@@ -272,8 +272,8 @@ def test_a_bad_mask_or_target_rejects_its_image_by_name(tmp_path):
     save(np.uint8(picture(3, 120, 160) > 128), root / "masks" / "3.png")  # twice as fine: fits
     dataset = prepare(root, tmp_path / "out", size=40, progress=False)
     assert dataset.ids == ["images/0", "images/3"]
-    found = rejected_in(tmp_path / "out")
-    assert "masks/1.png: not an image" in found["images/1.png"] and "shapes differ" in found["images/2.png"]
+    rejected = rejected_in(tmp_path / "out")
+    assert "masks/1.png: not an image" in rejected["images/1.png"] and "shapes differ" in rejected["images/2.png"]
 
 
 def test_all_rejected_is_an_error_with_the_first_reasons(tmp_path):
@@ -646,15 +646,15 @@ def test_two_processes_may_ask_at_once(tmp_path):
 
 
 def test_threads_of_one_process_may_ask_at_once(tmp_path):
-    root, found = small_source(tmp_path / "source"), []
+    root, datasets = small_source(tmp_path / "source"), []
     threads = [
-        threading.Thread(target=lambda: found.append(open_or_prepare(root, tmp_path / "c", 32))) for _ in range(3)
+        threading.Thread(target=lambda: datasets.append(open_or_prepare(root, tmp_path / "c", 32))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(found) == 3 and len({dataset.folder for dataset in found}) == 1
+    assert len(datasets) == 3 and len({dataset.folder for dataset in datasets}) == 1
 
 
 # the script

@@ -84,8 +84,8 @@ def test_nested_images_and_masks_are_refused_rather_than_packed_as_images(tmp_pa
 
 def test_first_folders_named_like_splits_are_splits(tmp_path):
     touch(tmp_path, "train/benign/1.png", "valid/benign/2.png", "test/malignant/3.png")
-    found = {record.path: (record.split, record.label) for record in find_source(tmp_path)}
-    assert found == {
+    records = {record.path: (record.split, record.label) for record in find_source(tmp_path)}
+    assert records == {
         "train/benign/1.png": ("train", "benign"),
         "valid/benign/2.png": ("val", "benign"),
         "test/malignant/3.png": ("test", "malignant"),

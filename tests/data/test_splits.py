@@ -106,14 +106,14 @@ def test_clusters_and_leaks_equal_those_of_the_plain_double_loop(confirm):
     near &= (pictures @ pictures.T > 0.9) | (not confirm)
     near |= np.array(names)[:, None] == np.array(names)[None]
     plain = connected_components(near)[1]
-    found = duplicate_clusters(names, phash, thumbnail_of=thumbnail_of)
-    assert (found[:, None] == found[None]).tolist() == (plain[:, None] == plain[None]).tolist()
+    clusters = duplicate_clusters(names, phash, thumbnail_of=thumbnail_of)
+    assert (clusters[:, None] == clusters[None]).tolist() == (plain[:, None] == plain[None]).tolist()
 
     pool, protected = side([]), side([])
     for part, rows in ((pool, slice(0, 500)), (protected, slice(500, 600))):
         part.sha256, part.phash = [f"{rows}{name}" for name in names[rows]], phash[rows]
         if confirm:
-            part.thumbnail_of = lambda i, own=pictures[rows]: own[i]
+            part.thumbnail_of = lambda i, part_pictures=pictures[rows]: part_pictures[i]
     if not confirm:
         pool.thumbnail_of = protected.thumbnail_of = None
     bits = np.bitwise_count(phash[:500, None] ^ phash[None, 500:]).astype(int)
@@ -186,8 +186,11 @@ def test_no_group_is_divided_and_shares_hold_for_every_label(seed):
     for group, name in zip(groups, names, strict=True):
         assert side_of.setdefault(group, name) == name
     for label in "abc":
-        own = Counter(name for name, other in zip(names.tolist(), labels, strict=True) if other == label)
-        assert abs(own["train"] / sum(own.values()) - 0.7) < 0.06 and abs(own["test"] / sum(own.values()) - 0.15) < 0.06
+        counts = Counter(name for name, other in zip(names.tolist(), labels, strict=True) if other == label)
+        assert (
+            abs(counts["train"] / sum(counts.values()) - 0.7) < 0.06
+            and abs(counts["test"] / sum(counts.values()) - 0.15) < 0.06
+        )
 
 
 def test_assignment_depends_on_seed_and_not_on_order():

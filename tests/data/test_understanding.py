@@ -23,8 +23,8 @@ def test_a_tree_is_understood_or_refused(tmp_path, name):
         with pytest.raises(ValueError, match=tree.error):
             understand(root, tree.reading)
         return
-    found = understand(root, tree.reading)
-    records, counts = found.records, found.counts()
+    understood = understand(root, tree.reading)
+    records, counts = understood.records, understood.counts()
     assert len(records) == tree.images
     assert sum(bool(record.mask) for record in records) == tree.masks
     assert sum(bool(record.target) for record in records) == tree.targets
@@ -33,14 +33,14 @@ def test_a_tree_is_understood_or_refused(tmp_path, name):
     assert dict(Counter(record.split for record in records if record.split)) == tree.splits
     assert (counts.get("passed over", 0), counts.get("unmatched", 0)) == (tree.passed_over, tree.unmatched)
     # every file has a role, and only one
-    paths = [path for kind in found.kinds for path in kind.paths]
+    paths = [path for kind in understood.kinds for path in kind.paths]
     files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert len(paths) == len(set(paths)) and set(paths) == files
     for record in records:  # a mask belongs to the image of its number
         numbers = [
             re.findall(r"\d+", path.rsplit("/", 2)[-1] if "patient" not in path else path) for path in record.mask_paths
         ]
-        assert all(set(re.findall(r"\d+", record.path)) >= set(own[-1:]) for own in numbers)
+        assert all(set(re.findall(r"\d+", record.path)) >= set(digits[-1:]) for digits in numbers)
 
 
 def test_every_shown_tree_stands_in_the_page_as_it_is_read_today():
@@ -117,10 +117,10 @@ def test_a_missing_image_of_a_table_is_named_with_the_nearest_name(tmp_path):
     for i in range(3):
         image(tmp_path / f"scan_{i}.png", i)
     (tmp_path / "manifest.csv").write_text("path,colour\nscan_0.png,x\nscan_1.png,x\nscn_2.png,x\n")
-    found = understand(tmp_path)
-    [lost] = [kind for kind in found.kinds if kind.role == "unmatched"]
+    understood = understand(tmp_path)
+    [lost] = [kind for kind in understood.kinds if kind.role == "unmatched"]
     assert "scn_2.png" in lost.paths[0] and "scan_2.png" in lost.paths[0]
-    assert any("colour" in note for note in found.notes)
+    assert any("colour" in note for note in understood.notes)
     dataset = prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", size=32, progress=False)
     assert len(dataset) == 2 and "scan_2.png" in (dataset.folder / "rejected.csv").read_text()
     (tmp_path / "manifest.csv").write_text("path\nscan_0.png\nscn_1.png\nscn_2.png\n")
@@ -147,10 +147,14 @@ def test_labels_in_names_are_told_and_taken_where_that_is_asked_for(tmp_path):
     for k in range(3):
         for j, name in enumerate((f"benign ({k}).png", f"malignant_{k:02d}.png")):
             Image.fromarray(np.roll(grey, 9 * k + 5 * j)).save(tmp_path / name)
-    found = understand(tmp_path)
-    assert not found.labels and any("benign 3, malignant 3" in note and "labels=names" in note for note in found.notes)
-    found = understand(tmp_path, {"labels": "names"})
-    assert Counter(r.label for r in found.records) == {"benign": 3, "malignant": 3} and "names" in found.labels
+    understood = understand(tmp_path)
+    assert not understood.labels and any(
+        "benign 3, malignant 3" in note and "labels=names" in note for note in understood.notes
+    )
+    understood = understand(tmp_path, {"labels": "names"})
+    assert (
+        Counter(r.label for r in understood.records) == {"benign": 3, "malignant": 3} and "names" in understood.labels
+    )
     Image.fromarray(grey).save(tmp_path / "7.png")
     assert not any("labels=names" in note for note in understand(tmp_path).notes)
     with pytest.raises(ValueError, match="labels=names: 7.png does not begin with a word"):

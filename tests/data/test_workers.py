@@ -48,19 +48,21 @@ def contents(folder):
 
 
 def run(work, batches, common, count=2, ahead=4, given_up=None):
-    return [result for own in workers.in_processes(work, common, batches, count, ahead, given_up) for result in own]
+    return [
+        result for several in workers.in_processes(work, common, batches, count, ahead, given_up) for result in several
+    ]
 
 
 def test_bytes_are_the_same_by_one_two_and_four_processes(tmp_path, monkeypatch):
     root = source(tmp_path / "source")
     reading = {"frames": "all"}
-    found = []
+    results = []
     real = workers.in_processes
-    monkeypatch.setattr(preparing, "in_processes", lambda *a: found.append(a[3]) or real(*a))
+    monkeypatch.setattr(preparing, "in_processes", lambda *a: results.append(a[3]) or real(*a))
     folders = [
         prepare(root, tmp_path / str(k), size=48, workers=k, progress=False, reading=reading).folder for k in (1, 2, 4)
     ]
-    assert found == [2, 4] and len(PreparedDataset(folders[0])) == 41
+    assert results == [2, 4] and len(PreparedDataset(folders[0])) == 41
     assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
 
 
@@ -87,10 +89,10 @@ def test_an_item_that_ends_its_process_twice_is_named_and_the_others_are_done(tm
     seen = []
     items = [[3 * k, 3 * k + 1, 3 * k + 2] for k in range(10)]
     for by in (signal.SIGSEGV, signal.SIGKILL):
-        found = run(
+        result = run(
             working.dies_at_seven, items, (tmp_path, by), given_up=lambda item, died: seen.append((item, died.crashed))
         )
-        assert found == [k * k if k != 7 else None for k in range(30)]
+        assert result == [k * k if k != 7 else None for k in range(30)]
     assert seen == [(7, True), (7, False)]
 
 
@@ -150,7 +152,7 @@ def test_ended_by_a_signal_no_process_stays_and_the_same_call_goes_on(tmp_path, 
         assert parent.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    tasks = [own for task in children.parent.parent.iterdir() for own in (task / "children").read_text().split()]
+    tasks = [child for task in children.parent.parent.iterdir() for child in (task / "children").read_text().split()]
     assert len(tasks) == 2
     parent.send_signal(by)
     parent.communicate(timeout=60)

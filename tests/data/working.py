@@ -55,7 +55,7 @@ def memory(item, folder):
 
 
 def packed_but_for_crashes(work, *common):
-    if "crash" in work.own[0].path:
+    if "crash" in work.records[0].path:
         os.kill(os.getpid(), signal.SIGSEGV)
     return _packed(work, *common)
 

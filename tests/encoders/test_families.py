@@ -65,7 +65,7 @@ KNOWING = r"(?<!self)\.body\b|\b(RESNETS|VITS|BEITS)\b|layer4|patch_embed|isinst
 
 
 def test_only_encoders_and_checkpoints_know_families_or_touch_the_body():
-    found = []
+    offenders = []
     for place in ("vfm4us", "scripts", "Pretraining", "Downstream", "hubconf.py"):
         for path in [ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"):
             if {"encoders", "checkpoints"} & set(path.relative_to(ROOT).parts[1:2]):
@@ -75,8 +75,8 @@ def test_only_encoders_and_checkpoints_know_families_or_touch_the_body():
                     r"(?<!self)\.body\b|\b(RESNETS|VITS|BEITS)\b|layer4|patch_embed|isinstance\(.*(ResNet|ViT|BEiT)\b",
                     line,
                 ):
-                    found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
-    assert not found, "\n".join(found)
+                    offenders.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not offenders, "\n".join(offenders)
 
 
 def test_a_new_family_is_one_file_and_one_line(tmp_path):

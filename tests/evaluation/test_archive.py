@@ -76,17 +76,17 @@ def test_neighbours_are_those_of_one_big_product(monkeypatch):
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     cosines = z @ z.T
     np.fill_diagonal(cosines, -2)
-    places, found = archives.nearest(x, white, k=3, progress=False)
+    places, likeness = archives.nearest(x, white, k=3, progress=False)
     assert np.array_equal(places, np.argsort(-cosines, axis=1)[:, :3])
-    assert np.allclose(found, -np.sort(-cosines, axis=1)[:, :3], atol=1e-5)
+    assert np.allclose(likeness, -np.sort(-cosines, axis=1)[:, :3], atol=1e-5)
 
 
 def test_a_stranger_is_far_from_its_neighbours():
     x = np.random.default_rng(1).normal(0, 1, (200, 16)).astype(np.float32)
     x[17] *= 5
     places, _ = archives.nearest(x, archives.whitening(x), k=5, progress=False)
-    found = archives.strangeness(x, places)
-    assert found.argmax() == 17 and found[17] > 2 and np.median(found) == pytest.approx(1)
+    distances = archives.strangeness(x, places)
+    assert distances.argmax() == 17 and distances[17] > 2 and np.median(distances) == pytest.approx(1)
 
 
 def test_the_command_finds_the_duplicate_and_writes_all_it_says(tmp_path):
@@ -105,9 +105,9 @@ def test_the_command_finds_the_duplicate_and_writes_all_it_says(tmp_path):
     assert rows["fine/copy.bmp"]["nearest"] == "fine/001.png"
     assert rows["fine/copy.bmp"]["duplicate_cluster"] == rows["fine/001.png"]["duplicate_cluster"]
     assert np.median([float(row["strangeness"]) for row in rows.values()]) == pytest.approx(1, abs=0.01)
-    with np.load(out / "features.npz") as found:
-        assert found["features"].shape == (31, 512) and found["paths"].tolist() == list(rows)
-        assert set(found["labels"]) == {"fine", "rough"}
+    with np.load(out / "features.npz") as arrays:
+        assert arrays["features"].shape == (31, 512) and arrays["paths"].tolist() == list(rows)
+        assert set(arrays["labels"]) == {"fine", "rough"}
     assert all((out / name).is_file() for name in ("neighbours.png", "duplicates.png", "strangest.png"))
     tables = list((out / "projector").rglob("metadata.tsv")) + list((out / "projector").rglob("sprite.png"))
     assert len(tables) == 2 and len(tables[0].read_text().splitlines()) == 32

@@ -53,13 +53,13 @@ def test_speckle_and_gradient_equal_their_definitions():
     rng = np.random.default_rng(1)
     target = tissue(rng, (18, 27))
     image = tissue(rng, (18, 27))
-    found = []
+    figures = []
     for i in range(2):
         for j in range(3):
             a, b = (x[9 * i : 9 * i + 9, 9 * j : 9 * j + 9].astype(float) for x in (image, target))
             quarters = [b[y, x].mean() for y in (slice(4), slice(-4, None)) for x in (slice(4), slice(-4, None))]
-            found.append((np.ptp(quarters) / b.mean(), a.std() / a.mean(), b.std() / b.mean()))
-    even = sorted(found)[:3]
+            figures.append((np.ptp(quarters) / b.mean(), a.std() / a.mean(), b.std() / b.mean()))
+    even = sorted(figures)[:3]
     expected = np.median([f[1] for f in even]) / np.median([f[2] for f in even])
     assert likeness.speckle_ratio(image, target) == pytest.approx(expected)
     black = np.zeros((30, 30), np.uint8)

@@ -54,8 +54,8 @@ def test_a_curve_is_the_mean_over_draws_with_its_interval():
 def test_labels_needed_lie_between_points_by_their_logarithm():
     theirs = [(10, 0.6, 0, 1), (100, 0.8, 0, 1)]
     ours = [(5, 0.55, 0, 1), (10, 0.7, 0, 1), (100, 0.9, 0, 1)]
-    found = [needed for _, _, needed in labels_needed(ours, theirs)]
-    assert found[0] == pytest.approx(10) and found[1] == pytest.approx(math.sqrt(1000)) and found[2] == math.inf
+    labels = [needed for _, _, needed in labels_needed(ours, theirs)]
+    assert labels[0] == pytest.approx(10) and labels[1] == pytest.approx(math.sqrt(1000)) and labels[2] == math.inf
 
 
 @pytest.fixture

@@ -34,19 +34,19 @@ def clouds():
 def test_cross_fitting_never_shows_a_probe_an_image_of_the_same_group(clouds):
     x, _, groups = clouds
     codes = np.repeat(np.random.default_rng(1).integers(0, 2, 60), 2)  # labels that nothing tells but the group
-    found = probe_table._cross_fitted(x, codes, groups, 2, "raw", 1)
+    probabilities = probe_table._cross_fitted(x, codes, groups, 2, "raw", 1)
     leaky = representation.knn_votes(torch.from_numpy(x), codes, torch.from_numpy(x), 2, k=3)
     assert roc_auc_score(codes, leaky[:, 1]) > 0.95
-    assert all(abs(roc_auc_score(codes, found[m][0][:, 1]) - 0.5) < 0.15 for m in probe_table.METHODS)
+    assert all(abs(roc_auc_score(codes, probabilities[m][0][:, 1]) - 0.5) < 0.15 for m in probe_table.METHODS)
 
 
 def test_both_probes_tell_apart_what_can_be_told(clouds):
     x, codes, groups = clouds
-    found = probe_table._cross_fitted(x, codes, groups, 3, "standardise", 2)
+    probabilities = probe_table._cross_fitted(x, codes, groups, 3, "standardise", 2)
     for method in probe_table.METHODS:
-        assert found[method].shape == (2, 120, 3) and np.allclose(found[method].sum(2), 1)
-        assert probe_table.macro_auroc(codes, found[method][0]) > 0.85
-    assert set(found["strengths"]) <= set(probe_table.STRENGTHS)
+        assert probabilities[method].shape == (2, 120, 3) and np.allclose(probabilities[method].sum(2), 1)
+        assert probe_table.macro_auroc(codes, probabilities[method][0]) > 0.85
+    assert set(probabilities["strengths"]) <= set(probe_table.STRENGTHS)
 
 
 def test_the_strength_is_weak_for_noise_and_strong_for_signal(clouds):
@@ -96,9 +96,9 @@ def test_figures_agree_with_scikit_learn_and_pairing_makes_differences_narrow():
     a = probe_table.figures_of(outcome(labels, groups, score))["knn"]["auroc"]
     b = probe_table.figures_of(outcome(labels, groups, score + rng.normal(0, 0.05, 200)))["knn"]["auroc"]
     assert a.per_seed == pytest.approx([roc_auc_score(labels, score)])
-    own, apart = a.interval(), b.minus(a)
-    assert own[1] < own[0] < own[2]
-    assert apart["high"] - apart["low"] < 0.3 * (own[2] - own[1])
+    interval, apart = a.interval(), b.minus(a)
+    assert interval[1] < interval[0] < interval[2]
+    assert apart["high"] - apart["low"] < 0.3 * (interval[2] - interval[1])
     assert a.minus(a) == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
 
@@ -142,10 +142,10 @@ def test_vectors_of_two_sizes_stand_side_by_side(textures, tmp_path):
     cache, setting = FeatureCache(tmp_path / "features"), Setting(probe_table.sizes_of("32+48"))
     datasets = [tasks[size][0].fitted_on for size in setting.sizes]
     both = probe_table.joined(anchors.open_embedder("brightness"), datasets, np.arange(5), setting, cache)
-    own = [
+    singly = [
         anchors.open_embedder("brightness").embed(d.images[:5], d.valid[:5], d.records[:5])["last"] for d in datasets
     ]
-    assert both.shape == (5, 22) and np.allclose(both[:, 11:] / both[0, 11], own[1] / own[1][0, 0], atol=1e-5)
+    assert both.shape == (5, 22) and np.allclose(both[:, 11:] / both[0, 11], singly[1] / singly[1][0, 0], atol=1e-5)
     table = probe_table.measure([Row("b", ["brightness"])], tasks, [setting, Setting((48,))], cache)
     assert list(table.figures) == ["b (32 + 48 px)", "b (48 px)"]
     with pytest.raises(ValueError, match="128\\+224"):
@@ -155,11 +155,11 @@ def test_vectors_of_two_sizes_stand_side_by_side(textures, tmp_path):
 def test_layers_of_a_resnet_and_of_nothing_else():
     images = np.random.default_rng(0).integers(0, 255, (3, 64, 64), dtype=np.uint8)
     valid, records = np.tile([0, 0, 64, 64], (3, 1)), [Record("a", "a", height=64, width=64)] * 3
-    found = anchors.open_embedder("random:0").embed(images, valid, records)
+    vectors = anchors.open_embedder("random:0").embed(images, valid, records)
     torch.manual_seed(0)
     expected = Encoder(EncoderSpec(in_channels=1)).embed(torch.from_numpy(images)).numpy()
-    assert np.allclose(anchors.layer_of(found, "last"), expected, atol=1e-4)
-    assert anchors.layer_of(found, "stage3+stage4").shape == (3, 768)
+    assert np.allclose(anchors.layer_of(vectors, "last"), expected, atol=1e-4)
+    assert anchors.layer_of(vectors, "stage3+stage4").shape == (3, 768)
     shape = anchors.open_embedder("file_shape").embed(images, valid, records)
     with pytest.raises(ValueError, match="stage3 is not among last"):
         anchors.layer_of(shape, "stage3")
@@ -183,13 +183,13 @@ def test_any_network_of_timm_with_weights_from_a_file(tmp_path):
     torch.save({"state_dict": network.state_dict()}, tmp_path / "w.pth")
     images = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8)
     embedder = anchors.open_embedder(f"timm:resnet10t:{tmp_path / 'w.pth'}")
-    found = embedder.embed(images, np.tile([0, 0, 64, 64], (2, 1)), [])["last"]
+    vectors = embedder.embed(images, np.tile([0, 0, 64, 64], (2, 1)), [])["last"]
     about = network.pretrained_cfg
     mean, std = (torch.tensor(about[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     x = (torch.from_numpy(images)[:, None] / 255 - mean) / std
     with torch.no_grad():
         expected = network.forward_head(network.forward_features(x), pre_logits=True).numpy()
-    assert np.allclose(found, expected, atol=1e-4)
+    assert np.allclose(vectors, expected, atol=1e-4)
     torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match="lacks"):
         anchors.open_embedder(f"timm:resnet10t:{tmp_path / 'bad.pth'}").embed(images, np.zeros((2, 4)), [])
@@ -200,15 +200,15 @@ def test_any_network_of_timm_with_weights_from_a_file(tmp_path):
 def test_a_folder_that_timm_saved_is_told_by_its_weights_and_by_its_words(tmp_path):
     torch.manual_seed(0)
     save_file(Encoder(EncoderSpec()).published_state(), tmp_path / "model.safetensors")
-    images, found = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8), []
+    images, vectors = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8), []
     for mean in (0.5, 0.2):
         words = {"architecture": "resnet18", "pretrained_cfg": {"mean": [mean] * 3, "std": [0.25] * 3}}
         (tmp_path / "config.json").write_text(json.dumps(words))
         for source in (tmp_path, tmp_path / "model.safetensors"):
             embedder = anchors.open_embedder(str(source))
-            found.append((embedder.key, embedder.embed(images, np.tile([0, 0, 64, 64], (2, 1)), [])["stage4"]))
-    assert found[0][0] == found[1][0] != found[2][0] and np.array_equal(found[0][1], found[1][1])
-    assert not np.allclose(found[0][1], found[2][1])
+            vectors.append((embedder.key, embedder.embed(images, np.tile([0, 0, 64, 64], (2, 1)), [])["stage4"]))
+    assert vectors[0][0] == vectors[1][0] != vectors[2][0] and np.array_equal(vectors[0][1], vectors[1][1])
+    assert not np.allclose(vectors[0][1], vectors[2][1])
 
 
 def test_the_imagenet_anchor_gives_what_its_package_gives():
@@ -217,12 +217,12 @@ def test_the_imagenet_anchor_gives_what_its_package_gives():
     network = package.EfficientNet.from_name("efficientnet-lite0").eval()
     network.load_state_dict(torch.load(weights, weights_only=True))
     images = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8)
-    found = anchors.open_embedder("efficientnet_lite0").embed(images, np.tile([0, 0, 64, 64], (2, 1)), [])
+    vectors = anchors.open_embedder("efficientnet_lite0").embed(images, np.tile([0, 0, 64, 64], (2, 1)), [])
     x = (torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1) / 255 - 0.5) / 0.5
     with torch.no_grad():
         expected = network.extract_features(x).mean((2, 3)).numpy()
-    assert np.allclose(anchors.layer_of(found, "last"), expected, atol=1e-4)
-    assert [found[name].shape[1] for name in ("stage2", "stage3", "stage4")] == [40, 112, 320]
+    assert np.allclose(anchors.layer_of(vectors, "last"), expected, atol=1e-4)
+    assert [vectors[name].shape[1] for name in ("stage2", "stage3", "stage4")] == [40, 112, 320]
 
 
 def test_an_anchor_that_is_missing_leaves_a_row_that_says_so(textures, tmp_path, monkeypatch):
@@ -319,8 +319,8 @@ def test_padding_is_cut_off_before_a_hand_made_feature(tmp_path):
     embedder = anchors.open_embedder("brightness")
     frame = np.zeros((1, 64, 64), np.uint8)
     frame[0, :32] = 90
-    found = embedder.embed(frame, np.array([[0, 0, 32, 64]]), [Record("a", "a.png")])["last"]
-    assert found[0, 0] == pytest.approx(90 / 255) and found[0, 1] == pytest.approx(0, abs=1e-6)
+    vectors = embedder.embed(frame, np.array([[0, 0, 32, 64]]), [Record("a", "a.png")])["last"]
+    assert vectors[0, 0] == pytest.approx(90 / 255) and vectors[0, 1] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_task_that_is_not_there_is_said_with_what_is_and_how_to_name_it(tmp_path):

@@ -30,10 +30,12 @@ def test_outline_distances_equal_monais():
 def test_overlap_and_distance_of_two_squares():
     truth, predicted = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.uint8)
     truth[5:15, 5:15], predicted[5:15, 8:18] = 1, 1
-    found = compare(predicted, truth, 2, spacing=(0.5, 0.2))
-    assert found["dice"].tolist() == [0.7, 1.0] and found["iou"].tolist() == pytest.approx([70 / 130, 1.0])
-    assert found["hd95"].tolist() == [3.0, 0.0] and found["hd95_mm"][0] == pytest.approx(0.6)
-    assert found["truth_pixels"].tolist() == [100, 0] and found["right"] == 1200 - 60 and found["pixels"] == 1200
+    measured = compare(predicted, truth, 2, spacing=(0.5, 0.2))
+    assert measured["dice"].tolist() == [0.7, 1.0] and measured["iou"].tolist() == pytest.approx([70 / 130, 1.0])
+    assert measured["hd95"].tolist() == [3.0, 0.0] and measured["hd95_mm"][0] == pytest.approx(0.6)
+    assert (
+        measured["truth_pixels"].tolist() == [100, 0] and measured["right"] == 1200 - 60 and measured["pixels"] == 1200
+    )
     assert np.isnan(compare(predicted, truth, 1)["hd95_mm"]).all()
     alone = compare(np.zeros_like(truth), truth, 1, spacing=(0.5, 0.2))
     assert alone["hd95"][0] == alone["asd"][0] == 50 and alone["hd95_mm"][0] == pytest.approx(np.hypot(15, 8))
@@ -45,10 +47,10 @@ def test_ignored_pixels_change_no_figure_whatever_is_predicted_there():
     ignored = blobs(rng, (48, 48), 0.1)
     outside = compare(np.where(ignored, 0, predicted), np.where(ignored, 0, truth), 1)
     for said in (0, 1):
-        found = compare(np.where(ignored, said, predicted), np.where(ignored, IGNORED, truth), 1)
+        measured = compare(np.where(ignored, said, predicted), np.where(ignored, IGNORED, truth), 1)
         for name in ("dice", "iou", "hd95", "asd", "truth_pixels", "predicted_pixels"):
-            assert found[name].tolist() == outside[name].tolist(), name
-        assert found["pixels"] == (~ignored).sum() and found["right"] == ((predicted == truth) & ~ignored).sum()
+            assert measured[name].tolist() == outside[name].tolist(), name
+        assert measured["pixels"] == (~ignored).sum() and measured["right"] == ((predicted == truth) & ~ignored).sum()
 
 
 def test_distances_in_mm_are_averaged_over_the_images_whose_spacing_is_known():

@@ -50,16 +50,16 @@ def test_equivalence_is_two_one_sided_t_tests():
     from scipy.stats import ttest_1samp
 
     seeds, still = np.array([0.004, -0.002, 0.003, 0.001, 0.006, -0.001]), np.full(50, 0.1)
-    found = statistics.equivalence(seeds, still, bound=0.015)
+    figures = statistics.equivalence(seeds, still, bound=0.015)
     expected = max(
         ttest_1samp(seeds, -0.015, alternative="greater").pvalue, ttest_1samp(seeds, 0.015, alternative="less").pvalue
     )
-    assert found["p"] == pytest.approx(expected) and found["equivalent"]
+    assert figures["p"] == pytest.approx(expected) and figures["equivalent"]
     limits = ttest_1samp(seeds, 0).confidence_interval(0.90)
-    assert (found["low"], found["high"]) == pytest.approx((limits.low, limits.high))
+    assert (figures["low"], figures["high"]) == pytest.approx((limits.low, limits.high))
     for bound in (0.003, 0.0045, 0.006, 0.015):  # the 90 % interval within the bounds says the same
-        found = statistics.equivalence(seeds, still, bound=bound)
-        assert found["equivalent"] == (-bound < found["low"] and found["high"] < bound)
+        figures = statistics.equivalence(seeds, still, bound=bound)
+        assert figures["equivalent"] == (-bound < figures["low"] and figures["high"] < bound)
     assert not statistics.equivalence(seeds + 0.02, still)["equivalent"]
     with pytest.raises(ValueError, match="above 0"):
         statistics.equivalence(seeds, still, bound=0)
@@ -81,8 +81,8 @@ def test_datasets_are_resampled_each_for_itself(turned):
         return [{"paths": names, "groups": names, "values": of}]
 
     def width(*pairs):
-        found = statistics.differences(lambda o, c: {"mean": c @ o["values"] / c.sum(1)}, list(pairs))["mean"]
-        return found["high"] - found["low"]
+        figures = statistics.differences(lambda o, c: {"mean": c @ o["values"] / c.sum(1)}, list(pairs))["mean"]
+        return figures["high"] - figures["low"]
 
     first = outcome("a", values), outcome("a", 0 * values)
     second = outcome("b", values[::turned]), outcome("b", 0 * values)
@@ -97,11 +97,11 @@ def crossfitted(shift: float, seeds: int = 6, seed: int = 0) -> list[dict]:
     of_image, of_seed = rng.normal(0.5, 0.2, 90), rng.normal(0, 0.05, seeds)
     result = []
     for s in range(seeds):
-        own = np.flatnonzero(groups % 3 == s % 3)
-        names = np.array([f"i{i:02d}" for i in own])
-        values = of_image[own] + of_seed[s] + shift
+        rows = np.flatnonzero(groups % 3 == s % 3)
+        names = np.array([f"i{i:02d}" for i in rows])
+        values = of_image[rows] + of_seed[s] + shift
         result.append(
-            {"paths": names, "groups": groups[own].astype(str), "values": values, "fold": np.array([s % 3, 3])}
+            {"paths": names, "groups": groups[rows].astype(str), "values": values, "fold": np.array([s % 3, 3])}
         )
     return result
 
@@ -113,8 +113,8 @@ def mean_score(o, counts):
 
 def test_cross_fitted_outcomes_are_of_all_images_and_their_differences_are_paired_in_the_seeds():
     ours, theirs = crossfitted(0.03), crossfitted(0.0)
-    found = statistics.figures(mean_score, ours)["mean"]
-    assert found["per_seed"] == pytest.approx([o["values"].mean() for o in ours]) and found["low"] < found["mean"]
+    figures = statistics.figures(mean_score, ours)["mean"]
+    assert figures["per_seed"] == pytest.approx([o["values"].mean() for o in ours]) and figures["low"] < figures["mean"]
     apart = statistics.differences(mean_score, [(ours, theirs)], bound=0.015)["mean"]
     assert apart["mean"] == pytest.approx(0.03) and apart["per_seed"] == pytest.approx([0.03] * 6)
     assert apart["high"] - apart["low"] < 1e-6, "what the two have in common is gone"

@@ -67,8 +67,8 @@ def try_once(subject: kills.Subject, source: Path, folder: Path, kilobytes: int,
             mount(out, 1_000_000, again=True)
             if not kills.run(subject, source, out)[0]:
                 lost = lost or f"the same call does not go on: {kills.last_line(log)}"
-            elif (found := subject.outcome(out)) != expected:
-                lost = lost or f"another outcome: {found[:80]} instead of {expected[:80]}"
+            elif (outcome := subject.outcome(out)) != expected:
+                lost = lost or f"another outcome: {outcome[:80]} instead of {expected[:80]}"
         except (TimeoutError, AssertionError, ValueError, OSError) as error:
             lost = lost or f"{type(error).__name__}: {error}"
         left = kills.litter(out)

@@ -232,7 +232,7 @@ def _read_all(kind: str, files: list[Path], answers) -> None:
 
 def read_in_a_process(kind: str, files: list[Path]) -> tuple[int, list[tuple[Path, str]]]:
     """(how many were read, [(file, what is wrong)]) of files that one reader is given, in a process that may die of them."""
-    read, found, rest = 0, [], list(files)
+    read, faults, rest = 0, [], list(files)
     context = processes()
     while rest:
         ours, theirs = context.Pipe(duplex=False)
@@ -245,7 +245,7 @@ def read_in_a_process(kind: str, files: list[Path]) -> tuple[int, list[tuple[Pat
                 current, wrong, was_read = answer
                 read += was_read
                 if wrong:
-                    found.append((current, wrong))
+                    faults.append((current, wrong))
                 if wrong is not None:
                     rest.remove(current)
         except EOFError:
@@ -253,8 +253,8 @@ def read_in_a_process(kind: str, files: list[Path]) -> tuple[int, list[tuple[Pat
         if rest:  # it died of, or hangs in, the file it was at
             process.join(1)
             how = "hangs" if process.is_alive() else f"the process died ({process.exitcode})"
-            found.append((current, how))
+            faults.append((current, how))
             rest = [f for f in rest if f != current]
         process.kill()
         process.join()
-    return read, found
+    return read, faults

@@ -65,7 +65,7 @@ def saved(out: Path) -> str:
 
 
 def train(source: Path, out: Path) -> None:
-    own = {
+    keys = {
         "logs": str(out),
         "save_minutes": 0.0,
         "emp_ssl": {"patches": {"count": 2, "size": 16}, "projector": {"hidden": 16, "out": 8}},
@@ -73,7 +73,7 @@ def train(source: Path, out: Path) -> None:
         "data": {"size": 32, "splits": [0.8, 0.2, 0.0], "cache": str(out / "data"), "root": str(source)},
         "stages": [{"name": "coarse", "epochs": 2, "epoch_images": 8, "learning_rate": 0.3, "data": [{"path": "one"}]}],
     }
-    pretrain(config.from_dict(PretrainingConfig, TINY | own))
+    pretrain(config.from_dict(PretrainingConfig, TINY | keys))
 
 
 def trained(out: Path) -> str:
@@ -258,7 +258,7 @@ def run(
 
 def torn(out: Path) -> list[str]:
     """Files that stand under their own names and are not whole."""
-    found = []
+    torn_files = []
     for file in sorted(p for p in out.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.parts)):
         if any(".partial" in part for part in file.parts):
             continue
@@ -273,8 +273,8 @@ def torn(out: Path) -> list[str]:
                 rows = list(csv.reader(file.open(newline="")))
                 assert rows and all(len(row) == len(rows[0]) for row in rows), "rows of different length"
         except (ValueError, AssertionError) as error:
-            found.append(f"{file.relative_to(out)}: {error}")
-    return found
+            torn_files.append(f"{file.relative_to(out)}: {error}")
+    return torn_files
 
 
 NOTES = ("journal.jsonl", "plan.json", "coding.json", ".lock", ".claim")  # what is kept until the work is done
@@ -313,8 +313,8 @@ def try_once(subject: Subject, source: Path, folder: Path, moments: list[Moment]
         ended, _, _ = run(subject, source, out)
         if not ended:
             lost = lost or f"the same call does not go on: {last_line(folder / f'{out.name}.log')}"
-        elif (found := subject.outcome(out)) != expected:
-            lost = lost or f"another outcome: {found[:80]} instead of {expected[:80]}"
+        elif (outcome := subject.outcome(out)) != expected:
+            lost = lost or f"another outcome: {outcome[:80]} instead of {expected[:80]}"
     except (TimeoutError, AssertionError, ValueError, OSError) as error:
         lost = lost or f"{type(error).__name__}: {error}"
     return Trial(subject.name, moments, killed, lost, litter(out))

@@ -9,9 +9,9 @@ from tests.faults import disk, kills
 @pytest.mark.parametrize("name", ["checkpoint", "packing"])
 def test_nothing_is_lost_by_a_full_disk(name, tmp_path):
     kills.make_source(tmp_path / "source")
-    found = [t for t, _ in zip(disk.trials([name], tmp_path / "source", tmp_path, seed=0), range(4), strict=False)]
-    assert sum(trial.killed for trial in found) >= 2, "the disks were large enough"
-    assert not [trial.lost for trial in found if trial.lost]
+    faults = [t for t, _ in zip(disk.trials([name], tmp_path / "source", tmp_path, seed=0), range(4), strict=False)]
+    assert sum(trial.killed for trial in faults) >= 2, "the disks were large enough"
+    assert not [trial.lost for trial in faults if trial.lost]
 
 
 @pytest.mark.skipif(not disk.allowed(), reason="only root may mount a small disk")

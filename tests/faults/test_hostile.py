@@ -6,8 +6,8 @@ from tests.faults import hostile
 
 
 def wrong(kind, files):
-    _, found = hostile.read_in_a_process(kind, list(files))
-    return [f"{file.name}: {what}" for file, what in found]
+    _, faults = hostile.read_in_a_process(kind, list(files))
+    return [f"{file.name}: {what}" for file, what in faults]
 
 
 def test_damaged_images(tmp_path):
@@ -38,5 +38,5 @@ def test_hostile_checkpoints(tmp_path):
 @pytest.mark.parametrize(("kind", "what"), [("dying", "the process died"), ("puzzled", "KeyError")])
 def test_the_harness_sees_what_it_looks_for(kind, what, tmp_path):
     files = [tmp_path / "1.png", tmp_path / "2.png"]
-    read, found = hostile.read_in_a_process(kind, files)
-    assert read == 0 and [f for f, _ in found] == files and all(what in w for _, w in found)
+    read, faults = hostile.read_in_a_process(kind, files)
+    assert read == 0 and [f for f, _ in faults] == files and all(what in w for _, w in faults)

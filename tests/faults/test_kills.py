@@ -19,12 +19,12 @@ def source(tmp_path_factory):
     ["checkpoint", "packing", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pretraining", "fine-tuning"))],
 )
 def test_nothing_is_lost_by_kills(name, source, tmp_path):
-    found = []
+    faults = []
     for trial, _ in zip(kills.trials([name], source, tmp_path, seed=0), range(TRIALS[name]), strict=False):
-        found.append(trial)
+        faults.append(trial)
     # on a quick machine some work is done before the moment comes; the moments at calls do not depend on that
-    assert sum(trial.killed for trial in found) >= max(1, TRIALS[name] / 4)
-    assert not [f"{', '.join(map(str, t.moments))}: {t.lost}" for t in found if t.lost]
+    assert sum(trial.killed for trial in faults) >= max(1, TRIALS[name] / 4)
+    assert not [f"{', '.join(map(str, t.moments))}: {t.lost}" for t in faults if t.lost]
 
 
 def test_a_dataset_that_was_killed_once_it_stood_is_tidied_up(source, tmp_path):

@@ -60,8 +60,8 @@ def test_same_arguments_same_bytes_in_another_process_and_other_seeds_differ():
     code = "import hashlib; from vfm4us.phantoms.make import make_phantom as m; p = m(5, seed=3, size=96); "
     code += "print(hashlib.sha256(p.image.tobytes() + p.low_quality.tobytes() + p.mask.tobytes()).hexdigest())"
     root = Path(folders.__file__).parents[2]
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert there.stdout.strip() == here
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert elsewhere.stdout.strip() == here
     assert digest(make_phantom(5, seed=4, size=96)) != here
     assert digest(make_phantom(5 + IMAGES_PER_BLOCK, seed=3, size=96)) != here
 
@@ -217,7 +217,7 @@ def test_no_group_in_two_splits_and_no_empty_split(folder):
             splits[row["group"]].add((part, row["split"]))
         assert {row["split"] for row in rows} == {"train", "val", "test"}
         assert {row["label"] for row in rows if row["split"] == "train"} == {row["label"] for row in rows}
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(splits_of_group) == 1 for splits_of_group in splits.values())
 
 
 def test_splits_are_70_10_20_for_every_organ():

@@ -85,9 +85,9 @@ def test_tokens_pooled_are_the_encoders_own_vector(norm):
     for side in (32, 16):
         x = torch.rand(3, 1, side, side)
         with torch.no_grad():
-            found = encoder.embed_tokens(x)
-            assert found.shape == (3, 1 + (side // 8) ** 2, 192)
-            torch.testing.assert_close(encoder.pool(found), encoder(x))
+            features = encoder.embed_tokens(x)
+            assert features.shape == (3, 1 + (side // 8) ** 2, 192)
+            torch.testing.assert_close(encoder.pool(features), encoder(x))
 
 
 def test_tokens_are_cut_and_joined_without_loss():
@@ -400,16 +400,16 @@ def test_sinkhorn_is_a_centre_with_which_all_prototypes_are_used_alike():
 
 def test_sinkhorn_centres_with_the_batch_and_not_with_the_past(one_step):
     method, images, valid = one_step("dinov2", "dinov2.centring=sinkhorn")
-    network, found = method.network, []
+    network, centres = method.network, []
     for _ in range(2):
         network.dino.center.fill_(7.0)
         method.before_step(0.5)
         loss, terms = method.loss(images, valid, generator(1), 0, 1)
-        found.append((loss.item(), network.dino.center.clone(), network.ibot.center.center.clone()))
-    assert found[0][0] == found[1][0] and all(
-        torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True)
+        centres.append((loss.item(), network.dino.center.clone(), network.ibot.center.center.clone()))
+    assert centres[0][0] == centres[1][0] and all(
+        torch.equal(a, b) for a, b in zip(centres[0][1:], centres[1][1:], strict=True)
     )
-    assert found[0][1].abs().max() > 0 and found[0][2].abs().max() > 0
+    assert centres[0][1].abs().max() > 0 and centres[0][2].abs().max() > 0
     assert terms["mean_entropy"] > 0.98 * math.log(32) > terms["teacher_entropy"], (
         "all prototypes, not all for each crop"
     )
@@ -454,10 +454,10 @@ def _gradient(settings, rank, world_size):
     method.optimizer = method.new_optimizer()
     method.network.eval()
     images = torch.randint(0, 256, (8, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    own = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
+    share = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
     valid = torch.tensor([[0, 0, 48, 48]]).expand(8, 4)
     method.before_step(0.5)
-    loss, _ = method.loss(images[own], valid[own], generator(1, 2, 3), rank, world_size)
+    loss, _ = method.loss(images[share], valid[share], generator(1, 2, 3), rank, world_size)
     loss.backward()
     average_gradients(list(method.network.parameters()))
     return {"loss": loss.detach()} | {k: p.grad for k, p in method.network.named_parameters() if p.grad is not None}
@@ -473,8 +473,8 @@ def _one_of_two(rank, every, folder):
     }
     torch.set_num_threads(1)
     with processes("cpu") as (r, k):
-        found = {s.method: _gradient(s, r, k) for s in every}
-        torch.save(found | {"centre": dinov2.sinkhorn_centre(sinkhorn_logits()[r::2], 0.1)}, f"{folder}/rank{r}.pt")
+        gradients = {s.method: _gradient(s, r, k) for s in every}
+        torch.save(gradients | {"centre": dinov2.sinkhorn_centre(sinkhorn_logits()[r::2], 0.1)}, f"{folder}/rank{r}.pt")
 
 
 def sinkhorn_logits() -> torch.Tensor:

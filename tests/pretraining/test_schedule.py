@@ -123,10 +123,10 @@ def test_the_fold_of_a_protected_set_is_kept_out_of_the_pool(textures, tmp_path)
     where = pools.Locations(tmp_path, 48, (0.6, 0.2, 0.2), root=str(textures))
     config = settings.DataConfig(protect=["one"], protect_folds=3, protect_fold=1)
     stage = SimpleNamespace(data=[pools.SourceConfig("one", split="all"), pools.SourceConfig("two")])
-    [found] = pools.stage_pools([stage], config.protected(), where, 0)
+    [pool] = pools.stage_pools([stage], config.protected(), where, 0)
     [dataset] = pools.open_sources([pools.SourceConfig("one", folds=3, fold=1)], "data", where)
     held = np.flatnonzero(np.isin(dataset.splits, ["val", "test"]))
-    seen = {found.training.datasets[0].sha256[i] for i in found.training.parts[0]}
+    seen = {pool.training.datasets[0].sha256[i] for i in pool.training.parts[0]}
     assert seen and not seen & {dataset.sha256[i] for i in held}
     [other] = pools.stage_pools([copy.copy(stage)], settings.DataConfig(protect=["one"]).protected(), where, 0)
     assert seen != {other.training.datasets[0].sha256[i] for i in other.training.parts[0]}

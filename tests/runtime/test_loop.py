@@ -41,9 +41,9 @@ class Sum(loop.Training):
 
     def measure(self):
         self.note("measure")
-        found = {"score": -abs(self.loop.epoch - 1.0)}
-        self.folder.log("monitor", self.loop.total, found)
-        return found
+        figures = {"score": -abs(self.loop.epoch - 1.0)}
+        self.folder.log("monitor", self.loop.total, figures)
+        return figures
 
     def remember(self):
         self.kept = self.weight.clone()
@@ -177,9 +177,9 @@ def test_weights_that_are_not_finite_are_never_saved_and_an_earlier_checkpoint_i
 
         class Early(Weights):
             def update(self, batch):
-                found = super().update(batch)
+                loss = super().update(batch)
                 self.loop.save_every = 0.0 if self.loop.total >= 4 else 1e9
-                return found
+                return loss
 
         train("early", Early, each_epoch=False)
     assert not (tmp_path / "early/checkpoints/last.pt").exists()

@@ -34,14 +34,14 @@ def write_folds(textures, tmp_path, monkeypatch):
     alone = [stage | {"name": "fine", "epochs": 2, "data": [{"path": "one"}]}]
 
     def write(**more):
-        own = {"config": "two.yaml", "stages": ["as configured"]}
+        shared = {"config": "two.yaml", "stages": ["as configured"]}
         keys = {
             "name": "t",
             "folds": 2,
             "pretraining_seeds": [0, 1],
             "against": ["random", ""],
             "contrasts": [["C->F", "F"]],
-            "encoders": {"random": {}, "F": own | {"keys": {"stages": alone}}, "C->F": dict(own)},
+            "encoders": {"random": {}, "F": shared | {"keys": {"stages": alone}}, "C->F": dict(shared)},
             "tasks": {
                 "representation": {
                     "scores": ["whole linear balanced_accuracy", "whole knn auroc"],
@@ -69,9 +69,9 @@ def test_every_image_is_tested_by_an_encoder_and_a_probe_that_never_saw_it(write
     used = int((dataset.splits != "exclude").sum())
     assert f"none of the test images ({used} of one)" in line, "those of both folds and the test split"
     for job in plan.pretrainings:
-        own = job.config
-        assert (own.data.protect, own.data.protect_folds, own.data.protect_fold) == (["one"], 2, own.seed)
-        assert [(s.folds, s.fold) for stage in own.stages for s in stage.data if s.path == "one"] == [(2, own.seed)]
+        run = job.config
+        assert (run.data.protect, run.data.protect_folds, run.data.protect_fold) == (["one"], 2, run.seed)
+        assert [(s.folds, s.fold) for stage in run.stages for s in stage.data if s.path == "one"] == [(2, run.seed)]
     work(plan, "now", say=str)
     assert all(job.finished for job in plan.jobs), [job.error.read_text() for job in plan.jobs if job.error.is_file()]
     steps = {
@@ -98,10 +98,10 @@ def test_every_image_is_tested_by_an_encoder_and_a_probe_that_never_saw_it(write
     assert f"| {C_THEN_F} | " in text and "The 95 % interval of a difference here is" in text
     assert "part s modulo 2" in text and "paired in seeds, folds and test images" in text
     assert "size and shape of the image files alone: one 0." in text and "Every encoder sees 32 images." in text
-    found = json.loads((tmp_path / "logs/t/metrics.json").read_text())
-    figure = found["metrics"][f"representation/one/{C_THEN_F}/whole linear auroc"]
+    metrics = json.loads((tmp_path / "logs/t/metrics.json").read_text())
+    figure = metrics["metrics"][f"representation/one/{C_THEN_F}/whole linear auroc"]
     assert len(figure["per_seed"]) == 2 and {"mean", "low", "high", "p", "equivalence"} <= figure.keys()
-    assert "representation/one/F/test square knn balanced_accuracy" in found["metrics"] and not found["missing"]
+    assert "representation/one/F/test square knn balanced_accuracy" in metrics["metrics"] and not metrics["missing"]
     rows = list(csv.DictReader((tmp_path / "logs/t/results.csv").open()))
     assert {r["method"] for r in rows} == {"random", "F", "C->F"} and {r["seed"] for r in rows} == {"0", "1"}
     for name in ("representation.png", "representation_contrasts.png"):
@@ -156,10 +156,10 @@ def planned(name: str) -> dict[str, PretrainingConfig]:
     return {p.method: p.config for p in pretrainings if p.config.seed == 0}
 
 
-def doses(own: PretrainingConfig) -> dict[str, int]:
+def doses(run: PretrainingConfig) -> dict[str, int]:
     """Images of each source that a run draws, by its own shares: the sizes of the sources play no part."""
     drawn: dict[str, int] = {}
-    for stage in own.stages:
+    for stage in run.stages:
         shares = pools.source_shares([1000] * len(stage.data), stage.balance, [s.share for s in stage.data])
         for epoch in range(stage.epochs):
             order = pools.epoch_order([1000] * len(stage.data), shares, stage.epoch_images, (0, epoch))
@@ -171,14 +171,14 @@ def doses(own: PretrainingConfig) -> dict[str, int]:
 def test_the_protocols_arms_see_what_it_says():
     arms = planned("coarse_to_fine.yaml")
     assert list(arms) == ["C", "F", "M", "C->F", "F->C"]
-    seen = {name: doses(own) for name, own in arms.items()}
+    seen = {name: doses(run) for name, run in arms.items()}
     assert seen["M"] == seen["C->F"] == seen["F->C"], "exactly the doses of C->F"
     assert not set(seen["C"]) & set(seen["F"]) and set(seen["M"]) == set(seen["C"]) | set(seen["F"])
     assert {name: sum(of.values()) for name, of in seen.items()} == dict.fromkeys(arms, sum(seen["C"].values()))
-    for own in arms.values():
-        assert sum(doses(own).values()) * own.emp_ssl.patches.count >= 120_000 and own.schedule == "run"
-        assert len({(s.learning_rate, s.warmup, s.projector, s.replay) for s in own.stages}) == 1
-    order = {name: [stage.data[0].path for stage in own.stages] for name, own in arms.items()}
+    for run in arms.values():
+        assert sum(doses(run).values()) * run.emp_ssl.patches.count >= 120_000 and run.schedule == "run"
+        assert len({(s.learning_rate, s.warmup, s.projector, s.replay) for s in run.stages}) == 1
+    order = {name: [stage.data[0].path for stage in run.stages] for name, run in arms.items()}
     assert order["C->F"] == order["F->C"][::-1]
     targets = {"data/busi", "data/liver", "data/gallbladder", "pool/breast_busbra"}
     assert set(seen["F"]) == targets and not [p for p in seen["C"] if "breast" in p or "busi" in p]

@@ -37,7 +37,7 @@ def write_table(textures, tmp_path, monkeypatch):
     data = {"size": 48, "root": str(textures), "splits": [0.6, 0.2, 0.2], "cache": str(textures / "cache")}
     plain = {"emp_ssl": TINY["emp_ssl"] | {"adversary": {"weight": 0.0}, "masking": {"strategy": "none"}}}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(TINY | plain | {"data": data, "stages": stages}))
-    own = {k: data[k] for k in ("size", "splits", "cache")}
+    shared = {k: data[k] for k in ("size", "splits", "cache")}
 
     def write(**more) -> Path:
         keys = {
@@ -46,7 +46,7 @@ def write_table(textures, tmp_path, monkeypatch):
             "tasks": {
                 "classification": {
                     "scores": ["accuracy"],
-                    "cells": {"seeds": [0, 1], "mode": "knn", "pictures": False, "data": dict(own)},
+                    "cells": {"seeds": [0, 1], "mode": "knn", "pictures": False, "data": dict(shared)},
                     "axes": {"dataset": {"one": {"data": {"path": "{data}/one"}}}},
                 }
             },

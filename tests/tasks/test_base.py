@@ -45,8 +45,8 @@ def test_shares_stay_within_0_and_1_and_what_is_unbounded_does_not():
     def score(outcome, counts):
         return mean_dice(outcome, counts) | {"hd95": 40 * mean_dice(outcome, counts)["dice"]}
 
-    found = statistics.figures(score, [wide], unbounded=("hd95",))
-    assert found["dice"]["high"] == 1.0 and found["hd95"]["high"] > 40 and found["hd95"]["low"] >= 0
+    figures = statistics.figures(score, [wide], unbounded=("hd95",))
+    assert figures["dice"]["high"] == 1.0 and figures["hd95"]["high"] > 40 and figures["hd95"]["low"] >= 0
 
 
 def test_a_figure_that_is_not_defined_is_left_out_and_a_resample_that_misses_a_class_too():
@@ -55,16 +55,23 @@ def test_a_figure_that_is_not_defined_is_left_out_and_a_resample_that_misses_a_c
         with np.errstate(invalid="ignore", divide="ignore"):
             return mean_dice(outcome, counts) | {"rare": rare / rare, "never": np.full(len(counts), np.nan)}
 
-    found = statistics.figures(score, [outcome_of(np.linspace(0, 1, 20))])
-    assert set(found) == {"dice", "rare"} and found["rare"] == {"mean": 1.0, "per_seed": [1.0], "low": 1.0, "high": 1.0}
+    figures = statistics.figures(score, [outcome_of(np.linspace(0, 1, 20))])
+    assert set(figures) == {"dice", "rare"} and figures["rare"] == {
+        "mean": 1.0,
+        "per_seed": [1.0],
+        "low": 1.0,
+        "high": 1.0,
+    }
 
 
 def test_differences_are_paired_in_the_images_and_averaged_over_datasets():
     rng = np.random.default_rng(0)
     hard = rng.uniform(0, 0.8, 100)
     ours, theirs = [outcome_of(hard + 0.1)], [outcome_of(hard)]
-    [found] = statistics.differences(mean_dice, [(ours, theirs)]).values()
-    assert found["mean"] == pytest.approx(0.1) and found["high"] - found["low"] < 1e-6, "every image gains the same"
+    [figures] = statistics.differences(mean_dice, [(ours, theirs)]).values()
+    assert figures["mean"] == pytest.approx(0.1) and figures["high"] - figures["low"] < 1e-6, (
+        "every image gains the same"
+    )
     [none] = statistics.differences(mean_dice, [(ours, ours)]).values()
     assert none == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
     other = [outcome_of(rng.uniform(0, 1, 40))]

@@ -176,9 +176,9 @@ def test_stopped_anywhere_and_continued_ends_in_the_same_weights(build, tmp_path
                 pass
 
         monkeypatch.setattr(signals, "StopSignal", Soon)
-        with pytest.raises(signals.Stopped, match="same command goes on") as found:
+        with pytest.raises(signals.Stopped, match="same command goes on") as stop:
             task.TASK.run_seeds(stopped, quiet)
-        assert found.value.number == 2
+        assert stop.value.number == 2
     monkeypatch.setattr(signals, "StopSignal", real)
     task.TASK.run_seeds(stopped, quiet)
     parts = checkpoints.read(tmp_path / "logs/stopped/seed-0/classifier.pt")["state_dict"]
@@ -284,11 +284,11 @@ def test_few_labels_keep_the_shares_of_classes_and_at_least_one_image(share):
 def test_scores_equal_those_of_a_small_table_by_hand():
     labels = np.array([0, 0, 0, 1, 1, 2])
     p = np.array([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1], [0.6, 0.2, 0.2], [0.3, 0.6, 0.1], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-    found = {k: v[0] for k, v in figures.scores(labels, p).items()}
-    assert found["accuracy"] == pytest.approx(4 / 6)
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)  # F1: 2*2/(3+3), 2*1/(2+2), 1
-    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(labels == c, p[:, c]) for c in range(3)]))
+    measured = {k: v[0] for k, v in figures.scores(labels, p).items()}
+    assert measured["accuracy"] == pytest.approx(4 / 6)
+    assert measured["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert measured["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)  # F1: 2*2/(3+3), 2*1/(2+2), 1
+    assert measured["auroc"] == pytest.approx(np.mean([roc_auc_score(labels == c, p[:, c]) for c in range(3)]))
     ties = p.round(0)
     area = np.mean([roc_auc_score(labels == c, ties[:, c]) for c in range(3)])
     assert figures.scores(labels, ties)["auroc"][0] == pytest.approx(area)
@@ -433,14 +433,14 @@ def test_merged_labels_and_their_mistakes(build, folder):
 
 
 def test_duplicates_within_and_with_the_pretraining_set_are_listed(build, folder, tmp_path):
-    own, pool = tmp_path / "own", tmp_path / "pool"
-    stripes(own, {"across": 12, "down": 12})
-    (own / "across" / "copy.png").write_bytes((own / "across" / "across (0).png").read_bytes())
+    mine, pool = tmp_path / "own", tmp_path / "pool"
+    stripes(mine, {"across": 12, "down": 12})
+    (mine / "across" / "copy.png").write_bytes((mine / "across" / "across (0).png").read_bytes())
     stripes(pool, {"x": 12})  # the same first class, drawn from the same seed
-    data = task.LabelledData(build(path=own).data, 0)
-    text = base.report_duplicates(data.dataset, build(path=own).data, tmp_path)
+    data = task.LabelledData(build(path=mine).data, 0)
+    text = base.report_duplicates(data.dataset, build(path=mine).data, tmp_path)
     assert text.startswith("1 clusters of near-duplicates with 2 images; 0 of them lie in two splits")
-    settings = build(path=own)
+    settings = build(path=mine)
     settings.data.splits, settings.data.pretraining = [0.3, 0.1, 0.6], [str(pool)]
     text = base.report_duplicates(task.LabelledData(settings.data, 0).dataset, settings.data, tmp_path)
     assert "test images occur in the pretraining data" in text and "; 0 test images" not in text
@@ -448,9 +448,9 @@ def test_duplicates_within_and_with_the_pretraining_set_are_listed(build, folder
 
 
 def test_test_images_that_the_encoder_was_pretrained_on_are_told_by_the_encoder_itself(build, tmp_path, monkeypatch):
-    own = tmp_path / "own"
-    stripes(own, {"across": 12, "down": 12})
-    settings = build(path=own)
+    mine = tmp_path / "own"
+    stripes(mine, {"across": 12, "down": 12})
+    settings = build(path=mine)
     stated = {"data": {"root": str(tmp_path), "splits": [0.9, 0.1, 0.0]}, "stages": [{"data": [{"path": "own"}]}]}
     monkeypatch.setattr(base, "open_checkpoint", lambda _source: ("x", {"config": stated}))
     settings.encoder.weights = "none"
@@ -552,9 +552,9 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     )
     done = script_soon(EVALUATE, "logs/s", strange, "--out", "o3", "--leave-out", "upward", cwd=tmp_path)
     assert "does not know, left out of the metrics: upward" in done.stdout and "bad.png" in done.stderr
-    found = json.loads((tmp_path / "o3/metrics.json").read_text())
-    assert found["protocol"]["unreadable"] == 1 and "recall down" in found["metrics"]
-    assert "auroc" not in found["metrics"], "one class alone has none"
+    measured = json.loads((tmp_path / "o3/metrics.json").read_text())
+    assert measured["protocol"]["unreadable"] == 1 and "recall down" in measured["metrics"]
+    assert "auroc" not in measured["metrics"], "one class alone has none"
     for arguments, message in (
         (["logs/nowhere", folder], "does not exist"),
         (["logs/s", "nowhere"], "nowhere does not exist"),
@@ -618,9 +618,9 @@ def test_a_table_of_cells_is_run_once_and_goes_on(folder, tmp_path, monkeypatch,
     text = (tmp_path / "logs/c/table.md").read_text()
     assert "| dataset | training images | linear | knn | linear - knn |" in text
     rows = [line for line in text.splitlines() if line.startswith(("| one", "| two", "| mean of all"))]
-    found = json.loads((tmp_path / "logs/c/metrics.json").read_text())["metrics"]
-    apart = [found[f"{d} linear - knn macro_f1"]["mean"] for d in ("one", "two", "mean of all")]
-    assert apart[0] == pytest.approx(found["one-linear macro_f1"]["mean"] - found["one-knn macro_f1"]["mean"])
+    measured = json.loads((tmp_path / "logs/c/metrics.json").read_text())["metrics"]
+    apart = [measured[f"{d} linear - knn macro_f1"]["mean"] for d in ("one", "two", "mean of all")]
+    assert apart[0] == pytest.approx(measured["one-linear macro_f1"]["mean"] - measured["one-knn macro_f1"]["mean"])
     assert len(rows) == 3 and apart[2] == pytest.approx((apart[0] + apart[1]) / 2)
     for arguments, message in (
         ([], "needs data=..."),
@@ -647,8 +647,8 @@ def test_settings_are_compared_by_cross_validation(folder, tmp_path, monkeypatch
         ]
         monkeypatch.setattr(sys, "argv", ["cross_validate.py", *keys, *arguments])
         code = exit_code(module.main)
-        found = capsys.readouterr()
-        return found.out if code == 0 else f"{code} {found.err}"
+        output = capsys.readouterr()
+        return output.out if code == 0 else f"{code} {output.err}"
 
     long = printed("name=long", "finetune.min_steps=30", "finetune.learning_rate=0.003")
     assert float(long.split("auroc ")[1].split(",")[0]) > 0.85, "stripes are easy"

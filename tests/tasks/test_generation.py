@@ -128,13 +128,13 @@ def test_ssim_psnr_and_local_correlation_equal_their_definitions():
         b[:12, :12], a[-10:, -12:] = 9, 9  # flat in the target, flat in the image
         assert likeness.ssim(a, b) == pytest.approx(ssim_by_definition(a, b), abs=1e-6)
         assert likeness.psnr(a, b) == pytest.approx(peak_signal_noise_ratio(b, a, data_range=255), abs=1e-6)
-        found = []
+        figures = []
         for i in range(shape[0] - 8):
             for j in range(shape[1] - 8):
                 p, q = (m[i : i + 9, j : j + 9].astype(np.float64).ravel() for m in (a, b))
                 if q.std() > 0:
-                    found.append(np.corrcoef(p, q)[0, 1] if p.std() > 0 else 0.0)
-        assert likeness.lncc(a, b) == pytest.approx(np.mean(found), abs=1e-6)
+                    figures.append(np.corrcoef(p, q)[0, 1] if p.std() > 0 else 0.0)
+        assert likeness.lncc(a, b) == pytest.approx(np.mean(figures), abs=1e-6)
     assert likeness.ssim(a, a) == 1 and likeness.psnr(a, a) == 100 and likeness.lncc(b, b) == pytest.approx(1)
     assert likeness.lncc(a, np.full_like(a, 7)) == 0 and likeness.lncc(255 - b, b) == pytest.approx(-1)
 
@@ -164,13 +164,17 @@ def test_kid_says_what_it_is_taken_on_and_when_it_is_not(tmp_path, monkeypatch):
     encoder = Encoder(EncoderSpec("vit_tiny", image=32))
     state = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
     checkpoints.save(tmp_path / "e.pt", {"state_dict": state, "encoder": encoder.spec_dict()})
-    own = likeness.Features.choose(str(tmp_path / "e.pt"))
+    features = likeness.Features.choose(str(tmp_path / "e.pt"))
     images = [np.random.default_rng(i).integers(0, 255, (30, 40 + i), dtype=np.uint8) for i in range(3)]
-    assert "ultrasound encoder" in own.name and own.of(images).shape == (3, 192)
-    np.testing.assert_allclose(own.of(images[1:2])[0], own.of(images)[1], atol=1e-4)
-    assert "it takes 50 of each" in likeness.kid_rule(own, 49, 60) and own.name in likeness.kid_rule(own, 50, 60)
-    cases = task.EnhancedCases(features={"kid": [own.of(images)] * 17, "kid_input": [own.of(images[:1])] * 17})
-    assert cases.kid(own, images * 17) == {}, "17 are too few"
+    assert "ultrasound encoder" in features.name and features.of(images).shape == (3, 192)
+    np.testing.assert_allclose(features.of(images[1:2])[0], features.of(images)[1], atol=1e-4)
+    assert "it takes 50 of each" in likeness.kid_rule(features, 49, 60) and features.name in likeness.kid_rule(
+        features, 50, 60
+    )
+    cases = task.EnhancedCases(
+        features={"kid": [features.of(images)] * 17, "kid_input": [features.of(images[:1])] * 17}
+    )
+    assert cases.kid(features, images * 17) == {}, "17 are too few"
     with pytest.raises(FileNotFoundError, match="nowhere.pt"):
         likeness.Features.choose("nowhere.pt")
 
@@ -184,8 +188,8 @@ def test_kid_takes_inception_where_its_weights_lie_in_the_cache(tmp_path, monkey
     torch.save(network.state_dict(), tmp_path / "checkpoints/inception_v3_google-0cc3c7bd.pth")
     features = likeness.Features.choose("ignored.pt")
     assert features.name.startswith("torchvision's Inception v3")
-    found = features.of([np.zeros((30, 40), np.uint8), np.full((60, 40), 200, np.uint8)])
-    assert found.shape == (2, 2048) and np.isfinite(found).all()
+    vectors = features.of([np.zeros((30, 40), np.uint8), np.full((60, 40), 200, np.uint8)])
+    assert vectors.shape == (2, 2048) and np.isfinite(vectors).all()
 
 
 def outcome(ours, untouched):
@@ -206,8 +210,8 @@ def test_gains_are_paired_in_the_images_may_be_negative_and_the_verdict_follows_
     assert "beats the untouched input in both" in task.verdict(result)
     lost = likeness.evaluate([worse])
     assert lost["ssim_gain"]["high"] < 0 and lost["psnr_gain"]["low"] < 0
-    for found in (lost, likeness.evaluate([no_different])):
-        assert "does NOT beat the untouched input in SSIM nor in PSNR" in task.verdict(found)
+    for figures in (lost, likeness.evaluate([no_different])):
+        assert "does NOT beat the untouched input in SSIM nor in PSNR" in task.verdict(figures)
     assert "not known" in task.verdict({})
     scores = likeness.outcome_scores(better, np.array([[1.0] * 60, [2.0] + [0.0] * 59]))
     assert scores["ssim_input"][1] == pytest.approx(untouched[0]) and scores["ssim_gain"] == pytest.approx([0.05, 0.05])
@@ -221,8 +225,8 @@ def test_gains_are_paired_in_the_images_may_be_negative_and_the_verdict_follows_
 def test_a_tiled_identity_is_the_identity(shape, tile, overlap):
     x = torch.rand(1, 1, *shape)
     sizes = []
-    found = task.tiled(lambda part: (sizes.append(part.shape[-2:]), part)[1], x, tile, overlap)
-    torch.testing.assert_close(found, x, atol=1e-6, rtol=0)
+    enhanced = task.tiled(lambda part: (sizes.append(part.shape[-2:]), part)[1], x, tile, overlap)
+    torch.testing.assert_close(enhanced, x, atol=1e-6, rtol=0)
     assert all(side <= tile for size in sizes for side in size)
 
 
@@ -233,9 +237,9 @@ def test_tiles_that_differ_are_blended_without_seams():
         calls.append(part)
         return torch.full_like(part, float(len(calls) % 2))
 
-    found = task.tiled(uneven, torch.zeros(1, 1, 150, 230), 100, 32)[0, 0]
-    assert len(calls) == 2 * 3 and found.min() == 0 and found.max() == 1
-    steps = [found.diff(dim=axis).abs().max() for axis in (0, 1)]
+    enhanced = task.tiled(uneven, torch.zeros(1, 1, 150, 230), 100, 32)[0, 0]
+    assert len(calls) == 2 * 3 and enhanced.min() == 0 and enhanced.max() == 1
+    steps = [enhanced.diff(dim=axis).abs().max() for axis in (0, 1)]
     assert max(steps) <= 1 / 32, "from one tile to the next over the whole overlap"
 
 
@@ -257,8 +261,8 @@ def test_enhance_takes_what_people_have(folder, tmp_path):
     grey = np.asarray(Image.open(path))
     unit = torch.from_numpy(grey / np.float32(255))
     for form in ([path], [grey], [np.repeat(grey[..., None], 3, 2)], [Image.open(path)], [unit], path):
-        [found] = task.enhance_all(Same(), form, 60)
-        assert np.abs(found.astype(int) - grey).max() <= 1
+        [enhanced] = task.enhance_all(Same(), form, 60)
+        assert np.abs(enhanced.astype(int) - grey).max() <= 1
     assert sum(1 for _ in task.enhance_all(Same(), folder / "low_quality", 60)) == 24
     one = Record(id="a", path="low_quality/00.png", target="high_quality/00.png")
     others = [Record(id="b", path="low_quality/01.png"), Record(id="c", path="gone.png")]
@@ -828,9 +832,11 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     (folder / "again.csv").write_text("\n".join(lines) + "\n")
     done = script(EVALUATE, "logs/s", folder / "again.csv", "--split", "test", "--out", "o", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    here, there = (json.loads((tmp_path / f).read_text())["metrics"] for f in ("o/metrics.json", "logs/s/metrics.json"))
+    here, evaluated = (
+        json.loads((tmp_path / f).read_text())["metrics"] for f in ("o/metrics.json", "logs/s/metrics.json")
+    )
     for name in ("ssim", "psnr_input", "lncc_gain"):
-        assert here[name]["mean"] == pytest.approx(there[name]["mean"], abs=1e-3)
+        assert here[name]["mean"] == pytest.approx(evaluated[name]["mean"], abs=1e-3)
     assert "does NOT beat the untouched input" in done.stdout, "after one step of a plain generator"
 
     (tmp_path / "plain").mkdir()

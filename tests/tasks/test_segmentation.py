@@ -136,19 +136,19 @@ def test_figures_equal_an_independent_implementation_on_random_masks():
         if case % 11 == 1:
             t[:] = 0
             t[3, 4] = 1  # one pixel
-        found = task.compare(p, t, 2)
+        measured = task.compare(p, t, 2)
         for k in (1, 2):
             for name, value in brute_force(p == k, t == k).items():
-                assert found[name][k - 1] == pytest.approx(value, rel=1e-6, abs=1e-6), (case, k, name)
+                assert measured[name][k - 1] == pytest.approx(value, rel=1e-6, abs=1e-6), (case, k, name)
 
 
 def test_figures_of_squares_by_hand():
     truth, predicted = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.uint8)
     truth[5:15, 5:15], predicted[5:15, 9:19] = 1, 1  # 100 pixels each, moved by 4: 60 in common
-    found = task.compare(predicted, truth, 1)
-    assert found["dice"] == pytest.approx([0.6]) and found["iou"] == pytest.approx([60 / 140])
-    assert found["hd95"] == pytest.approx([4.0], abs=1e-6)
-    assert found["right"] == 1200 - 80 and found["pixels"] == 1200 and found["truth_pixels"] == [100]
+    measured = task.compare(predicted, truth, 1)
+    assert measured["dice"] == pytest.approx([0.6]) and measured["iou"] == pytest.approx([60 / 140])
+    assert measured["hd95"] == pytest.approx([4.0], abs=1e-6)
+    assert measured["right"] == 1200 - 80 and measured["pixels"] == 1200 and measured["truth_pixels"] == [100]
     nothing = np.zeros_like(truth)
     both, missed, invented = (
         task.compare(*pair, 1) for pair in ((nothing, nothing), (nothing, truth), (truth, nothing))
@@ -210,10 +210,10 @@ def test_the_letterbox_is_undone(shape, size):
     mask = np.zeros(shape, np.uint8)
     mask[shape[0] // 4 : shape[0] // 2, shape[1] // 8 : shape[1] // 2] = 1
     image = np.where(mask, 60, 180).astype(np.uint8)
-    [found] = task.segment(Threshold(), [image], size)
-    assert found.shape == shape
+    [predicted] = task.segment(Threshold(), [image], size)
+    assert predicted.shape == shape
     scale = max(1.0, max(shape) / size)
-    assert task.compare(found, mask, 1)["hd95"][0] <= 0.5 * scale + 0.5
+    assert task.compare(predicted, mask, 1)["hd95"][0] <= 0.5 * scale + 0.5
 
 
 def test_mirrored_prediction_is_mirrored_back():
@@ -335,8 +335,8 @@ def test_the_network_is_that_of_smp_with_our_encoder_loaded_as_the_readme_says(t
         torch.testing.assert_close(value, loaded[key], rtol=1e-6, atol=1e-7)
     x = torch.rand(2, 1, 64, 96)
     with torch.no_grad():
-        found, expected = ours(x), theirs(((x - encoder.spec.mean) / encoder.spec.std).expand(-1, 3, -1, -1))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        logits, expected = ours(x), theirs(((x - encoder.spec.mean) / encoder.spec.std).expand(-1, 3, -1, -1))
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("decoder", ["deeplabv3plus", "unet"])
@@ -390,9 +390,9 @@ def test_packed_dice_is_that_of_the_test_without_padding():
     t[1] = 0
     p[2][p[2] == 2], t[2][t[2] == 2] = 0, 0
     padded = [np.pad(a, ((0, 0), (0, 12), (0, 2)), constant_values=fill) for a, fill in ((p, 1), (t, task.IGNORED))]
-    found = task.packed_dice(*(torch.from_numpy(a) for a in padded), 2)
+    measured = task.packed_dice(*(torch.from_numpy(a) for a in padded), 2)
     expected = np.stack([task.compare(a, b, 2)["dice"] for a, b in zip(p, t, strict=True)])
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(measured.numpy(), expected, atol=1e-6)
 
 
 def test_an_epoch_that_predicts_nothing_is_not_chosen_for_its_many_empty_masks():
@@ -400,11 +400,11 @@ def test_an_epoch_that_predicts_nothing_is_not_chosen_for_its_many_empty_masks()
     present[:3, 0], present[:1, 1] = True, True
     nothing = torch.where(present, 0.0, 1.0)  # right on every empty mask
     some = torch.where(present, 0.4, 0.5)
-    found = [task.validation_score(dice, present, 1.0) for dice in (nothing, some)]
-    assert found[0]["val_dice"] > found[1]["val_dice"] and found[0]["score"] < found[1]["score"]
-    assert found[1]["val_dice_present"] == pytest.approx(0.4)
+    measured = [task.validation_score(dice, present, 1.0) for dice in (nothing, some)]
+    assert measured[0]["val_dice"] > measured[1]["val_dice"] and measured[0]["score"] < measured[1]["score"]
+    assert measured[1]["val_dice_present"] == pytest.approx(0.4)
     better = task.validation_score(some, present, 0.9)
-    assert better["score"] > found[1]["score"], "ties go to the smaller loss"
+    assert better["score"] > measured[1]["score"], "ties go to the smaller loss"
     empty = task.validation_score(torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.bool), 1.0)
     assert empty["val_dice_present"] == 1
 
@@ -415,8 +415,8 @@ def test_an_epoch_that_predicts_nothing_is_not_chosen_for_its_many_empty_masks()
 def test_few_labels_keep_images_with_and_without_foreground(build):
     whole = task.MaskedData(build("data.splits=[0.8,0.1,0.1]").data, 0)
     few = [task.MaskedData(build("data.splits=[0.8,0.1,0.1]", "data.label_share=0.1").data, seed) for seed in (0, 0, 1)]
-    there = [data.present[data.train].any(1) for data in (whole, *few)]
-    assert (there[1].sum(), (~there[1]).sum()) == (round(0.1 * there[0].sum()), 1)
+    present = [data.present[data.train].any(1) for data in (whole, *few)]
+    assert (present[1].sum(), (~present[1]).sum()) == (round(0.1 * present[0].sum()), 1)
     assert np.array_equal(few[0].train, few[1].train) and not np.array_equal(few[0].train, few[2].train)
     assert np.array_equal(few[0].test, whole.test)
 
@@ -533,8 +533,8 @@ def test_a_run_learns_and_leaves_figures_masks_pictures_and_a_model_that_predict
     with open(seed / "per_image.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == about["protocol"]["test_images"]
-    own = np.mean([float(row["dice"]) for row in rows if row["truth_empty"] == "0"])
-    assert own == pytest.approx(result["dice_present"]["per_seed"][0], abs=1e-6)
+    by_hand = np.mean([float(row["dice"]) for row in rows if row["truth_empty"] == "0"])
+    assert by_hand == pytest.approx(result["dice_present"]["per_seed"][0], abs=1e-6)
     model, size = task.load_segmenter(seed)
     masks = task.segment(model, [folder / row["path"] for row in rows], size)
     for row, again in zip(rows, masks, strict=True):
@@ -657,9 +657,11 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     (folder / "again.csv").write_text("\n".join(lines) + "\n")
     done = script(EVALUATE, "logs/s", folder / "again.csv", "--split", "test", "--out", "o", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    here, there = (json.loads((tmp_path / f).read_text())["metrics"] for f in ("o/metrics.json", "logs/s/metrics.json"))
+    here, evaluated = (
+        json.loads((tmp_path / f).read_text())["metrics"] for f in ("o/metrics.json", "logs/s/metrics.json")
+    )
     for name in ("dice", "dice_present", "pooled_with_background"):
-        assert here[name]["mean"] == pytest.approx(there[name]["mean"], abs=1e-3)
+        assert here[name]["mean"] == pytest.approx(evaluated[name]["mean"], abs=1e-3)
     assert "pooled_with_background: pixels of all images and classes, background among them" in done.stdout
 
     (tmp_path / "plain").mkdir()
@@ -753,5 +755,5 @@ def test_pictures_show_the_frame_that_was_measured_with_the_mask_of_the_whole_se
         task.plots, "overlays", lambda path, images, made, titles, names, truths: shown.update(t=truths)
     )
     task.pictures(tmp_path / "out", tmp_path / "s", cases, 48)
-    found = sorted(tuple(np.unique(truth).tolist()) for truth in shown["t"])
-    assert found == [(0, 1, 2), (0, 2), (0, 2)]
+    values = sorted(tuple(np.unique(truth).tolist()) for truth in shown["t"])
+    assert values == [(0, 1, 2), (0, 2), (0, 2)]

@@ -109,10 +109,10 @@ def read(path: Path, sha256: str | None = None) -> dict:
 def verify_sha256(path: Path, expected: str) -> None:
     """Raises ValueError unless the file has this sha256, in hex; at least 16 digits of it must be given."""
     with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if len(expected) < 16 or not found.startswith(expected.lower()):
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if len(expected) < 16 or not actual.startswith(expected.lower()):
         raise ValueError(
-            f"{path} has sha256 {found}, expected {expected}: it is another file than was published, or damaged; "
+            f"{path} has sha256 {actual}, expected {expected}: it is another file than was published, or damaged; "
             f"fetch it again"
         )
 
@@ -240,10 +240,10 @@ def _examine_legacy(path: Path) -> set[str]:
     declared: dict[str, int] = {}
     with open(path, "rb") as stream:
         for part in range(5):  # magic number, protocol, machine, the object, the storages' names; storages follow
-            found = pickles.examine(stream, HEADER)
-            foreign |= found.foreign
-            declared |= found.storages
-            if part == 0 and found.value != LEGACY_MAGIC:
+            examined = pickles.examine(stream, HEADER)
+            foreign |= examined.foreign
+            declared |= examined.storages
+            if part == 0 and examined.value != LEGACY_MAGIC:
                 raise ValueError(
                     "it is a plain pickle, which torch.save did not write (Detectron2 and Paddle publish such files): "
                     "read it where it comes from, and save its tensors with torch.save"

@@ -73,14 +73,14 @@ def read_folder(path: Path, sha256: str | None = None) -> dict:
 
 def words_beside(folder: Path) -> dict:
     """What config.json and preprocessor_config.json of a folder say, where they are those of a model."""
-    found = {}
+    words = {}
     for name in WORDS:
         file = folder / f"{name}.json"
         if file.is_file() and file.stat().st_size < 2**20:
             content = _json(file)
             if {"model_type", "architecture", "architectures", "image_mean"} & content.keys():
-                found[f"{name}.json"] = content
-    return found
+                words[f"{name}.json"] = content
+    return words
 
 
 def _json(file: Path) -> dict:
@@ -99,9 +99,9 @@ def renamed(flat: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         ("embeddings.patch_embeddings.projection.weight", _vit, "ViT"),
         ("embedder.embedder.convolution.weight", _resnet, "ResNet"),
     ):
-        found = [key[: -len(last)] for key in flat if key.endswith(last)]
-        if len(found) == 1 and (not found[0] or found[0].endswith(".")):
-            return convert(flat, found[0]), kind
+        roots = [key[: -len(last)] for key in flat if key.endswith(last)]
+        if len(roots) == 1 and (not roots[0] or roots[0].endswith(".")):
+            return convert(flat, roots[0]), kind
     return dict(flat), ""
 
 
@@ -113,11 +113,11 @@ def _vit(flat: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
         if inner in _STEM:
             out[root + _STEM[inner]] = value
             continue
-        found = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias|lambda1)", inner or "")
-        if not found:
+        match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias|lambda1)", inner or "")
+        if not match:
             out[key] = value
             continue
-        block, module, last = found.groups()
+        block, module, last = match.groups()
         if part := re.fullmatch(r"attention\.attention\.(query|key|value)", module):
             parts.setdefault(f"{root}blocks.{block}.attn.qkv.{last}", {})[part[1]] = value
         elif scale := re.fullmatch(r"layer_scale([12])", module):
@@ -136,13 +136,13 @@ def _resnet(flat: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
     out = {}
     for key, value in flat.items():
         inner = key.removeprefix(root) if key.startswith(root) else ""
-        if found := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", inner):
-            key = f"{root}{'conv1' if found[1] == 'convolution' else 'bn1'}.{found[2]}"
-        elif found := re.fullmatch(
+        if match := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", inner):
+            key = f"{root}{'conv1' if match[1] == 'convolution' else 'bn1'}.{match[2]}"
+        elif match := re.fullmatch(
             r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:layer\.(\d)|(shortcut))\.(convolution|normalization)\.(\w+)",
             inner,
         ):
-            stage, block, place, shortcut, kind, last = found.groups()
+            stage, block, place, shortcut, kind, last = match.groups()
             if shortcut:
                 module = f"downsample.{0 if kind == 'convolution' else 1}"
             else:

@@ -53,7 +53,7 @@ class Candidate:
     notes: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)  # of the file, for messages
     warnings: list[str] = field(default_factory=list)  # said aloud, as the features may be wrong
-    own: bool = False  # the file is ours, and says what its tensors do not show
+    ours: bool = False  # the file is ours, and says what its tensors do not show
 
 
 def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int | None = None) -> Candidate:
@@ -103,10 +103,10 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
     candidate.layout = _layout(state, flat, root, inside, dropped) + (", in Hugging Face's names" if renamed else "")
     said = words_of(state)
     spec = _resnet_spec(candidate, name) if resnet else _transformer_spec(candidate, name)
-    own = _own_words(state, root)
-    if own is not None:
-        candidate.spec = _as_said(spec, words.own_spec(own, name), name)
-        candidate.own = True
+    ours = _own_words(state, root)
+    if ours is not None:
+        candidate.spec = _as_said(spec, words.own_spec(ours, name), name)
+        candidate.ours = True
     else:
         candidate.spec = _normalised(spec, said, candidate, name)
         for different in said.differences():
@@ -136,7 +136,7 @@ def _of_another_family(state: Mapping, flat: Mapping[str, Tensor], name: str) ->
     for key in flat:
         if not key.startswith(root):
             dropped[_module_of(key, root)] = dropped.get(_module_of(key, root), 0) + 1
-    return Candidate("VFM4US", root, spec, tensors, dropped, keys=list(flat), own=True)
+    return Candidate("VFM4US", root, spec, tensors, dropped, keys=list(flat), ours=True)
 
 
 def _own_words(state: Mapping, root: str) -> object:
@@ -211,7 +211,7 @@ def _with_heads(candidate: Candidate, said: Words, name: str, given: int | None)
             raise ValueError(f"heads={given}, but the tensors of {name} show {heads}")
     elif given:
         heads, why = given, "as given"
-    elif candidate.own:
+    elif candidate.ours:
         heads, why = spec.heads or usual, ""
     elif len(stated) == 1:
         heads, why = stated.pop(), "as the file says"
@@ -280,7 +280,7 @@ def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
 
 def roots(flat: Mapping[str, Tensor]) -> list[str]:
     """Prefixes under which an encoder stands, in the order of the file."""
-    found = []
+    prefixes = []
     blocks = {key[: place.start()] for key in flat if (place := re.search(r"(?:^|(?<=\.))blocks\.", key))}
     for key, value in flat.items():
         for last, also in (
@@ -295,34 +295,36 @@ def roots(flat: Mapping[str, Tensor]) -> list[str]:
                 and (not root or root[-1] == ".")
                 and (f"{root}{also}" in flat if also else root in blocks)
             ):
-                found.append(root)
-    return found
+                prefixes.append(root)
+    return prefixes
 
 
 def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> tuple[str, list[str]]:
     """The root to load from, and the roots set aside."""
-    found = roots(flat)
-    if not found and (kind := others.kind_of(flat)):
+    candidates = roots(flat)
+    if not candidates and (kind := others.kind_of(flat)):
         raise ValueError(f"{name} holds {kind}; this project knows ResNet, ViT and BEiT")
-    if len(found) > 50:
-        raise ValueError(f"{name} holds {len(found)} encoders: it is no checkpoint of one training")
-    if not found:
+    if len(candidates) > 50:
+        raise ValueError(f"{name} holds {len(candidates)} encoders: it is no checkpoint of one training")
+    if not candidates:
         raise ValueError(
             f"{name} holds no encoder that this project knows (ResNet, ViT, BEiT). {prefixes_of(list(flat))} "
             f"Keys, for example: {list(flat)[:3]}; expected, after any prefix, 'conv1.weight' and 'layer1.0.conv1.weight', "
             f"or 'patch_embed.proj.weight' and 'blocks.0.norm1.weight'"
         )
     if prefix is not None:
-        wanted = [r for r in found if r.rstrip(".") == prefix.rstrip(".") or r.endswith(f".{prefix.rstrip('.')}.")]
+        wanted = [r for r in candidates if r.rstrip(".") == prefix.rstrip(".") or r.endswith(f".{prefix.rstrip('.')}.")]
         if len(wanted) != 1:
-            raise ValueError(f"prefix {prefix!r} names no encoder of {name}; there are: {', '.join(map(repr, found))}")
-        return wanted[0], [r for r in found if r != wanted[0]]
-    kept = [r for r in found if not any(_less_preferred(r, other) for other in found)]
+            raise ValueError(
+                f"prefix {prefix!r} names no encoder of {name}; there are: {', '.join(map(repr, candidates))}"
+            )
+        return wanted[0], [r for r in candidates if r != wanted[0]]
+    kept = [r for r in candidates if not any(_less_preferred(r, other) for other in candidates)]
     if len(kept) > 1:
         raise ValueError(
             f"{name} holds {len(kept)} encoders: say which by prefix={kept[0]!r} or {', '.join(map(repr, kept[1:]))}"
         )
-    return kept[0], [r for r in found if r != kept[0]]
+    return kept[0], [r for r in candidates if r != kept[0]]
 
 
 def _less_preferred(root: str, other: str) -> bool:

@@ -87,7 +87,7 @@ def load_encoder(
                 f"norm={norm!r}: {name} holds a {candidate.spec.name} with norm={candidate.spec.norm!r} alone"
             )
         candidate.spec = dataclasses.replace(candidate.spec, norm=norm)
-    if candidate.spec.norm in VECTORS and family(candidate.spec.name).has_tokens and (norm or not candidate.own):
+    if candidate.spec.norm in VECTORS and family(candidate.spec.name).has_tokens and (norm or not candidate.ours):
         candidate.notes.append(f"vector: {VECTORS[candidate.spec.norm]}")
     spec = dataclasses.replace(candidate.spec, **{k: v for k, v in given.items() if v is not None})
     if image_size and family(spec.name).has_tokens:
@@ -194,29 +194,29 @@ def fill(
     An encoder on the meta device takes the tensors themselves (copies, where they are `aliased`: the caller keeps them), any
     other encoder their values.
     """
-    spec, found = encoder.spec, dict(candidate.tensors)
+    spec, tensors = encoder.spec, dict(candidate.tensors)
     notes = [*candidate.notes, *(f"WARNING: {text}" for text in candidate.warnings)]
     body = encoder.body.state_dict()
     expected = {k: tuple(v.shape) for k, v in body.items()}
     first = encoder.first_convolution
     expected[first] = (expected[first][0], 3, *expected[first][2:])
-    if first in found and found[first].ndim == 4 and found[first].shape[1] == 1:  # saved by a grey network
-        found[first] = (found[first] / 3).expand(-1, 3, -1, -1)
+    if first in tensors and tensors[first].ndim == 4 and tensors[first].shape[1] == 1:  # saved by a grey network
+        tensors[first] = (tensors[first] / 3).expand(-1, 3, -1, -1)
         notes.append("first convolution of one channel spread over three")
     counters = [k for k in expected if k.endswith("num_batches_tracked")]
     if counters and not any(
-        k in found for k in counters
+        k in tensors for k in counters
     ):  # files from before torch 0.4.1; the counters take no part in the result
-        found |= {k: torch.zeros((), dtype=torch.long) for k in counters}
+        tensors |= {k: torch.zeros((), dtype=torch.long) for k in counters}
         notes.append(f"num_batches_tracked absent ({len(counters)}), set to 0")
-    missing = [k for k in expected if k not in found]
+    missing = [k for k in expected if k not in tensors]
     left = [k for k in missing if k.startswith(tuple(allow_missing))] if allow_missing else []
     missing = [k for k in missing if k not in left]
-    extra = [k for k in found if k not in expected]
+    extra = [k for k in tensors if k not in expected]
     wrong = [
-        f"{k} {tuple(found[k].shape)} instead of {shape}"
+        f"{k} {tuple(tensors[k].shape)} instead of {shape}"
         for k, shape in expected.items()
-        if k in found and tuple(found[k].shape) != shape
+        if k in tensors and tuple(tensors[k].shape) != shape
     ]
     if missing or extra or wrong:
         parts = {k.split(".")[0] for k in missing}
@@ -229,27 +229,27 @@ def fill(
             f"missing (for example {missing[:3]}), {len(wrong)} have another shape ({'; '.join(wrong[:3]) or 'none'}), "
             f"{len(extra)} do not belong ({extra[:3]}). {prefixes_of(candidate.keys)}{advice}"
         )
-    spread = [k for k in expected if k in found and found[k].numel() > 1 and 0 in found[k].stride()]
+    spread = [k for k in expected if k in tensors and tensors[k].numel() > 1 and 0 in tensors[k].stride()]
     if spread:
         notes.append(f"{len(spread)} tensors repeat numbers (stride 0)")
-    small = [k for k in expected if k in found and "float8" in str(found[k].dtype)]
+    small = [k for k in expected if k in tensors and "float8" in str(tensors[k].dtype)]
     if small:
         notes.append(f"{len(small)} tensors of 8-bit floating point converted")
-    for key in expected.keys() & found.keys():
-        kind = found[key].dtype
+    for key in expected.keys() & tensors.keys():
+        kind = tensors[key].dtype
         if kind.is_complex or "float4" in str(kind):
             raise ValueError(f"{name}: {key} holds {kind}, expected real floating point: save it as float32")
         if kind.is_floating_point and kind not in (torch.float16, torch.bfloat16, torch.float32):
-            whole = bool(found[key].isfinite().all()) if kind == torch.float64 else True
-            found[key] = found[key].to(torch.float32)
-            if whole and not found[key].isfinite().all():
+            whole = bool(tensors[key].isfinite().all()) if kind == torch.float64 else True
+            tensors[key] = tensors[key].to(torch.float32)
+            if whole and not tensors[key].isfinite().all():
                 raise ValueError(f"{name}: {key} holds {kind} beyond the range of float32, or NaN: the file is damaged")
     for key in expected.keys() - set(left):
-        value = found[key]
+        value = tensors[key]
         if value.is_floating_point():
             # the sum is finite whenever all are, at a tenth of the cost; if not, look closer
             if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
-                bad = sum(not v.isfinite().all() for k, v in found.items() if k in expected and v.is_floating_point())
+                bad = sum(not v.isfinite().all() for k, v in tensors.items() if k in expected and v.is_floating_point())
                 raise ValueError(f"{name}: {bad} encoder tensors hold NaN or infinity, for example {key}")
             if key.endswith("running_var") and value.min() < 0:
                 raise ValueError(f"{name}: {key} holds a variance below 0: the file is damaged")
@@ -260,8 +260,8 @@ def fill(
             f"left random, as allow_missing says: {', '.join(sorted({k.split('.')[0] for k in left}))} ({len(left)})"
         )
     if spec.in_channels == 1 and first not in left:
-        found[first] = found[first].sum(1, keepdim=True)
-    values = {k: body[k] if k in left else found[k].to(body[k].dtype).contiguous() for k in expected}
+        tensors[first] = tensors[first].sum(1, keepdim=True)
+    values = {k: body[k] if k in left else tensors[k].to(body[k].dtype).contiguous() for k in expected}
     take = any(v.is_meta for v in body.values())
     if take:  # a tensor that shares its memory with another, or is a piece of a larger one, is copied in any case
         memory = [v.untyped_storage() for v in values.values()]

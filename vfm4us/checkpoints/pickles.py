@@ -143,7 +143,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.found = Findings()
+        self.findings = Findings()
         self.spread = 0
 
     def run(self, stream: BinaryIO, limit: int | None) -> Findings:
@@ -161,8 +161,8 @@ class _Machine:
                 _STEPS[code.name](self, value)
             elif code.name not in ("PROTO", "STOP"):
                 self._refuse_protocol(code.name, instructions)
-        self.found.value = self.stack[-1] if self.stack else None
-        return self.found
+        self.findings.value = self.stack[-1] if self.stack else None
+        return self.findings
 
     def _refuse_protocol(self, first: str, instructions: Iterable) -> None:
         """ValueError for an instruction that torch.save does not write, or for a name that the rest of the pickle calls."""
@@ -195,8 +195,8 @@ class _Machine:
                     f"it holds {kind} ({name}): save plain tensors, value.to_dense() or value.float().cpu()"
                 )
         if _DICTS.match(name) or _OBJECTS.match(name):
-            self.found.foreign.add(name)
-            if len(self.found.foreign) > NAMES:
+            self.findings.foreign.add(name)
+            if len(self.findings.foreign) > NAMES:
                 raise ValueError(f"it names more than {NAMES} classes: it is no checkpoint of tensors")
             return
         if name.startswith(("torch.nn.", "torchvision.", "timm.", "segmentation_models_pytorch.", "monai.")):
@@ -216,7 +216,7 @@ class _Machine:
     def _call(self, called: Any, arguments: Any) -> Any:
         if not isinstance(called, _Named):
             raise ValueError("its pickle calls what it has made itself")
-        if called.name in self.found.foreign:
+        if called.name in self.findings.foreign:
             return None
         if called.name not in CALLED:
             raise ValueError(f"reading it would call {called.name}, which a checkpoint of tensors has no need of")
@@ -247,7 +247,7 @@ class _Machine:
                 raise ValueError(f"it declares a storage of {count} numbers")
             width = _WIDTHS.get(kind.name, 1)
             storage = _Storage(str(key), count * width, width)
-            self.found.storages[storage.key] = max(storage.bytes, self.found.storages.get(storage.key, 0))
+            self.findings.storages[storage.key] = max(storage.bytes, self.findings.storages.get(storage.key, 0))
             value = storage
         self.stack.append(value)
 

@@ -38,8 +38,8 @@ class Words(NamedTuple):
 
     def heads(self) -> set[int]:
         """Every number of attention heads that it states."""
-        found = [value for key, value in self.items if key in HEAD_KEYS]
-        return {v for v in found if isinstance(v, int) and not isinstance(v, bool) and 0 < v <= 64}
+        counts = [value for key, value in self.items if key in HEAD_KEYS]
+        return {v for v in counts if isinstance(v, int) and not isinstance(v, bool) and 0 < v <= 64}
 
     def names(self) -> list[str]:
         """Names of networks, in small letters."""
@@ -56,14 +56,14 @@ class Words(NamedTuple):
 
     def differences(self) -> list[str]:
         """What it says of itself that the tensors do not show."""
-        found = []
+        differences = []
         for key, value in self.items:
             if isinstance(value, str | bool | int) or (isinstance(value, tuple | list) and len(value) < 20):
                 text = f"{key}: {value if isinstance(value, str) else str(value)[:200]}"[:50_000]
-                found += [said for pattern, said in DIFFERENT if re.search(pattern, text)]
+                differences += [said for pattern, said in DIFFERENT if re.search(pattern, text)]
                 if key == "to_rgb" and value is False:
-                    found.append("its input is BGR, not RGB")
-        return list(dict.fromkeys(found))
+                    differences.append("its input is BGR, not RGB")
+        return list(dict.fromkeys(differences))
 
     def normalisation(self) -> tuple[list[float], list[float]] | None:
         """Mean and deviation of the input in [0, 1] that a Hugging Face or timm folder states, for each channel."""
@@ -95,9 +95,9 @@ def words_of(state: Mapping, depth: int = 6, limit: int = 20_000) -> Words:
                 if left < 0:
                     return
                 if not isinstance(value, Tensor) and inner not in ("optimizer", "state_dict", "optimizer_states"):
-                    found = walk(value, str(inner), level + 1)
+                    inside = walk(value, str(inner), level + 1)
                     # what a decoder or a text network has is not said of the encoder
-                    yield from ((f"{key}.{k}", v) for k, v in found) if re.search(BESIDE, key) else found
+                    yield from ((f"{key}.{k}", v) for k, v in inside) if re.search(BESIDE, key) else inside
                     if key == "pretrained_cfg":
                         yield f"pretrained_cfg.{inner}", value
         elif isinstance(node, str | int | float | bool | list | tuple):
@@ -106,12 +106,12 @@ def words_of(state: Mapping, depth: int = 6, limit: int = 20_000) -> Words:
             else:
                 yield key, node
 
-    found = []
+    items = []
     for item in walk(state, "", 0):
-        found.append(item)
-        if len(found) >= limit:
+        items.append(item)
+        if len(items) >= limit:
             break
-    return Words(found)
+    return Words(items)
 
 
 # ---- our own dict -----------------------------------------------------------------------------------------------------

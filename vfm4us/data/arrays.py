@@ -49,9 +49,9 @@ def array_of(data: bytes) -> np.ndarray:
 def _one_hot(content: np.ndarray) -> np.ndarray:
     """Class numbers (H, W) of one channel per class, first or last, of which each pixel has exactly one; else what was given."""
     if content.dtype.kind in "biuf" and ((content == 0) | (content == 1)).all():
-        found = [axis for axis in (0, 2) if content.shape[axis] < 256 and (content.sum(axis, dtype=float) == 1).all()]
-        if len(found) == 1:
-            return content.argmax(found[0]).astype(np.uint8)
+        axes = [axis for axis in (0, 2) if content.shape[axis] < 256 and (content.sum(axis, dtype=float) == 1).all()]
+        if len(axes) == 1:
+            return content.argmax(axes[0]).astype(np.uint8)
     return content
 
 

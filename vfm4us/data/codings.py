@@ -153,32 +153,32 @@ def _of_several(
             f"{one.path} is a mask of one class, soft or compressed; the model was trained with {described(trained)}: write these "
             "masks in the same values"
         )
-    found: dict[object, str] = {}
+    file_of: dict[object, str] = {}
     for one in seen:
         for value in one.values or [tuple(round(v) for v in (a if len(a) == 3 else a * 3)) for a in one.areas]:
-            found.setdefault(value, one.path)
+            file_of.setdefault(value, one.path)
     ignore = (
         trained.ignore if trained.ignore is not None else chosen.ignore if chosen and chosen.kind != "binary" else None
     )
     if reading.ignore:
         ignore = None if reading.ignore == "none" else int(reading.ignore)
     coding = replace(trained, ignore=ignore)
-    meant = {value: _class_of(value, coding, len(classes)) for value in found}
+    meant = {value: _class_of(value, coding, len(classes)) for value in file_of}
     if strange := [value for value, number in meant.items() if number is None]:
         raise ValueError(
-            f"{found[strange[0]]} holds {_word(strange[0])}, to which the model gives no class: it was trained with masks of "
+            f"{file_of[strange[0]]} holds {_word(strange[0])}, to which the model gives no class: it was trained with masks of "
             f"{described(trained)}; {by_itself}. Write these masks in the values of the training masks"
         )
     if colours:
-        _apart_from_edges(seen, found, coding)
+        _apart_from_edges(seen, file_of, coding)
     numbers = {number for number in meant.values() if number}
     single = [value for value, number in meant.items() if number]
     full = len(single) == 1 and (single[0] in FULL_SCALE or single[0] == WHITE)
     if full and numbers != {1} and reading.values != "classes" and not reading.ignore:
         what = "what is ignored" if numbers == {IGNORE} else f"class {next(iter(numbers))}"
         raise ValueError(
-            f"these masks hold {_word(single[0])} and the background alone (e.g. {found[single[0]]}): to the model that is {what} "
-            f"({described(trained)}); {by_itself}. Say reading.values=classes if they are written as the training masks were"
+            f"these masks hold {_word(single[0])} and the background alone (e.g. {file_of[single[0]]}): to the model that is "
+            f"{what} ({described(trained)}); {by_itself}. Say reading.values=classes if they are written as the training masks were"
         )
     return replace(coding, said=(f"masks are read as those the model was trained with: {described(coding)}",))
 
@@ -198,7 +198,7 @@ def _class_of(value, coding: MaskCoding, count: int) -> int | None:
     return coding.values.index(value) + 1 if value in coding.values else None
 
 
-def _apart_from_edges(seen: list[Seen], found: dict, coding: MaskCoding) -> None:
+def _apart_from_edges(seen: list[Seen], file_of: dict, coding: MaskCoding) -> None:
     """ValueError where what a blurred edge looks like is a colour of the model."""
     blurred = next((one for one in seen if one.values is None), None)
     colours = [tuple(int(v) for v in name.split("/")) for name in coding.values]

@@ -122,12 +122,12 @@ class PreparedDataset:
         if split is not None and split not in ("train", "val", "test", "exclude"):
             raise ValueError(f"split={split!r}: use train, val, test or exclude")
         wanted = self.splits != "exclude" if split is None else self.splits == split
-        found = np.flatnonzero(wanted).astype(np.int64)
-        if limit is None or limit >= len(found):
-            return found
+        rows = np.flatnonzero(wanted).astype(np.int64)
+        if limit is None or limit >= len(rows):
+            return rows
         if limit < 0:
             raise ValueError(f"limit={limit}: give a number of images, or none")
-        shuffled = np.random.default_rng(seed).permutation(found)
+        shuffled = np.random.default_rng(seed).permutation(rows)
         seen, turn = Counter(), []
         for group in self.groups[shuffled].tolist():
             turn.append(seen[group])

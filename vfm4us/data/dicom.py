@@ -82,9 +82,9 @@ def contents(path, regions=("b-mode",)) -> Contents:
         raise ValueError(f"DICOM: NumberOfFrames is {count}")
     told = Contents("DICOM", count=int(count), rate=_rate(header), group=_patient(header))
     height, width = _size(header)
-    found = _regions(header, height, width)
-    if found:
-        told.crops, told.spacing_mm, told.left_out = _taken(found, regions, height, width)
+    described = _regions(header, height, width)
+    if described:
+        told.crops, told.spacing_mm, told.left_out = _taken(described, regions, height, width)
     else:
         spacing = _numbers(header, "PixelSpacing")
         told.spacing_mm = _spacing(spacing[0], spacing[1]) if len(spacing) == 2 else ""
@@ -244,7 +244,7 @@ def _numbers(header, keyword: str) -> list[float]:
 
 def _regions(header, height: int, width: int) -> list[tuple]:
     """(kind, top, left, bottom, right, spacing) of each region of the frame, bottom and right exclusive."""
-    found = []
+    regions = []
     try:
         items = list(header.get("SequenceOfUltrasoundRegions") or [])
     except TypeError:
@@ -262,15 +262,15 @@ def _regions(header, height: int, width: int) -> list[tuple]:
         units = [_number(item, f"PhysicalUnits{axis}Direction", 0) for axis in "YX"]
         steps = [abs(_number(item, f"PhysicalDelta{axis}", 0)) for axis in "YX"]
         spacing = _spacing(10 * steps[0], 10 * steps[1]) if units == [PHYSICAL_CM, PHYSICAL_CM] else ""
-        found.append((kind, top, left, bottom, right, spacing))
-    return found
+        regions.append((kind, top, left, bottom, right, spacing))
+    return regions
 
 
-def _taken(found: list[tuple], wanted, height: int, width: int) -> tuple[list[str], str, list[str]]:
+def _taken(described: list[tuple], wanted, height: int, width: int) -> tuple[list[str], str, list[str]]:
     """Crops and spacing of the regions of the wanted kinds, and in words what is left out."""
     left_out, taken = [], []
-    colour = [region for region in found if region[0] == "colour"]
-    for region in sorted(found, key=_area, reverse=True):
+    colour = [region for region in described if region[0] == "colour"]
+    for region in sorted(described, key=_area, reverse=True):
         if region[0] not in wanted:
             left_out.append(f"{region[0]} region")
         elif any(_shared(region, other) > 0.5 * _area(region) for other in taken):

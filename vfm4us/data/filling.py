@@ -76,13 +76,13 @@ def fill_unpacked(root: Path, records: list[Record], size: int = 0) -> int:
             geometries.append((*image.shape, record.crop))
             read.append(index)
         chosen = [records[index] for index in read]
-        found = overlays.find(
+        all_places = overlays.find(
             images[read],
             valid[read],
             geometries,
             [r.group or r.id for r in chosen],
             [r.path + str(r.frame) for r in chosen],
         )
-    carried = [[i for i, carries in zip(p.indices, p.carried, strict=True) if carries] for p in found]
-    fill(chosen, valid[read], [places.where for places in found], carried)
-    return len(overlays.carrying(found))
+    carried = [[i for i, carries in zip(p.indices, p.carried, strict=True) if carries] for p in all_places]
+    fill(chosen, valid[read], [places.where for places in all_places], carried)
+    return len(overlays.carrying(all_places))

@@ -96,12 +96,12 @@ def frame_rule(text) -> FrameRule:
     words = " ".join(str(text).lower().replace("every-", "every ").replace("per-", "per ").replace("_", " ").split())
     if words in ("first", "all"):
         return FrameRule(words)
-    if found := re.fullmatch(r"every (\d{1,9})(?: ?(?:st|nd|rd|th))?(?: frames?)?", words):
-        if int(found[1]) >= 1:
-            return FrameRule("every", step=int(found[1]))
-    if found := re.fullmatch(r"(?:(\d{1,4}(?:\.\d{1,6})?) )?(?:frames? )?(?:per|a) second", words):
-        if float(found[1] or 1) > 0:
-            return FrameRule("per second", per_second=float(found[1] or 1))
+    if match := re.fullmatch(r"every (\d{1,9})(?: ?(?:st|nd|rd|th))?(?: frames?)?", words):
+        if int(match[1]) >= 1:
+            return FrameRule("every", step=int(match[1]))
+    if match := re.fullmatch(r"(?:(\d{1,4}(?:\.\d{1,6})?) )?(?:frames? )?(?:per|a) second", words):
+        if float(match[1] or 1) > 0:
+            return FrameRule("per second", per_second=float(match[1] or 1))
     raise ValueError(f"frames={text!r} is not understood: use {RULES}")
 
 

@@ -34,13 +34,13 @@ def image_records(source) -> list[Record]:
     """
     path = Path(source)
     if path.is_file() and path.suffix.lower() not in TABLES:
-        found = one_record_per_image(path.parent, [Record(without_extension(path.name), path.name)], Reading())
+        records = one_record_per_image(path.parent, [Record(without_extension(path.name), path.name)], Reading())
     else:
         reading = reading_of(path)
-        found = find_source(path, reading)
+        records = find_source(path, reading)
         if reading.blank:
-            fill_unpacked(source_root(path), found)
-    return [replace(record, path=str(source_root(path) / record.path)) for record in found]
+            fill_unpacked(source_root(path), records)
+    return [replace(record, path=str(source_root(path) / record.path)) for record in records]
 
 
 def image_paths(folder) -> list[Path]:

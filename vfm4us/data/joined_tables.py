@@ -32,7 +32,7 @@ class Joined:
     places: dict[str, int]
 
 
-def join_tables(root: Path, tables: list[str], reading: Reading, found: Understanding) -> None:
+def join_tables(root: Path, tables: list[str], reading: Reading, understood: Understanding) -> None:
     """Give the records of a tree the labels, groups and splits of the tables beside it.
 
     ValueError where two readings are possible.
@@ -41,11 +41,11 @@ def join_tables(root: Path, tables: list[str], reading: Reading, found: Understa
         raise ValueError(
             f"reading: table={reading.table!r} is no table of {root}; there are: {', '.join(tables) or 'none'}"
         )
-    if reading.table == "none" or not found.records:
+    if reading.table == "none" or not understood.records:
         return
     tables = [reading.table] if reading.table else sorted(tables, key=natural_key)
-    joined = [one for path in tables if (one := _joined(root, path, found, bool(reading.table)))]
-    _splits_by_name(joined, found)
+    joined = [one for path in tables if (one := _joined(root, path, understood, bool(reading.table)))]
+    _splits_by_name(joined, understood)
     for role in ROLES:
         with_role = [one for one in joined if role in one.places]
         given: dict[int, tuple[str, Joined]] = {}
@@ -55,33 +55,33 @@ def join_tables(root: Path, tables: list[str], reading: Reading, found: Understa
                 before = given.get(place)
                 if value and before and before[0] != value:
                     raise ValueError(
-                        f"{root}: {found.records[place].path} has the {role} {before[0]!r} in {before[1].path} and {value!r} in "
-                        f"{one.path}: say which table counts with reading.table={before[1].path}, or reading.table=none"
+                        f"{root}: {understood.records[place].path} has the {role} {before[0]!r} in {before[1].path} and {value!r} "
+                        f"in {one.path}: say which table counts with reading.table={before[1].path}, or reading.table=none"
                     )
                 if value:
                     given[place] = (value, one)
         if given:
-            _take(root, role, {place: value for place, (value, _) in given.items()}, with_role, reading, found)
-    one_spelling_each(root, found.records)
+            _take(root, role, {place: value for place, (value, _) in given.items()}, with_role, reading, understood)
+    one_spelling_each(root, understood.records)
     for one in joined:
-        _tell(one, found)
+        _tell(one, understood)
 
 
-def _joined(root: Path, path: str, found: Understanding, surely: bool) -> Joined | None:
+def _joined(root: Path, path: str, understood: Understanding, surely: bool) -> Joined | None:
     """The table with the column that names the images one to one; None where no column does, which is said."""
     try:
         text = table_text(root / path)
         delimiter = guessed_delimiter(text)
         rows = [row for _, row in table_rows(text, delimiter)] if delimiter else []
     except ValueError as error:
-        found.add(
+        understood.add(
             "passed over", f"table that cannot be read: {str(error).removeprefix(str(root / path)).strip()}", path
         )
         return None
     if len(rows) < 2:
         return None
     header, rows = [name.strip() for name in rows[0]], rows[1:]
-    names = _names(found.records)
+    names = _names(understood.records)
     keys: dict[int, tuple[dict[int, list[str]], bool]] = {}
     for column in range(len(header)):
         cells = [row[column].strip() if column < len(row) else "" for row in rows]
@@ -93,12 +93,12 @@ def _joined(root: Path, path: str, found: Understanding, surely: bool) -> Joined
             continue
         if len({place for place, _ in hits}) < len(hits):
             if not keys:
-                found.add(
+                understood.add(
                     "passed over", f"table whose column {header[column]!r} names images several times: not joined", path
                 )
             return None
         numbers = all(cell.isdigit() for cell in cells if cell)
-        enough = min(len(hits) / len(rows), len(hits) / len(found.records)) >= NUMBERS_NAMED
+        enough = min(len(hits) / len(rows), len(hits) / len(understood.records)) >= NUMBERS_NAMED
         if not numbers or enough or surely:
             keys[column] = (dict(hits), with_ending)
     if not keys:
@@ -153,7 +153,7 @@ def _stem(path: str) -> str:
     return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _splits_by_name(joined: list[Joined], found: Understanding) -> None:
+def _splits_by_name(joined: list[Joined], understood: Understanding) -> None:
     """train.csv and test.csv that name different images: their names say the splits."""
     named = [one for one in joined if folder_of(_stem(one.path)).split]
     places = [place for one in named for place in one.rows]
@@ -164,9 +164,9 @@ def _splits_by_name(joined: list[Joined], found: Understanding) -> None:
 
 
 def _take(
-    root: Path, role: str, given: dict[int, str], of_role: list[Joined], reading: Reading, found: Understanding
+    root: Path, role: str, given: dict[int, str], of_role: list[Joined], reading: Reading, understood: Understanding
 ) -> None:
-    records, tables = found.records, ", ".join(one.path for one in of_role)
+    records, tables = understood.records, ", ".join(one.path for one in of_role)
     before = {place: getattr(records[place], role) for place in given if getattr(records[place], role)}
     if role == "label" and len({record.label for record in records}) == 1:
         before = {}  # one folder around all images says nothing
@@ -182,14 +182,14 @@ def _take(
     if role == "group":
         divided = _divided(before, given)
         if divided:
-            found.notes.append(
+            understood.notes.append(
                 f"groups are those of {tables}, which divides {divided[0]!r}, a group by names or folders ({len(divided)} such)"
             )
     for place, value in given.items():
         setattr(records[place], role, value)
     if given:
         where = f"by {tables}"
-        setattr(found, {"label": "labels", "group": "groups", "split": "splits"}[role], where)
+        setattr(understood, {"label": "labels", "group": "groups", "split": "splits"}[role], where)
 
 
 def _divided(before: dict[int, str], given: dict[int, str]) -> list[str]:
@@ -200,7 +200,7 @@ def _divided(before: dict[int, str], given: dict[int, str]) -> list[str]:
     return sorted(group for group, several in seen.items() if len(several) > 1)
 
 
-def _tell(one: Joined, found: Understanding) -> None:
+def _tell(one: Joined, understood: Understanding) -> None:
     """The table among the files, with the columns that were taken for what and those that were not."""
     key = shown(one.header[one.key])
     taken = [
@@ -210,16 +210,18 @@ def _tell(one: Joined, found: Understanding) -> None:
     unused = [name for k, name in enumerate(one.header) if name and k != one.key and k not in one.places.values()]
     left = f"; not used: {', '.join(unused[:8])}{' ...' * (len(unused) > 8)}" * bool(unused)
     if not taken:
-        found.add(
+        understood.add(
             "passed over",
             f"table that names images by {key!r}: no column is a label, a group or a split{left}",
             one.path,
         )
         return
-    found.add("table", f"joined by its column {key!r}: {'; '.join(taken)}{left}", one.path)
-    lacking = len(found.records) - len(one.rows)
+    understood.add("table", f"joined by its column {key!r}: {'; '.join(taken)}{left}", one.path)
+    lacking = len(understood.records) - len(one.rows)
     if lacking:
-        first = next(record.path for place, record in enumerate(found.records) if place not in one.rows)
-        found.notes.append(f"{one.path} does not name {lacking} of {len(found.records)} images, e.g. {first}")
+        first = next(record.path for place, record in enumerate(understood.records) if place not in one.rows)
+        understood.notes.append(f"{one.path} does not name {lacking} of {len(understood.records)} images, e.g. {first}")
     if one.count > len(one.rows):
-        found.notes.append(f"{one.count - len(one.rows)} of {one.count} rows of {one.path} name no image that is there")
+        understood.notes.append(
+            f"{one.count - len(one.rows)} of {one.count} rows of {one.path} name no image that is there"
+        )

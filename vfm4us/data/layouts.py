@@ -94,8 +94,8 @@ def fetal_planes(folder: Path) -> list[Record] | None:
     rows = [{(k or "").strip(): (v or "").strip() for k, v in row.items() if not isinstance(v, list)} for row in rows]
     wanted = {"Image_name", "Patient_num", "Plane", "Brain_plane", "Train"}  # the published header says "Train "
     if not rows or (lacking := wanted - rows[0].keys()):
-        found = ", ".join(rows[0]) if rows else "no rows"
-        raise ValueError(f"{table} lacks {', '.join(sorted(lacking)) if rows else 'rows'}; found: {found}")
+        columns = ", ".join(rows[0]) if rows else "no rows"
+        raise ValueError(f"{table} lacks {', '.join(sorted(lacking)) if rows else 'rows'}; found: {columns}")
     by_stem = {Path(name).stem: name for name in image_files(folder)}
     records = []
     for number, row in enumerate(rows, start=2):
@@ -240,11 +240,11 @@ def fetal_abdomen(folder: Path) -> list[Record] | None:
     records = []
     for file in image_files(folder / "IMAGES"):
         stem = Path(file).stem
-        found = re.fullmatch(r"(P\d+)_IMG\d+", stem)
-        if not found:
+        match = re.fullmatch(r"(P\d+)_IMG\d+", stem)
+        if not match:
             raise ValueError(f"{folder / 'IMAGES' / file} is not named P<pregnancy>_IMG<number>: move it elsewhere")
         path, mask = f"IMAGES/{file}", f"ARRAY_FORMAT/{stem}.npy"  # a missing array is listed when the image is packed
-        records.append(Record(id=f"IMAGES/{stem}", path=path, group=found[1], mask=mask))
+        records.append(Record(id=f"IMAGES/{stem}", path=path, group=match[1], mask=mask))
     return records
 
 

@@ -89,16 +89,16 @@ class PixelBudget:
         self.total = max(1, pixels // UNIT)
         self.gate = gate or threading.Lock()
         self.units = units or threading.Semaphore(self.total)
-        self.own = threading.local()
+        self.of_thread = threading.local()
 
     @contextlib.contextmanager
     def hold(self, pixels: int):
         """Wait until so many pixels are free, and hold them in the block; a block within another holds nothing more."""
-        if getattr(self.own, "holds", False):
+        if getattr(self.of_thread, "holds", False):
             yield
             return
         wanted, held = min(self.total, max(1, -(-pixels // UNIT))), 0
-        self.own.holds = True
+        self.of_thread.holds = True
         try:
             with self.gate:  # one at a time gathers its units, else two large ones could wait for each other for ever
                 while held < wanted:
@@ -106,7 +106,7 @@ class PixelBudget:
                     held += 1
             yield
         finally:
-            self.own.holds = False
+            self.of_thread.holds = False
             for _ in range(held):
                 self.units.release()
 

@@ -91,12 +91,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def understand_manifest(path: Path, found: Understanding, whole: bool = True) -> None:
+def understand_manifest(path: Path, understood: Understanding, whole: bool = True) -> None:
     """Fill in `found` from a CSV. Raises ValueError that names the file, the line and what to do.
 
     whole: look for names that are near to missing ones; an error where most images are not there
     """
-    found.layout = "a CSV manifest"
+    understood.layout = "a CSV manifest"
     text = table_text(path)
     delimiter = delimiter_of(text, COLUMNS["path"])
     if delimiter is None:
@@ -111,7 +111,7 @@ def understand_manifest(path: Path, found: Understanding, whole: bool = True) ->
     for line, row in table_rows(text, delimiter):
         if header is None:
             header = [name.strip().lower() for name in row]
-            places = _columns(path, header, found)
+            places = _columns(path, header, understood)
             continue
         where = f"{path} line {line}"
         if len(row) > len(header):
@@ -139,8 +139,8 @@ def understand_manifest(path: Path, found: Understanding, whole: bool = True) ->
             label=label,
             group=label_of(cells.get("group", "")),
             split=split_name(cells.get("split", ""), where),
-            mask=joined_paths(_masks(disk, cells.get("mask", ""), found)),
-            target=_found(disk, cells.get("target", ""), "target", found),
+            mask=joined_paths(_masks(disk, cells.get("mask", ""), understood)),
+            target=_found(disk, cells.get("target", ""), "target", understood),
         )
         if whole and image in missing[-1:]:
             record.reason = f"is not there{disk.nearest(written) if len(missing) <= 20 else ''}"
@@ -148,23 +148,23 @@ def understand_manifest(path: Path, found: Understanding, whole: bool = True) ->
     if not records:
         raise ValueError(f"{path} lists no images: it has a header line and nothing else")
     one_spelling_each(path, records)
-    _tell(path, found, places, records, missing, respelled, unlabelled)
+    _tell(path, understood, places, records, missing, respelled, unlabelled)
     if whole and len(missing) > MOST_MISSING * len(records):
         raise ValueError(
             f"{path} names {len(records)} images, and {len(missing)} of them are not there, e.g. {shown(missing[0])}"
             f"{disk.nearest(missing[0])}: paths are relative to the folder of the CSV"
         )
-    found.records = records
+    understood.records = records
     if whole and path.name == "manifest.csv":
-        _beside_the_table(path.parent, found)
+        _beside_the_table(path.parent, understood)
 
 
-def _beside_the_table(root: Path, found: Understanding) -> None:
+def _beside_the_table(root: Path, understood: Understanding) -> None:
     """Count the images of a folder that its manifest does not name."""
-    named = {path for r in found.records for path in (r.path, *r.mask_paths, r.target)}
+    named = {path for r in understood.records for path in (r.path, *r.mask_paths, r.target)}
     others = [file for file in image_files(root) if file not in named and not is_litter(file)]
     if others:
-        found.add("passed over", "images that the table does not name", *others)
+        understood.add("passed over", "images that the table does not name", *others)
 
 
 def places_of(path: Path, header: list[str]) -> dict[str, int]:
@@ -183,16 +183,16 @@ def places_of(path: Path, header: list[str]) -> dict[str, int]:
     return places
 
 
-def _columns(path: Path, header: list[str], found: Understanding) -> dict[str, int]:
+def _columns(path: Path, header: list[str], understood: Understanding) -> dict[str, int]:
     """`places_of`, with what was taken for what and what is not used."""
     places = places_of(path, header)
     for column, place in places.items():
         if header[place] != column:
-            found.notes.append(f"the column {header[place]!r} is taken for {column}")
+            understood.notes.append(f"the column {header[place]!r} is taken for {column}")
     used = set(places.values())
     unknown = [name for place, name in enumerate(header) if name and place not in used]
     if unknown:
-        found.notes.append(f"columns not used: {', '.join(unknown[:12])}{' ...' if len(unknown) > 12 else ''}")
+        understood.notes.append(f"columns not used: {', '.join(unknown[:12])}{' ...' if len(unknown) > 12 else ''}")
     return places
 
 
@@ -219,24 +219,24 @@ def one_spelling_each(path: Path, records: list[Record]) -> None:
                 )
 
 
-def _masks(disk: NamesOnDisk, cell: str, found: Understanding) -> list[str]:
+def _masks(disk: NamesOnDisk, cell: str, understood: Understanding) -> list[str]:
     if not cell:
         return []
     if whole := disk.find(cell):  # a name may hold the separator
         return _with_further_lesions(disk.root, [whole])
     # as in our own manifests, a separator behind a backslash is a part of the name
     parts = [re.sub(r"\\([;|])", r"\1", part).strip() for part in re.split(r"(?<!\\)[;|]", cell) if part.strip()]
-    return _with_further_lesions(disk.root, [_found(disk, part, "mask", found) for part in parts])
+    return _with_further_lesions(disk.root, [_found(disk, part, "mask", understood) for part in parts])
 
 
-def _found(disk: NamesOnDisk, path: str, role: str, found: Understanding) -> str:
+def _found(disk: NamesOnDisk, path: str, role: str, understood: Understanding) -> str:
     if not path:
         return ""
     file, separator, key = path.partition("::")  # one image of a file of outlines
     existing = disk.find(path) or (disk.find(file) + separator + key if separator and disk.find(file) else "")
     if not existing:
         existing = path.replace("\\", "/")
-        found.add("unmatched", f"a {role} that the table names and that is not there", existing)
+        understood.add("unmatched", f"a {role} that the table names and that is not there", existing)
     return existing
 
 
@@ -255,35 +255,35 @@ def _with_further_lesions(root: Path, masks: list[str]) -> list[str]:
     return masks + further
 
 
-def _tell(path, found, places, records, missing, respelled, unlabelled) -> None:
-    found.add("table", "lists the images", path.name)
+def _tell(path, understood, places, records, missing, respelled, unlabelled) -> None:
+    understood.add("table", "lists the images", path.name)
     for record in records:
         if not record.reason:
-            found.add("image", "with a mask" if record.mask else "named in the table", record.path)
+            understood.add("image", "with a mask" if record.mask else "named in the table", record.path)
         for mask in record.mask_paths:
-            found.add("mask", "named in the table", mask)
+            understood.add("mask", "named in the table", mask)
         if record.target:
-            found.add("target", "named in the table", record.target)
+            understood.add("target", "named in the table", record.target)
     for record in records:
         if record.reason:
-            found.add(
+            understood.add(
                 "unmatched", f"named in the table, and {record.reason.split(' (')[0]}", record.path + record.reason[12:]
             )
     if missing:
-        found.warnings.append(f"{len(missing)} of {len(records)} images of the table are not there")
+        understood.warnings.append(f"{len(missing)} of {len(records)} images of the table are not there")
     if respelled:
         written, existing = respelled[0]
-        found.notes.append(
+        understood.notes.append(
             f"{len(respelled)} paths are spelled otherwise on the disk, e.g. {written!r} is {existing!r}"
         )
     if "label" in places:
-        found.labels = "by the table"
+        understood.labels = "by the table"
         if unlabelled:
-            found.notes.append(f"{unlabelled} images have no label (empty or NaN)")
+            understood.notes.append(f"{unlabelled} images have no label (empty or NaN)")
     if "group" in places:
-        found.groups = "by the table"
+        understood.groups = "by the table"
     if "split" in places and any(record.split for record in records):
-        found.splits = "by the table"
+        understood.splits = "by the table"
 
 
 def main_columns_of(path: Path) -> list[str]:

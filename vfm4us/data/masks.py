@@ -341,12 +341,13 @@ def _areas(pixels: np.ndarray) -> list:
     scale = 255 / max(255, float(pixels.max()))
     flat = (pixels.reshape(*pixels.shape[:2], -1) * scale).astype(np.float32)
     high, low = maximum_filter(flat, (7, 7, 1)), minimum_filter(flat, (7, 7, 1))
-    found = flat[((high - low).max(2) <= 24) & (high.max(2) > NEAR)]  # (pixels of areas, 1 or 3); 24: noise of a JPEG
+    # (pixels of areas, 1 or 3); 24: noise of a JPEG
+    remaining = flat[((high - low).max(2) <= 24) & (high.max(2) > NEAR)]
     areas = []
-    while len(found):
-        lightest = found[found.max(1).argmax()]
+    while len(remaining):
+        lightest = remaining[remaining.max(1).argmax()]
         areas.append(tuple(float(v) / scale for v in lightest))
-        found = found[np.abs(found - lightest).max(1) > NEAR]
+        remaining = remaining[np.abs(remaining - lightest).max(1) > NEAR]
     return areas
 
 
@@ -753,7 +754,7 @@ def _blurred_coding(seen, reading, said, shared) -> MaskCoding:
 def _colour_coding(seen, reading, said, shared) -> MaskCoding:
     """Of files of which some are coloured: one class per colour over the set."""
     background = (shared["background"],) * 3
-    found: dict[tuple, list[str]] = {}
+    files_of: dict[tuple, list[str]] = {}
     for one in seen:
         if one.values is not None:
             kinds = [v if one.colours else (v, v, v) for v in one.values if v in one.solid or len(one.values) <= 2]
@@ -761,16 +762,18 @@ def _colour_coding(seen, reading, said, shared) -> MaskCoding:
             kinds = [tuple(round(v) for v in (area if len(area) == 3 else area * 3)) for area in one.areas]
         for colour in kinds:
             if colour != background:
-                near = next((known for known in found if one.values is None and _apart(known, colour) <= NEAR), colour)
-                found.setdefault(near, []).append(one.path)
-    thin = sorted({v for one in seen if one.colours and one.values for v in one.values} - set(found) - {background})
-    thin = [colour for colour in thin if not any(between(colour, background, other) for other in found)]
+                near = next(
+                    (known for known in files_of if one.values is None and _apart(known, colour) <= NEAR), colour
+                )
+                files_of.setdefault(near, []).append(one.path)
+    thin = sorted({v for one in seen if one.colours and one.values for v in one.values} - set(files_of) - {background})
+    thin = [colour for colour in thin if not any(between(colour, background, other) for other in files_of)]
     for colour in thin:
-        found[colour] = [next(one.path for one in seen if one.colours and one.values and colour in one.values)]
-    colours = sorted(found)
+        files_of[colour] = [next(one.path for one in seen if one.colours and one.values and colour in one.values)]
+    colours = sorted(files_of)
     if len(colours) > MOST_CLASSES:
         raise ValueError(
-            f"masks hold {len(colours)} colours, e.g. in {found[colours[0]][0]}: these are pictures, no masks"
+            f"masks hold {len(colours)} colours, e.g. in {files_of[colours[0]][0]}: these are pictures, no masks"
         )
     if len(colours) <= 1 or reading.values == "binary":
         # the darkest colour counts, too: half of it is the threshold
@@ -780,14 +783,14 @@ def _colour_coding(seen, reading, said, shared) -> MaskCoding:
         ends = [c for c in (*colours, background) if c != middle]
         if any(between(middle, a, b) for k, a in enumerate(ends) for b in ends[k + 1 :]):
             raise ValueError(
-                f"grey or colour {_name(middle)} fills areas in {found[middle][0]}, and is also what edges between other "
+                f"grey or colour {_name(middle)} fills areas in {files_of[middle][0]}, and is also what edges between other "
                 "colours look "
                 f"like in {lossy[0].path}, which is compressed or blurred: if these are classes, write class numbers 0, "
                 "1, 2 ..."
             )
     said.append(
         "one colour per class, red/green/blue: "
-        + ", ".join(f"{k} is {_name(colour)} (e.g. {found[colour][0]})" for k, colour in enumerate(colours, start=1))
+        + ", ".join(f"{k} is {_name(colour)} (e.g. {files_of[colour][0]})" for k, colour in enumerate(colours, start=1))
     )
     return MaskCoding(kind="values", values=tuple(_name(colour) for colour in colours), said=tuple(said), **shared)
 

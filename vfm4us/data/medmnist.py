@@ -56,7 +56,7 @@ def _opened(path) -> zipfile.ZipFile:
 
 def _parts(file: zipfile.ZipFile) -> list[tuple[str, tuple[int, ...]]]:
     """(part, shape of its images) in the order of PARTS."""
-    found = []
+    parts = []
     for part in PARTS:
         if f"{part}_images.npy" not in file.namelist():
             continue
@@ -64,13 +64,13 @@ def _parts(file: zipfile.ZipFile) -> list[tuple[str, tuple[int, ...]]]:
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
             raise ValueError(f"{part}_images is of shape {shape}; expected (N, H, W) or (N, H, W, 3)")
         limits.check_size(shape[2], shape[1])
-        found.append((part, shape))
-    if not found:
+        parts.append((part, shape))
+    if not parts:
         names = ", ".join(name.removesuffix(".npy") for name in file.namelist()[:6])
         raise ValueError(
             f"is not of MedMNIST: expected train_images, val_images or test_images, found {names or 'nothing'}"
         )
-    return found
+    return parts
 
 
 def _header(file: zipfile.ZipFile, name: str):

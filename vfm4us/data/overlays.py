@@ -95,26 +95,26 @@ def look(folder: Path, records, fill: bool) -> dict:
     images = np.load(folder / "images.npy", mmap_mode="r")
     valid = np.array([(r.top, r.left, r.valid_height, r.valid_width) for r in records], np.int32).reshape(-1, 4)
     geometries = [(r.height, r.width, r.crop) for r in records]
-    found = find(images, valid, geometries, [r.group for r in records], [r.sha256 for r in records])
+    all_places = find(images, valid, geometries, [r.group for r in records], [r.sha256 for r in records])
     told = {
-        "images": len(carrying(found)),
+        "images": len(carrying(all_places)),
         "of": len(records),
         "filled": fill,
         "places": [],
         "not_looked_for": NOT_SEEN,
     }
-    if found:
-        told["places"] = describe(found, [r.id for r in records])[:MOST_PLACES]
+    if all_places:
+        told["places"] = describe(all_places, [r.id for r in records])[:MOST_PLACES]
         for role, file in filled.items() if fill else ():  # a target carries what its image carries
             shutil.copyfile(folder / f"{role}.npy", file)
             changed = open_memmap(file, mode="r+")
-            blank_all(changed, valid, found)
+            blank_all(changed, valid, all_places)
             changed.flush()
             images = changed if role == "images" else images
-        picture(folder / "overlays.png", images, found, fill)
+        picture(folder / "overlays.png", images, all_places, fill)
     del images
     if fill:
-        write_places(folder / PLACES, found, len(records))
+        write_places(folder / PLACES, all_places, len(records))
     written = {role: file for role, file in filled.items() if file.is_file()}
     for file in written.values():
         with open(file, "rb") as stream:
@@ -125,12 +125,12 @@ def look(folder: Path, records, fill: bool) -> dict:
     return told
 
 
-def write_places(path: Path, found: list[Places], count: int) -> None:
+def write_places(path: Path, all_places: list[Places], count: int) -> None:
     """Keep where images are filled, for those who read the files: places (K, S, S) as bits, and who carries each (K, N)."""
-    carried = np.zeros((len(found), count), bool)
-    for number, places in enumerate(found):
+    carried = np.zeros((len(all_places), count), bool)
+    for number, places in enumerate(all_places):
         carried[number, places.indices] = places.carried
-    where = np.array([places.where for places in found], bool)
+    where = np.array([places.where for places in all_places], bool)
     np.savez_compressed(path, places=np.packbits(where, axis=-1), carried=carried, shape=np.array(where.shape))
 
 
@@ -163,7 +163,7 @@ def find(images, valid, geometries, groups, digests=None) -> list[Places]:
     members: dict[tuple, list[int]] = defaultdict(list)
     for index, geometry in enumerate(geometries):
         members[geometry].append(index)
-    found = []
+    all_places = []
     for geometry, indices in members.items():
         of_group: dict[str, list[int]] = defaultdict(list)
         for index in indices:
@@ -176,7 +176,7 @@ def find(images, valid, geometries, groups, digests=None) -> list[Places]:
                 seen.add(digests[middle] if digests is not None else middle)
         whole = _of_set(images, valid, list(apart.values()))
         if whole is not None and whole.any():
-            found.append(_told(images, Places(geometry, "", whole), indices))
+            all_places.append(_told(images, Places(geometry, "", whole), indices))
         for group, of_one in of_group.items():
             if digests is not None:
                 of_one = list({digests[index]: index for index in of_one}.values())
@@ -187,13 +187,15 @@ def find(images, valid, geometries, groups, digests=None) -> list[Places]:
                 fixed &= ~whole
             fixed = _tidy(fixed)
             if fixed.any():
-                found.append(_told(images, Places(geometry, group, fixed), of_group[group]))
-    return [places for places in found if sum(places.carried) >= max(2, EDGE_SHARE * len(places.carried))]
+                all_places.append(_told(images, Places(geometry, group, fixed), of_group[group]))
+    return [places for places in all_places if sum(places.carried) >= max(2, EDGE_SHARE * len(places.carried))]
 
 
-def carrying(found: list[Places]) -> list[int]:
+def carrying(all_places: list[Places]) -> list[int]:
     """Indices of the images that carry anything, in order."""
-    return sorted({i for places in found for i, carries in zip(places.indices, places.carried, strict=True) if carries})
+    return sorted(
+        {i for places in all_places for i, carries in zip(places.indices, places.carried, strict=True) if carries}
+    )
 
 
 def blank(image: np.ndarray, where: np.ndarray, valid, scale: float = 1.0) -> np.ndarray:
@@ -221,10 +223,10 @@ def blank(image: np.ndarray, where: np.ndarray, valid, scale: float = 1.0) -> np
     return filled
 
 
-def blank_all(images: np.ndarray, valid, found: list[Places]) -> int:
+def blank_all(images: np.ndarray, valid, all_places: list[Places]) -> int:
     """Blank the places in a writable array of all images, in place; returns how many images were changed."""
     changed = set()
-    for places in found:
+    for places in all_places:
         for index, carries in zip(places.indices, places.carried, strict=True):
             if carries:
                 images[index] = blank(np.asarray(images[index]), places.where, valid[index])
@@ -232,10 +234,10 @@ def blank_all(images: np.ndarray, valid, found: list[Places]) -> int:
     return len(changed)
 
 
-def describe(found: list[Places], ids) -> list[dict]:
+def describe(all_places: list[Places], ids) -> list[dict]:
     """For understood.json: per place set its boxes (packed pixels), how many images carry it and one of them."""
     told = []
-    for places in sorted(found, key=lambda places: -sum(places.carried)):
+    for places in sorted(all_places, key=lambda places: -sum(places.carried)):
         first = next(i for i, carries in zip(places.indices, places.carried, strict=True) if carries)
         told.append(
             {
@@ -248,12 +250,12 @@ def describe(found: list[Places], ids) -> list[dict]:
     return told
 
 
-def picture(path, images, found: list[Places], blanked: bool, columns: int = 4, rows: int = 2) -> None:
+def picture(path, images, all_places: list[Places], blanked: bool, columns: int = 4, rows: int = 2) -> None:
     """A PNG of up to eight images with their places in red, those that most images carry first; filled ones below them."""
     shown = []
-    for places in sorted(found, key=lambda places: -sum(places.carried)):
+    for places in sorted(all_places, key=lambda places: -sum(places.carried)):
         carrying = [i for i, carries in zip(places.indices, places.carried, strict=True) if carries]
-        shown += [(i, places) for i in _spread(carrying, 4 if len(found) == 1 else 2)]
+        shown += [(i, places) for i in _spread(carrying, 4 if len(all_places) == 1 else 2)]
     shown = shown[: columns * rows]
     size = images.shape[1]
     sheet = np.zeros((-(-len(shown) // columns) * size, columns * size, 3), np.uint8)
@@ -271,15 +273,15 @@ def picture(path, images, found: list[Places], blanked: bool, columns: int = 4, 
 
 def _strokes_of(images, valid, indices) -> list[tuple[np.ndarray, np.ndarray]]:
     """(pixels float32, strokes bool) of some images; strokes are thin, bright and inside the valid rectangle."""
-    found = []
+    pairs = []
     for index in indices:
         pixels = np.asarray(images[index])
         strokes = _strokes(pixels)
         top, left, height, width = (int(v) for v in valid[index])
         strokes[:top], strokes[top + height :] = False, False
         strokes[:, :left], strokes[:, left + width :] = False, False
-        found.append((pixels.astype(np.float32), strokes))
-    return found
+        pairs.append((pixels.astype(np.float32), strokes))
+    return pairs
 
 
 def _strokes(pixels: np.ndarray) -> np.ndarray:
@@ -304,10 +306,10 @@ def _extreme(extreme, pixels: np.ndarray, side: int, axis: int) -> np.ndarray:
     margin = ((half, half), (0, 0)) if axis == 0 else ((0, 0), (half, half))
     wide = np.pad(pixels, margin, mode="edge")  # changes nothing, as the edge is among the neighbours
     parts = [wide[k : k + count] if axis == 0 else wide[:, k : k + count] for k in range(side)]
-    found = parts[0].copy()
+    result = parts[0].copy()
     for part in parts[1:]:
-        extreme(found, part, out=found)
-    return found
+        extreme(result, part, out=result)
+    return result
 
 
 def _fixed(looked_at) -> np.ndarray:

@@ -33,8 +33,8 @@ def reference(file: str, key: str) -> str:
 
 def split_reference(name: str) -> tuple[str, str | None]:
     """The file and the key of a mask's name; the key is None for a mask that is a file of its own."""
-    file, found, key = name.partition(SEPARATOR)
-    return (file, key) if found and Path(file).suffix.lower() in FORMS else (name, None)
+    file, sign, key = name.partition(SEPARATOR)
+    return (file, key) if sign and Path(file).suffix.lower() in FORMS else (name, None)
 
 
 def read_mask(path, key: str, height: int, width: int) -> np.ndarray:
@@ -145,10 +145,10 @@ def _says_nothing(path) -> bool:
 def _of_file(path) -> dict[str, list]:
     if _says_nothing(path):
         return {"": []}
-    found = _parsed(*_state(path))[0]
-    if isinstance(found, ValueError):
-        raise found
-    return found
+    outlines = _parsed(*_state(path))[0]
+    if isinstance(outlines, ValueError):
+        raise outlines
+    return outlines
 
 
 def _state(path) -> tuple:
@@ -267,10 +267,10 @@ def _regions(entry: dict) -> list[dict]:
     return list(regions.values()) if isinstance(regions, dict) else list(regions)
 
 
-def _via(found: list[tuple[str, dict]], entries=()):
+def _via(regions: list[tuple[str, dict]], entries=()):
     """Regions of the VGG Image Annotator; the class is the one attribute whose values differ, or the only one, or there is none."""
     values: dict[str, set] = {}
-    for _, region in found:
+    for _, region in regions:
         for name, value in (region.get("region_attributes") or {}).items():
             values.setdefault(str(name), set()).add(_word(value))
     naming = [name for name, words in values.items() if len(words) > 1] or (list(values) if len(values) == 1 else [])
@@ -280,7 +280,7 @@ def _via(found: list[tuple[str, dict]], entries=()):
         )
     words = sorted(values[naming[0]]) if naming else [""]
     shapes = {str(entry["filename"]): [] for entry in entries}
-    for file, region in found:
+    for file, region in regions:
         word = _word((region.get("region_attributes") or {}).get(naming[0])) if naming else ""
         number = words.index(word) + 1 if word in words else 1
         shapes.setdefault(file, []).append(Outline(_via_points(region["shape_attributes"]), number))
@@ -352,7 +352,7 @@ def _table(data: bytes):
     rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     names = {name.strip().lower(): name for name in (rows[0] if rows else {}) if isinstance(name, str)}
     if "region_shape_attributes" in names:
-        found = [
+        regions = [
             (
                 row["filename"],
                 {"shape_attributes": shape, "region_attributes": json.loads(row["region_attributes"] or "{}")},
@@ -360,7 +360,7 @@ def _table(data: bytes):
             for row in rows
             if (shape := json.loads(row["region_shape_attributes"] or "{}"))
         ]
-        return _via(found, rows)
+        return _via(regions, rows)
     if {"filename", "x1", "y1", "x2", "y2", "frame"} <= names.keys():
         return _tracings(rows, names)
     pixels = next((names[name] for name in ("pixels", "encodedpixels", "rle", "rle_mask") if name in names), None)

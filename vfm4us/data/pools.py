@@ -173,8 +173,8 @@ def kept_leakage(pool: PreparedDataset, part, protected: PreparedDataset, held_o
     kept: dict = {}
     with contextlib.suppress(OSError, ValueError):  # absent, or cut off: it is compared again
         kept = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(kept, dict) and isinstance(found := kept.get(key), list):
-        return [Leak(*leak) for leak in found]
+    if isinstance(kept, dict) and isinstance(listed := kept.get(key), list):
+        return [Leak(*leak) for leak in listed]
     leaks = leakage(pool.fingerprints(part), protected.fingerprints(held_out))
     kept = {**dict(list(kept.items())[-MOST_KEPT:]), key: [dataclasses.astuple(leak) for leak in leaks]}
     with contextlib.suppress(OSError):  # a folder that may only be read, or a full disk: nothing is lost but time

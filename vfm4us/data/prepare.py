@@ -200,7 +200,7 @@ class Work:
     skip: how many of the first are packed already
     """
 
-    own: list[Record]
+    records: list[Record]
     before: list[Record]
     skip: int = 0
 
@@ -244,18 +244,18 @@ def _reason_line(reason: str) -> bytes:
 
 def _given_up(work: Work, died: WorkerDied) -> Packed:
     """What becomes of a file that ended a process twice: a decoder's fault is a reason, want of memory an error."""
-    path = work.own[0].path
+    path = work.records[0].path
     if not died.crashed:
         raise ChildProcessError(
             f"the process that packs {path} was ended from outside twice ({died}), the second time with no other large image "
             "beside it: free some memory, or take the file away, and repeat the same call; what is packed is kept"
         )
-    return Packed([_reason_line(f"its decoder crashed ({died})") for _ in work.own[work.skip :]], {})
+    return Packed([_reason_line(f"its decoder crashed ({died})") for _ in work.records[work.skip :]], {})
 
 
 def _prepare_run(root: Path, work: Work, size: int, keep_all: bool, coding=None) -> list:
     """The results of `_prepare_one` for the records of a run, in order."""
-    records, before = work.own, work.before
+    records, before = work.records, work.before
     first = records[0]
     try:
         several = not first.reason and (len(records) > 1 or frames.is_container(root / first.path))
@@ -436,7 +436,7 @@ def _in_order(works: Iterator[Work], left: int, longest: int, common: tuple, wor
         if count > 1 and sys.executable and done and spent >= FIRST_SECONDS and spent / done * (left - done) > WORTH_IT:
             break
         yield _packed(work, *common)
-        done += len(work.own)
+        done += len(work.records)
     else:
         return
     layer = common[1] ** 2 * len(common[-1])
@@ -453,7 +453,7 @@ def _batches(works: Iterable[Work], count: int) -> Iterator[list[Work]]:
     batch: list[Work] = []
     for work in works:
         batch.append(work)
-        if sum(len(one.own) for one in batch) >= count:
+        if sum(len(one.records) for one in batch) >= count:
             yield batch
             batch = []
     if batch:
@@ -723,7 +723,7 @@ def _groups_in_two_splits(records: list[Record]) -> list[str]:
     for record in records:
         if record.group and record.split not in ("", "exclude"):
             seen.setdefault(record.group, set()).add(record.split)
-    return sorted(group for group, found in seen.items() if len(found) > 1)
+    return sorted(group for group, splits in seen.items() if len(splits) > 1)
 
 
 def _check_groups(records: list[Record]) -> None:

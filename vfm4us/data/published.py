@@ -37,7 +37,7 @@ def camus(folder: Path) -> list[Record] | None:
     files = (
         {without_extension(file): file for file in image_files(folder) if "patient" in file} if folder.is_dir() else {}
     )
-    images = {stem: found for stem in files if (found := named.fullmatch(Path(stem).name))}
+    images = {stem: match for stem in files if (match := named.fullmatch(Path(stem).name))}
     if not any(f"{stem}_gt" in files for stem in images):
         return None
     split_of = {}
@@ -48,12 +48,12 @@ def camus(folder: Path) -> list[Record] | None:
         Record(
             id=stem,
             path=files[stem],
-            label=found[2],
-            group=found[1],
-            split=split_of.get(found[1], ""),
+            label=match[2],
+            group=match[1],
+            split=split_of.get(match[1], ""),
             mask=joined_paths([files[f"{stem}_gt"]] * (f"{stem}_gt" in files)),
         )
-        for stem, found in images.items()
+        for stem, match in images.items()
     ]
 
 
@@ -126,8 +126,8 @@ def ddti_original(folder: Path) -> list[Record] | None:
 
 def _tirads(table: Path) -> str:
     text = limits.file_bytes(table)
-    found = re.search(rb"<tirads>\s*([0-9][a-c]?)\s*</tirads>", text)
-    return f"TI-RADS {found[1].decode()}" if found else ""
+    match = re.search(rb"<tirads>\s*([0-9][a-c]?)\s*</tirads>", text)
+    return f"TI-RADS {match[1].decode()}" if match else ""
 
 
 def nerve_runs(folder: Path) -> list[Record] | None:
@@ -183,12 +183,12 @@ def _annotated(folder: Path, is_one: Callable, with_tables: bool = False) -> lis
     records = {image: Record(id=without_extension(image), path=image) for image in images}
     for table in tables:
         table_name = table.relative_to(folder).as_posix()
-        split = next((found for part in reversed(_words(table_name)) if (found := _split(part))), "")
+        split = next((named for part in reversed(_words(table_name)) if (named := _split(part))), "")
         for key in polygons.keys(table):
-            found = _matching(key, images, table_name)
-            if len(found) > 1:
-                raise ValueError(f"{table}: {key} could be {found[0]} or {found[1]}: give their paths in file_name")
-            path = found[0] if found else key  # a missing image is listed in rejected.csv when it is packed
+            matches = _matching(key, images, table_name)
+            if len(matches) > 1:
+                raise ValueError(f"{table}: {key} could be {matches[0]} or {matches[1]}: give their paths in file_name")
+            path = matches[0] if matches else key  # a missing image is listed in rejected.csv when it is packed
             record = records.setdefault(path, Record(id=without_extension(path), path=path))
             if record.mask:
                 raise ValueError(
@@ -214,15 +214,17 @@ def labelme(folder: Path) -> list[Record] | None:
     for file, key in tables.items():
         table = file.relative_to(folder).as_posix()
         named = os.path.normpath((Path(table).parent / key.replace("\\", "/")).as_posix())
-        found = [named] if named in records else by_name.get(Path(named).name, [])
-        if len(found) > 1:
-            raise ValueError(f"{file}: {key} could be {found[0]} or {found[1]}: give its path from there in imagePath")
-        path = found[0] if found else named  # a missing image is listed in rejected.csv when it is packed
+        matches = [named] if named in records else by_name.get(Path(named).name, [])
+        if len(matches) > 1:
+            raise ValueError(
+                f"{file}: {key} could be {matches[0]} or {matches[1]}: give its path from there in imagePath"
+            )
+        path = matches[0] if matches else named  # a missing image is listed in rejected.csv when it is packed
         record = records.setdefault(path, Record(id=without_extension(path), path=path))
         if record.mask:
             raise ValueError(f"{file}: {key} has outlines in {record.mask.split('::')[0]} too: keep one of the files")
         record.mask = joined_paths([polygons.reference(table, key)])
-        record.split = next((found for part in reversed(_words(path)[:-1]) if (found := _split(part))), "")
+        record.split = next((split for part in reversed(_words(path)[:-1]) if (split := _split(part))), "")
     return list(records.values())
 
 
@@ -246,20 +248,22 @@ def _outlines(file: Path) -> bool:
 def _matching(key: str, images: list[str], table: str) -> list[str]:
     """The images that a name in a table means: the nearest folder of the table first."""
     key = key.replace("\\", "/").lstrip("./")
-    found = [image for image in images if image == key or image.endswith("/" + key)]
-    if not found:
-        found = [image for image in images if Path(image).name == Path(key).name]
+    matches = [image for image in images if image == key or image.endswith("/" + key)]
+    if not matches:
+        matches = [image for image in images if Path(image).name == Path(key).name]
     parts = table.split("/")[:-1]
-    while parts and len(found) > 1:
-        near = [image for image in found if image.startswith("/".join(parts) + "/")]
-        found = near or found
+    while parts and len(matches) > 1:
+        near = [image for image in matches if image.startswith("/".join(parts) + "/")]
+        matches = near or matches
         parts.pop()
-    if len(found) > 1:  # annotations/instances_train.json and images/train/
+    if len(matches) > 1:  # annotations/instances_train.json and images/train/
         near = [
-            image for image in found if set(filter(None, map(_split, _words(image)))) & set(map(_split, _words(table)))
+            image
+            for image in matches
+            if set(filter(None, map(_split, _words(image)))) & set(map(_split, _words(table)))
         ]
-        found = near or found
-    return found
+        matches = near or matches
+    return matches
 
 
 def yolo(folder: Path) -> list[Record] | None:
@@ -276,7 +280,7 @@ def yolo(folder: Path) -> list[Record] | None:
         if exists and not outlined and not polygons.has_outlines(folder / label):
             return None  # boxes are no masks
         outlined += exists
-        split = next((found for part in parts[:-1] if (found := _split(part))), "")
+        split = next((named for part in parts[:-1] if (named := _split(part))), "")
         mask = joined_paths([polygons.reference(label, "")] * bool(exists))
         records.append(Record(id=without_extension(image), path=image, mask=mask, split=split))
     return records if outlined else None

@@ -234,4 +234,4 @@ def masks_beside(files: list[str]) -> tuple[list[str], dict[str, list[str]]]:
             masks.setdefault(match["image"], []).append(file)
         else:
             images.append(file)
-    return images, {name: sorted(found, key=natural_key) for name, found in masks.items()}
+    return images, {name: sorted(several, key=natural_key) for name, several in masks.items()}

@@ -77,52 +77,52 @@ def understand(path, reading: Reading | dict | None = None, whole: bool = True) 
     if (path / "dataset.json").is_file() and (path / "images.npy").is_file():
         raise ValueError(f"{path} is already a prepared dataset: open it with PreparedDataset, or give its source")
     reading = reading_of(path, reading)
-    found = Understanding(source=str(path), layout="", reading=reading.plan())
+    understood = Understanding(source=str(path), layout="", reading=reading.plan())
     manifest = path if path.is_file() else path / "manifest.csv"
     if path.is_file() and not _is_table(path):
-        _one_file(path, found)
+        _one_file(path, understood)
     elif manifest.is_file():
-        understand_manifest(manifest, found, whole)
+        understand_manifest(manifest, understood, whole)
     else:
-        _folder(path, reading, found)
-    _labels_in_names(reading, found)
+        _folder(path, reading, understood)
+    _labels_in_names(reading, understood)
     if reading.groups == "none":
-        for record in found.records:
+        for record in understood.records:
             record.group = ""
-        found.groups = ""
-    found.records = with_unique_ids(found.records)
-    found.fill_outlines = found.fill_outlines or any(
-        says_outlines(mask) for record in found.records for mask in record.mask_paths
+        understood.groups = ""
+    understood.records = with_unique_ids(understood.records)
+    understood.fill_outlines = understood.fill_outlines or any(
+        says_outlines(mask) for record in understood.records for mask in record.mask_paths
     )
-    if not found.labels and any(record.label for record in found.records):
-        found.labels = "by the first folder" if not found.layout.startswith("published") else "as published"
+    if not understood.labels and any(record.label for record in understood.records):
+        understood.labels = "by the first folder" if not understood.layout.startswith("published") else "as published"
     if whole:
-        _look_into_files(source_root(path), reading, found)
-        found.labels = found.labels or "by the file" * any(record.label for record in found.records)
-        found.splits = found.splits or "by the file" * any(record.split for record in found.records)
-    _say_counts(found)
-    shared = CodingOfSet(source_root(path), found.records, reading, found.fill_outlines)
-    for record in found.records:
+        _look_into_files(source_root(path), reading, understood)
+        understood.labels = understood.labels or "by the file" * any(record.label for record in understood.records)
+        understood.splits = understood.splits or "by the file" * any(record.split for record in understood.records)
+    _say_counts(understood)
+    shared = CodingOfSet(source_root(path), understood.records, reading, understood.fill_outlines)
+    for record in understood.records:
         record.coding = shared if record.mask else None
-    return found
+    return understood
 
 
-def _labels_in_names(reading: Reading, found: Understanding) -> None:
+def _labels_in_names(reading: Reading, understood: Understanding) -> None:
     """Take the words before the number of a file's name as labels where that is asked for; say so where it could be meant."""
-    words = [BEFORE_A_NUMBER.match(Path(record.path).name) for record in found.records]
+    words = [BEFORE_A_NUMBER.match(Path(record.path).name) for record in understood.records]
     if reading.labels == "names":
-        if strange := [record.path for record, word in zip(found.records, words, strict=True) if not word]:
+        if strange := [record.path for record, word in zip(understood.records, words, strict=True) if not word]:
             raise ValueError(f"reading: labels=names: {strange[0]} does not begin with a word before a number")
-        for record, word in zip(found.records, words, strict=True):
+        for record, word in zip(understood.records, words, strict=True):
             record.label = word[1]
-        found.labels = "by the names of files"
+        understood.labels = "by the names of files"
         return
-    if not words or not all(words) or any(record.label for record in found.records):
+    if not words or not all(words) or any(record.label for record in understood.records):
         return
     counts = Counter(word[1] for word in words)
     if 1 < len(counts) <= MOST_LABELS and min(counts.values()) > 1:
         told = ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))
-        found.notes.append(
+        understood.notes.append(
             f"names begin with different words ({told}): if these are labels, say reading.labels=names "
             "(prepare_data.py --reading labels=names)"
         )
@@ -137,7 +137,7 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES or (path.suffix == "" and not is_read(path) and not zipfile.is_zipfile(path))
 
 
-def _one_file(path: Path, found: Understanding) -> None:
+def _one_file(path: Path, understood: Understanding) -> None:
     """One image is a set of one; an archive or a spreadsheet is told what it is."""
     ending = path.suffix.lower()
     if ending in SHEETS:
@@ -152,16 +152,16 @@ def _one_file(path: Path, found: Understanding) -> None:
         raise ValueError(
             f"{path} is no image, no CSV and no folder: the endings that are read are {' '.join(READ_EXTENSIONS)}"
         )
-    found.layout = "one file"
-    found.records = [Record(id=without_extension(path.name), path=path.name)]
-    found.add("image", "given by itself", path.name)
+    understood.layout = "one file"
+    understood.records = [Record(id=without_extension(path.name), path=path.name)]
+    understood.add("image", "given by itself", path.name)
 
 
-def _folder(path: Path, reading: Reading, found: Understanding) -> None:
+def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
     files, empty = _all_files(path)
     litter = [file for file in files if is_litter(file)]
     for file in litter:
-        found.add("passed over", "hidden files and thumbnails of systems and file servers", file)
+        understood.add("passed over", "hidden files and thumbnails of systems and file servers", file)
     files = [file for file in files if not is_litter(file)]
     images = [file for file in files if is_read(path / file)]
     published = (
@@ -169,29 +169,29 @@ def _folder(path: Path, reading: Reading, found: Understanding) -> None:
     )
     if published is not None:
         name, records = published
-        found.layout, found.said = (
+        understood.layout, understood.said = (
             f"published dataset {name}",
             (layouts.LAYOUTS[name].__doc__ or "").strip().split("\n")[0],
         )
-        found.records = sorted(records, key=lambda record: natural_key(record.path))
-        for record in found.records:
+        understood.records = sorted(records, key=lambda record: natural_key(record.path))
+        for record in understood.records:
             partner = "mask" if record.mask else "target" if record.target else ""
-            found.add("image", f"with a {partner}" if partner else "as published", record.path)
+            understood.add("image", f"with a {partner}" if partner else "as published", record.path)
             for mask in record.mask_paths:
-                found.add("mask", "as published", mask)
+                understood.add("mask", "as published", mask)
             if record.target:
-                found.add("target", "as published", record.target)
-        found.groups = "as published" if any(record.group for record in records) else ""
-        found.splits = "as published" if any(record.split for record in records) else ""
+                understood.add("target", "as published", record.target)
+        understood.groups = "as published" if any(record.group for record in records) else ""
+        understood.splits = "as published" if any(record.split for record in records) else ""
     else:
         arrays = [file for file in files if file.lower().endswith(ARRAYS)]
         if not images:
             raise ValueError(f"{path} holds no images{_looked_for(files)}")
-        understand_tree(path, images, arrays, reading, found)
-        found.records.sort(key=lambda record: natural_key(record.path))
-        _empty_classes(path, found, files, empty)
-        join_tables(path, [file for file in files if file.lower().endswith(TABLES)], reading, found)
-    _remaining(path, files, found)
+        understand_tree(path, images, arrays, reading, understood)
+        understood.records.sort(key=lambda record: natural_key(record.path))
+        _empty_classes(path, understood, files, empty)
+        join_tables(path, [file for file in files if file.lower().endswith(TABLES)], reading, understood)
+    _remaining(path, files, understood)
 
 
 def _all_files(root: Path) -> tuple[list[str], list[str]]:
@@ -211,17 +211,17 @@ def _all_files(root: Path) -> tuple[list[str], list[str]]:
     return files, empty
 
 
-def _empty_classes(root: Path, found: Understanding, files: list[str], empty: list[str]) -> None:
+def _empty_classes(root: Path, understood: Understanding, files: list[str], empty: list[str]) -> None:
     """A folder beside class folders that gives no image: a class that would be missing without a word."""
-    labels = {record.label for record in found.records if record.label}
+    labels = {record.label for record in understood.records if record.label}
     if len(labels) < 1:
         return
     parents = {
         record.path.split(f"{record.label}/")[0]
-        for record in found.records
+        for record in understood.records
         if record.label and f"{record.label}/" in record.path
     }
-    used = {file for kind in found.kinds for file in kind.paths}
+    used = {file for kind in understood.kinds for file in kind.paths}
     below = defaultdict(list)
     for file in files:
         for parent in parents:
@@ -240,92 +240,99 @@ def _empty_classes(root: Path, found: Understanding, files: list[str], empty: li
             )
 
 
-def _remaining(root: Path, files: list[str], found: Understanding) -> None:
+def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
     """Count every file that has no role yet, by its kind."""
-    used = {polygons.split_reference(file)[0] for kind in found.kinds for file in kind.paths}
+    used = {polygons.split_reference(file)[0] for kind in understood.kinds for file in kind.paths}
     for file in files:
         if file in used or file == READING_FILE:
             continue
         ending = frames.extension_of(file)
-        if found.layout.startswith("published") and ending in (*TABLES, ".json", ".xml"):
-            found.add("table", "of the layout, read as far as it says what an image is", file)
+        if understood.layout.startswith("published") and ending in (*TABLES, ".json", ".xml"):
+            understood.add("table", "of the layout, read as far as it says what an image is", file)
         elif ending in TABLES:
             columns = main_columns_of(root / file)
             said = f" with {', '.join(columns)}" if len(columns) > 1 else ""
-            found.add(
+            understood.add(
                 "passed over",
                 f"table{said}: not used, a manifest.csv with the columns path, label, group would be",
                 file,
             )
         elif ending in SIDECARS:
-            found.add("passed over", f"{ending}: not used", file)
+            understood.add("passed over", f"{ending}: not used", file)
         elif is_read(root / file):
-            found.add("passed over", "images that the layout does not name", file)
+            understood.add("passed over", "images that the layout does not name", file)
         elif ending in (*ARCHIVES, *SHEETS):
-            found.add("passed over", f"{ending} files: unpack archives, save sheets as CSV", file)
+            understood.add("passed over", f"{ending} files: unpack archives, save sheets as CSV", file)
         else:
-            found.add("passed over", f"{ending or 'no ending'}: not read", file)
+            understood.add("passed over", f"{ending or 'no ending'}: not read", file)
 
 
-def _look_into_files(root: Path, reading: Reading, found: Understanding) -> None:
+def _look_into_files(root: Path, reading: Reading, understood: Understanding) -> None:
     """Of files that hold several images one record per image; what their headers say is noted."""
     told = Told()
-    found.records = one_record_per_image(root, found.records, reading, told)
-    found.notes += told.lines()
-    for kind in found.kinds:
+    understood.records = one_record_per_image(root, understood.records, reading, told)
+    understood.notes += told.lines()
+    for kind in understood.kinds:
         if kind.role == "image":
             kind.paths = [path for path in kind.paths if path not in told.refused]
-    found.kinds = [kind for kind in found.kinds if kind.paths]
+    understood.kinds = [kind for kind in understood.kinds if kind.paths]
     for file, reason in told.refused.items():
-        found.add("unreadable", reason, file)
+        understood.add("unreadable", reason, file)
     if told.files:
         clips = any(count for kind, count in told.files.items() if kind != "volume")
-        if not found.groups and any(record.group for record in found.records):
-            found.groups = "one per file that holds several images" if clips else "one per volume"
-    hashed = [record for record in found.records if record.group.startswith(PREFIX)]
+        if not understood.groups and any(record.group for record in understood.records):
+            understood.groups = "one per file that holds several images" if clips else "one per volume"
+    hashed = [record for record in understood.records if record.group.startswith(PREFIX)]
     if hashed:
-        others = any(record.group and not record.group.startswith(PREFIX) for record in found.records)
-        found.groups = "of DICOM files the patient, as a keyed hash" + "; of other clips the file" * others
+        others = any(record.group and not record.group.startswith(PREFIX) for record in understood.records)
+        understood.groups = "of DICOM files the patient, as a keyed hash" + "; of other clips the file" * others
         if len({record.group for record in hashed}) == 1 < len({record.path for record in hashed}):
-            found.warnings.append(
+            understood.warnings.append(
                 f"all {len({record.path for record in hashed})} DICOM files name one patient: if the same ID was written into all, "
                 "tell the patients apart in a manifest.csv with a column group"
             )
 
 
-def _say_counts(found: Understanding) -> None:
-    records = [record for record in found.records if record.split != "exclude" and not record.reason]
+def _say_counts(understood: Understanding) -> None:
+    records = [record for record in understood.records if record.split != "exclude" and not record.reason]
     labels = Counter(record.label for record in records)
     named = {label: count for label, count in labels.items() if label}
     if named:
         shares = ", ".join(f"{shown(label)} {count}" for label, count in sorted(named.items())[:12])
         rest = f", and {len(named) - 12} more" if len(named) > 12 else ""
         none = f"; {labels['']} without a label" if labels[""] else ""
-        found.labels = f"{len(named)} ({found.labels}): {shares}{rest}{none}"
+        understood.labels = f"{len(named)} ({understood.labels}): {shares}{rest}{none}"
     groups = {record.group for record in records if record.group}
     if groups:
         ungrouped = sum(not record.group for record in records)
-        found.groups = f"{len(groups)} ({found.groups or 'by the source'})" + f"; {ungrouped} images without" * bool(
-            ungrouped
+        understood.groups = (
+            f"{len(groups)} ({understood.groups or 'by the source'})"
+            + f"; {ungrouped} images without" * bool(ungrouped)
         )
     else:
-        found.groups = "none found: splits are by image and duplicate cluster, so one patient may lie in two splits"
+        understood.groups = (
+            "none found: splits are by image and duplicate cluster, so one patient may lie in two splits"
+        )
     splits = Counter(record.split for record in records if record.split)
     if splits:
         counts = ", ".join(f"{split} {splits[split]}" for split in ("train", "val", "test") if splits[split])
         open_ = sum(not record.split for record in records)
-        found.splits = f"{counts} ({found.splits})" + f"; {open_} images without" * bool(open_)
+        understood.splits = f"{counts} ({understood.splits})" + f"; {open_} images without" * bool(open_)
         for split in ("val", "test"):
             of_split = [record for record in records if record.split == split]
             if of_split and named and not any(record.label for record in of_split):
-                found.warnings.append(f"the {split} images have no labels: nothing can be measured on them")
-        if not splits["val"] and splits["train"] and splits["test"] and found.layout != "a CSV manifest":
-            found.notes.append("there is no val split: the share that splits gives val is taken from train, by groups")
+                understood.warnings.append(f"the {split} images have no labels: nothing can be measured on them")
+        if not splits["val"] and splits["train"] and splits["test"] and understood.layout != "a CSV manifest":
+            understood.notes.append(
+                "there is no val split: the share that splits gives val is taken from train, by groups"
+            )
         lacking = [split for split in ("val", "test") if not splits[split]]
-        if lacking and splits["train"] and not open_ and (not splits["test"] or found.layout == "a CSV manifest"):
-            found.notes.append(f"there is no {' and no '.join(lacking)} split: nothing can be chosen or measured on it")
+        if lacking and splits["train"] and not open_ and (not splits["test"] or understood.layout == "a CSV manifest"):
+            understood.notes.append(
+                f"there is no {' and no '.join(lacking)} split: nothing can be chosen or measured on it"
+            )
     else:
-        found.splits = "none: made by groups"
+        understood.splits = "none: made by groups"
 
 
 def _raise(error: OSError):
@@ -340,7 +347,7 @@ def _nearest(path: Path) -> str:
 
 
 def _looked_for(files: list[str]) -> str:
-    found = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in files)
-    holds = ", ".join(f"{count} {extension}" for extension, count in found.most_common(5))
+    endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in files)
+    holds = ", ".join(f"{count} {extension}" for extension, count in endings.most_common(5))
     hint = "; unpack archives first" if any(os.path.splitext(name)[1].lower() in ARCHIVES for name in files) else ""
     return f": looked for {' '.join(READ_EXTENSIONS)}, found {holds or 'no files at all'}{hint}"

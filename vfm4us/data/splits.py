@@ -66,8 +66,8 @@ def near_duplicates(a: np.ndarray, b: np.ndarray, distance: int = HASH_DISTANCE)
 
     Beyond the answer itself the memory stays below about 10 MB; 10^5 x 10^4 takes a second.
     """
-    found = [np.stack(pairs, axis=1) for pairs in _near_pairs(a, b, distance)]
-    pairs = np.concatenate([np.zeros((0, 2), np.int64), *found])
+    pairs_of = [np.stack(pairs, axis=1) for pairs in _near_pairs(a, b, distance)]
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *pairs_of])
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 

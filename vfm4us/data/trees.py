@@ -44,27 +44,27 @@ class Item:
     partner: "Item | None" = None  # the image beside which a mask lies
 
 
-def understand_tree(root: Path, images: list[str], arrays: list[str], reading, found: Understanding) -> None:
+def understand_tree(root: Path, images: list[str], arrays: list[str], reading, understood: Understanding) -> None:
     """Fill in `found` for the folder `root` with these image files and NumPy arrays, which can only be masks.
 
     Raises ValueError where two readings are possible.
     """
-    found.layout = "a folder of images"
+    understood.layout = "a folder of images"
     items = [_item(path) for path in (*images, *arrays)]
-    _apply_reading(items, reading, found)
-    _splits_or_classes(root, items, reading, found)
+    _apply_reading(items, reading, understood)
+    _splits_or_classes(root, items, reading, understood)
     if any(item.domain for item in items):
-        return _domains(items, found)
+        return _domains(items, understood)
     if any(item.role in ("low", "high") for item in items):
-        _quality_pairs(root, items, found)
+        _quality_pairs(root, items, understood)
     else:
-        _masks(root, items, set(arrays), reading, found)
+        _masks(root, items, set(arrays), reading, understood)
     kept = [item for item in items if item.role in ("image", "")]
-    _further_folders(kept, found)
+    _further_folders(kept, understood)
     kept = [item for item in kept if item.role != "left"]
-    _labels_and_groups(kept, reading, found)
+    _labels_and_groups(kept, reading, understood)
     if not reading.folders:
-        _classes_or_else(root, kept, found)
+        _classes_or_else(root, kept, understood)
     return None
 
 
@@ -88,7 +88,7 @@ def _item(path: str) -> Item:
     return item
 
 
-def _apply_reading(items: list[Item], reading, found: Understanding) -> None:
+def _apply_reading(items: list[Item], reading, understood: Understanding) -> None:
     """Folders or endings that the reading names as images, masks or passed over."""
     for role, names in (("image", reading.images), ("mask", reading.masks), ("left", reading.passed_over)):
         for name in names:
@@ -107,7 +107,7 @@ def _apply_reading(items: list[Item], reading, found: Understanding) -> None:
             if role == "left":
                 for item in items:
                     if item.role == "left" and item.role_folder == name or item.word == name:
-                        found.add("passed over", f"as reading.passed_over says ({name})", item.path)
+                        understood.add("passed over", f"as reading.passed_over says ({name})", item.path)
             if not hit:
                 key = {"image": "images", "mask": "masks", "left": "passed_over"}[role]
                 raise ValueError(f"reading: {key}={name!r} is no folder and no ending of a file here")
@@ -116,11 +116,11 @@ def _apply_reading(items: list[Item], reading, found: Understanding) -> None:
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 
-def _splits_or_classes(root: Path, items: list[Item], reading, found: Understanding) -> None:
+def _splits_or_classes(root: Path, items: list[Item], reading, understood: Understanding) -> None:
     """Whether folders named like splits are splits; they are where two of them lie there, or one with images and masks."""
     names = {item.split for item in items if item.split}
     folders = sorted({part for item in items for part in item.parts if words.folder_of(part).split})
-    if not names and not reading.folders and _splits_within_names(root, items, found):
+    if not names and not reading.folders and _splits_within_names(root, items, understood):
         return
     if reading.folders == "classes" or not names:
         if names:
@@ -130,12 +130,12 @@ def _splits_or_classes(root: Path, items: list[Item], reading, found: Understand
         return
     outside = sorted({item.parts[0] for item in items if not item.split and item.parts})
     if reading.folders == "splits" or len(names) > 1 or any(item.domain for item in items):
-        found.splits = f"by the folders {', '.join(folders)}"
+        understood.splits = f"by the folders {', '.join(folders)}"
         return
     if not outside and all(item.split for item in items):  # one folder around everything
         for item in items:
             item.split = ""
-        found.notes.append(f"{folders[0]}/ holds everything: splits are made anew")
+        understood.notes.append(f"{folders[0]}/ holds everything: splits are made anew")
         return
     if any(item.role == "mask" for item in items) and not outside:
         return
@@ -148,7 +148,7 @@ def _splits_or_classes(root: Path, items: list[Item], reading, found: Understand
     )
 
 
-def _splits_within_names(root: Path, items: list[Item], found: Understanding) -> bool:
+def _splits_within_names(root: Path, items: list[Item], understood: Understanding) -> bool:
     """benign_train/ and benign_test/, or train_7.png and test_8.png: names that say a split beside something else."""
     said = {item.rest[0]: words.split_within(item.rest[0]) for item in items if item.rest}
     several = defaultdict(set)
@@ -165,7 +165,7 @@ def _splits_within_names(root: Path, items: list[Item], found: Understanding) ->
                 name, item.split = said[item.rest[0]]
                 item.rest = (name, *item.rest[1:])
         example = min(said)
-        found.splits = f"by the names of folders: {example}/ is {said[example][1]} of {said[example][0]}"
+        understood.splits = f"by the names of folders: {example}/ is {said[example][1]} of {said[example][0]}"
         return True
     named = [(item, words.split_within(item.stem)[1]) for item in items]
     splits = {split for _, split in named if split}
@@ -173,11 +173,11 @@ def _splits_within_names(root: Path, items: list[Item], found: Understanding) ->
         return False
     for item, split in named:
         item.split = split
-    found.splits = f"by the names of files: {named[0][0].path} is {named[0][1] or 'in none'}"
+    understood.splits = f"by the names of files: {named[0][0].path} is {named[0][1] or 'in none'}"
     return True
 
 
-def _further_folders(items: list[Item], found: Understanding) -> None:
+def _further_folders(items: list[Item], understood: Understanding) -> None:
     """Beside split folders, other folders are neither classes nor splits."""
     if not any(item.split for item in items):
         return
@@ -185,26 +185,26 @@ def _further_folders(items: list[Item], found: Understanding) -> None:
         if not item.split:
             item.role = "left"
             where = f"{item.parts[0]}/" if item.parts else "loose files"
-            found.add("passed over", f"{where} beside the split folders", item.path)
+            understood.add("passed over", f"{where} beside the split folders", item.path)
     left = sorted({item.parts[0] if item.parts else "loose files" for item in items if item.role == "left"})
     if left:
-        found.notes.append(
+        understood.notes.append(
             f"{_some(left)}: beside the split folders, not used (name its split in a manifest.csv to use it)"
         )
 
 
-def _domains(items: list[Item], found: Understanding) -> None:
+def _domains(items: list[Item], understood: Understanding) -> None:
     """trainA, trainB: two kinds of images without pairs."""
-    found.layout = "unpaired domains A and B"
-    found.said = "two sets of images for translation without pairs; they have no labels and no targets"
+    understood.layout = "unpaired domains A and B"
+    understood.said = "two sets of images for translation without pairs; they have no labels and no targets"
     used = [item for item in items if item.domain]
     for item in used:
-        found.add("image", f"domain {item.domain}", item.path)
-        found.records.append(Record(id=without_extension(item.path), path=item.path, split=item.split))
+        understood.add("image", f"domain {item.domain}", item.path)
+        understood.records.append(Record(id=without_extension(item.path), path=item.path, split=item.split))
     for item in items:
         if not item.domain:
-            found.add("passed over", "beside the folders of domains A and B", item.path)
-    found.notes.append(
+            understood.add("passed over", "beside the folders of domains A and B", item.path)
+    understood.notes.append(
         "A and B are not taken for classes; for pairs of low and high quality give low_quality/ and high_quality/"
     )
 
@@ -212,8 +212,8 @@ def _domains(items: list[Item], found: Understanding) -> None:
 # ---- pairs of two qualities -----------------------------------------------------------------------------------------
 
 
-def _quality_pairs(root: Path, items: list[Item], found: Understanding) -> None:
-    found.layout = "pairs of two qualities"
+def _quality_pairs(root: Path, items: list[Item], understood: Understanding) -> None:
+    understood.layout = "pairs of two qualities"
     targets: dict[tuple, list[Item]] = defaultdict(list)
     for item in items:
         if item.role == "high":
@@ -227,14 +227,14 @@ def _quality_pairs(root: Path, items: list[Item], found: Understanding) -> None:
         if pair:
             item.masks, item.word = [pair.path], "target"
             used.add(pair.path)
-            found.add("target", "high quality, of the same name", pair.path)
+            understood.add("target", "high quality, of the same name", pair.path)
         else:
-            found.add("unmatched", "low quality without an image of the same name in high quality", item.path)
+            understood.add("unmatched", "low quality without an image of the same name in high quality", item.path)
     for item in items:
         if item.role == "high" and item.path not in used:
-            found.add("unmatched", "high quality without an image of the same name in low quality", item.path)
+            understood.add("unmatched", "high quality without an image of the same name in low quality", item.path)
         elif item.role not in ("low", "high"):
-            found.add("passed over", "beside the folders of low and high quality", item.path)
+            understood.add("passed over", "beside the folders of low and high quality", item.path)
             item.role = "left"
     if not used and any(item.role == "high" for item in items):
         example = next(item.path for item in items if item.role == "high")
@@ -251,13 +251,13 @@ def _quality_pairs(root: Path, items: list[Item], found: Understanding) -> None:
 # ---- masks ----------------------------------------------------------------------------------------------------------
 
 
-def _masks(root: Path, items: list[Item], arrays: set[str], reading, found: Understanding) -> None:
+def _masks(root: Path, items: list[Item], arrays: set[str], reading, understood: Understanding) -> None:
     """Give every image its masks; what is called a mask or an overlay and is none is named."""
     for item in items:
         if item.path in arrays and item.role != "left":
             item.role = "mask"
-    _beside_in_one_folder(root, items, found)
-    _by_folder(root, items, found)
+    _beside_in_one_folder(root, items, understood)
+    _by_folder(root, items, understood)
     images = [item for item in items if item.role in ("", "image")]
     masks = [item for item in items if item.role == "mask"]
     if masks and not images:
@@ -281,14 +281,14 @@ def _masks(root: Path, items: list[Item], arrays: set[str], reading, found: Unde
             f"{images[0].path} among "
             f"{len(images)} images): rename them alike, or write a manifest.csv with the columns path,mask"
         )
-    main = _main_kind(root, matched, reading, found)
+    main = _main_kind(root, matched, reading, understood)
     used = set()
     for mask, image in matched:
         if (mask.role_folder or "", mask.word) in main:
             image.masks.append(mask.path)
             used.add(mask.path)
         else:
-            found.add("passed over", f"a further kind of mask: {mask.word or mask.role_folder}", mask.path)
+            understood.add("passed over", f"a further kind of mask: {mask.word or mask.role_folder}", mask.path)
             used.add(mask.path)
     for image in images:
         image.masks.sort(key=natural_key)
@@ -297,15 +297,15 @@ def _masks(root: Path, items: list[Item], arrays: set[str], reading, found: Unde
     what = (
         f"by its ending or beginning, as {matched[0][0].path}" if beside else f"in {_some(places)}, of the image's name"
     )
-    found.add("mask", what, *(path for image in images for path in image.masks))
+    understood.add("mask", what, *(path for image in images for path in image.masks))
     for mask in masks:
         if mask.path not in used:
-            found.add("unmatched", "a mask without an image", mask.path)
+            understood.add("unmatched", "a mask without an image", mask.path)
     missing = [image for image in images if not image.masks]
     if missing:
-        found.notes.append(f"{len(missing)} of {len(images)} images have no mask, e.g. {missing[0].path}")
+        understood.notes.append(f"{len(missing)} of {len(images)} images have no mask, e.g. {missing[0].path}")
     if by_class:
-        found.notes.append(f"masks lie in one folder ({by_class}), taken as class 1")
+        understood.notes.append(f"masks lie in one folder ({by_class}), taken as class 1")
 
 
 def _masked_beside_others(root: Path, images: list[Item], masks: list[Item]) -> None:
@@ -329,7 +329,7 @@ def _masked_beside_others(root: Path, images: list[Item], masks: list[Item]) -> 
         )
 
 
-def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -> None:
+def _beside_in_one_folder(root: Path, items: list[Item], understood: Understanding) -> None:
     """Masks beside their images: `x.png` with `x_mask.png`, `x_tumor.png`, or an ending unknown to us that looks like masks."""
     by_folder = defaultdict(list)
     for item in items:
@@ -363,11 +363,11 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
         if named and words.is_overlay_word(name[1:]) and not (share and share > 0.5):
             for item, _ in pairs:
                 item.role = "left"
-                found.add("passed over", "overlays, by their ending", item.path)
+                understood.add("passed over", "overlays, by their ending", item.path)
         elif named and share is not None and share < 0.5 and (of_images is None or of_images < 0.5):
             for item, _ in pairs:
                 item.role = "left"
-                found.add(
+                understood.add(
                     "passed over", f"named {name[1:]}, but pictures with many greys: overlays, no masks", item.path
                 )
         elif named or (share is not None and share > 0.5 and not (of_images and of_images > 0.5)):
@@ -375,7 +375,7 @@ def _beside_in_one_folder(root: Path, items: list[Item], found: Understanding) -
                 item.role, item.base, item.word, item.role_folder = "mask", base.stem, name.lstrip("*"), ""
                 item.partner = base
             if not named:
-                found.notes.append(
+                understood.notes.append(
                     f"{name!r} in names is taken for masks, as its {len(pairs)} files have few values in large areas "
                     f"(e.g. {pairs[0][0].path})"
                 )
@@ -405,8 +405,8 @@ def _two_words(root: Path, by_folder: dict[tuple, list[Item]]) -> dict[str, list
         named: dict[str, dict[str, Item]] = defaultdict(dict)
         for item in members:
             for pattern, word, rest in ((WORD_BEFORE, 1, 2), (WORD_BEHIND, 2, 1)):
-                if found := pattern.match(item.stem):
-                    named[f"{word} {found[word]}"][found[rest]] = item
+                if match := pattern.match(item.stem):
+                    named[f"{word} {match[word]}"][match[rest]] = item
         often = sorted((word for word in named if len(named[word]) > 2), key=lambda word: -len(named[word]))[
             :MOST_WORDS
         ]
@@ -430,7 +430,7 @@ def _tail(stem: str) -> str:
     return re.sub(r"^[^\W\d_]+[-_ ]*", "", stem) or stem
 
 
-def _by_folder(root: Path, items: list[Item], found: Understanding) -> None:
+def _by_folder(root: Path, items: list[Item], understood: Understanding) -> None:
     """Judge folders that are called masks or overlays by their content, and those that pair without being called anything."""
     folders = defaultdict(list)
     for item in items:
@@ -450,7 +450,7 @@ def _by_folder(root: Path, items: list[Item], found: Understanding) -> None:
             elif pairing or others:
                 for item in members:
                     item.role = "left"
-                    found.add(
+                    understood.add(
                         "passed over", f"{name}/: overlays, pictures of images with something drawn on them", item.path
                     )
             continue
@@ -466,13 +466,13 @@ def _by_folder(root: Path, items: list[Item], found: Understanding) -> None:
             if overlaid:
                 for item in members:
                     item.role = "left"
-                    found.add("passed over", f"{name}/: named like masks, but pictures with many greys", item.path)
-                found.notes.append(f"{name}/ pairs with images but does not look like masks: passed over")
+                    understood.add("passed over", f"{name}/: named like masks, but pictures with many greys", item.path)
+                understood.notes.append(f"{name}/ pairs with images but does not look like masks: passed over")
             else:
                 for item in members:  # a class that is called lesion
                     item.role, item.rest = "", tuple(p for p in item.parts if not words.folder_of(p).split)
     if not any(item.role == "mask" for item in items):
-        _unnamed_mask_folders(root, items, found)
+        _unnamed_mask_folders(root, items, understood)
 
 
 def _same_pictures(root: Path, items: list[Item], others: list[Item]) -> bool:
@@ -482,7 +482,7 @@ def _same_pictures(root: Path, items: list[Item], others: list[Item]) -> bool:
     return looks.same_pictures(root, pairs)
 
 
-def _unnamed_mask_folders(root: Path, items: list[Item], found: Understanding) -> None:
+def _unnamed_mask_folders(root: Path, items: list[Item], understood: Understanding) -> None:
     """Two folders beside each other whose files pair one to one, one of them with few values: image and mask."""
     by_parent: dict[tuple, dict[str, dict[str, Item]]] = defaultdict(lambda: defaultdict(dict))
     for item in items:
@@ -508,7 +508,7 @@ def _unnamed_mask_folders(root: Path, items: list[Item], found: Understanding) -
                     item.role, item.role_folder = "image", other
                     item.rest = tuple(part for part in item.rest if part != other)
                 where = "/".join((*parent, name))
-                found.notes.append(
+                understood.notes.append(
                     f"{where}/ is taken for the masks of {'/'.join((*parent, other))}/: the names pair one to one, and "
                     "its files "
                     "have few values in large areas"
@@ -597,7 +597,9 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
     return beside + pairs
 
 
-def _main_kind(root: Path, matched: list[tuple[Item, Item]], reading, found: Understanding) -> set[tuple[str, str]]:
+def _main_kind(
+    root: Path, matched: list[tuple[Item, Item]], reading, understood: Understanding
+) -> set[tuple[str, str]]:
     """The kind of mask that is used, where images have several: the one that nearly all images have."""
     kinds = Counter((mask.role_folder or "", mask.word) for mask, _ in matched)
     per_split = defaultdict(set)
@@ -613,7 +615,7 @@ def _main_kind(root: Path, matched: list[tuple[Item, Item]], reading, found: Und
     if next_count <= 0.5 * count:
         others = [kind for kind in kinds if kind != first]
         names = ", ".join(kind[1] or kind[0] for kind in others)
-        found.notes.append(
+        understood.notes.append(
             f"{first[1] or first[0]} is taken for the mask; further kinds of masks are left out: {names}"
         )
         return {first}
@@ -628,7 +630,7 @@ def _main_kind(root: Path, matched: list[tuple[Item, Item]], reading, found: Und
 # ---- labels and groups ----------------------------------------------------------------------------------------------
 
 
-def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None:
+def _labels_and_groups(items: list[Item], reading, understood: Understanding) -> None:
     if items and not all(item.role == "image" for item in items):
         for item in items:  # a class called `original` beside others
             if item.role == "image" and not item.masks and item.word != "target":
@@ -651,7 +653,7 @@ def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None
         if len(item.rest) > 1:
             deeper[item.rest[0]].add(item.rest[1:])
     if not patients and not reading.folders:
-        _classes_at_one_level(found.source, tops, deeper)
+        _classes_at_one_level(understood.source, tops, deeper)
     below = [rest for several in deeper.values() for rest in several]
     named = bool(below) and all(
         any(words.is_patient_folder(part) or words.is_clip_folder(part) for part in rest) for rest in below
@@ -691,35 +693,35 @@ def _labels_and_groups(items: list[Item], reading, found: Understanding) -> None
         elif not group and (original := originals.get(item.path, "")):
             record.group = original
             varied += 1
-        found.records.append(record)
-        found.add("image", _what(record), item.path)
-    _apart_in_splits(found)
-    groups = {record.group for record in found.records if record.group}
+        understood.records.append(record)
+        understood.add("image", _what(record), item.path)
+    _apart_in_splits(understood)
+    groups = {record.group for record in understood.records if record.group}
     if patients:
-        found.groups = f"folders of patients, e.g. {sorted(tops)[0]}/"
+        understood.groups = f"folders of patients, e.g. {sorted(tops)[0]}/"
     elif named or many:
-        found.groups = f"folders below the classes, e.g. {'/'.join(sorted(below)[0])}/"
+        understood.groups = f"folders below the classes, e.g. {'/'.join(sorted(below)[0])}/"
     elif below:
-        found.notes.append(
+        understood.notes.append(
             f"folders below the first one are used neither as labels nor as groups, e.g. {'/'.join(sorted(below)[0])}/"
         )
-    if by_name and len(groups) < len(found.records):
+    if by_name and len(groups) < len(understood.records):
         example = next(
-            r for r in found.records if r.group and words.group_of_name(without_extension(r.path.split("/")[-1]))
+            r for r in understood.records if r.group and words.group_of_name(without_extension(r.path.split("/")[-1]))
         )
-        found.groups = f"by the names of files: {example.path} belongs to {example.group}"
+        understood.groups = f"by the names of files: {example.path} belongs to {example.group}"
     elif by_name and not (patients or named or many):
-        for record in found.records:  # each its own: duplicates are found as ever
+        for record in understood.records:  # each its own: duplicates are found as ever
             record.group = ""
     if varied:
         example = next(path for path in originals)
-        found.notes.append(
+        understood.notes.append(
             f"{varied} images are varied copies by their names, and their originals (e.g. {example}): each copy is in the group of "
             "its original; copies in val and test are no independent images"
         )
-        found.groups = found.groups or "by the names of varied copies"
-    if patients and not any(r.label for r in found.records):
-        found.notes.append("the first folders are patients, so that there are no labels")
+        understood.groups = understood.groups or "by the names of varied copies"
+    if patients and not any(r.label for r in understood.records):
+        understood.notes.append("the first folders are patients, so that there are no labels")
 
 
 def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -> None:
@@ -756,20 +758,20 @@ def _originals(items: list[Item]) -> dict[str, str]:
     return copies
 
 
-def _apart_in_splits(found: Understanding) -> None:
+def _apart_in_splits(understood: Understanding) -> None:
     """Names of patients that occur in two split folders: numbers that begin anew, or the same patients on both sides."""
     seen = defaultdict(set)
-    for record in found.records:
+    for record in understood.records:
         if record.group and record.split:
             seen[record.group].add(record.split)
     both = sorted(group for group, splits in seen.items() if len(splits) > 1)
     if both:
-        found.warnings.append(
+        understood.warnings.append(
             f"{len(both)} names of patients or clips occur in two split folders, e.g. {both[0]}: taken for different "
             "ones, as numbers "
             "often begin anew; if they are the same, the test is not independent"
         )
-        for record in found.records:
+        for record in understood.records:
             if record.group in both:
                 record.group = f"{record.split} {record.group}"
 
@@ -781,14 +783,14 @@ def _what(record: Record) -> str:
     return ", ".join(parts) or "without a label"
 
 
-def _classes_or_else(root: Path, items: list[Item], found: Understanding) -> None:
+def _classes_or_else(root: Path, items: list[Item], understood: Understanding) -> None:
     """ValueError where folders that would be classes hold the same pictures under the same names, or are named like parts."""
     folders = defaultdict(dict)
     for item in items:
         if item.rest:
             folders[item.rest[0]][(item.split, item.rest[1:], words.same(item.stem))] = item
     names = sorted(folders)
-    labelled = {record.label for record in found.records if record.label}
+    labelled = {record.label for record in understood.records if record.label}
     if len(names) < 2 or not labelled:
         return
     if all(map(words.is_fold, names)):

@@ -171,8 +171,8 @@ def data_file(path) -> Path | None:
         return None
     header = limits.first_bytes(path, 65536)
     header = header.split(b"\n\n", 1)[0] if header.startswith(b"NRRD") else header
-    found = DATA_FILE.search(header)
-    name = found[1].decode("utf-8", "surrogateescape") if found else ""
+    match = DATA_FILE.search(header)
+    name = match[1].decode("utf-8", "surrogateescape") if match else ""
     if not name or name.upper() == "LOCAL":
         return None
     if "/" in name or "\\" in name or "%" in name or name.split()[0].upper() == "LIST" or name.startswith("."):

@@ -157,11 +157,11 @@ def without_role(stem: str) -> tuple[str, str]:
     """A file's name without the word that says what it is, and that word: `x_mask_1` -> x, mask; `gt-7` -> 7, gt."""
     if not ROLE_SOMEWHERE.search(stem):
         return stem, ""
-    if found := ENDING.match(stem) or CAMEL_ENDING.match(stem):
-        if found[1]:
-            return found[1], found[2].lower()
-    if found := BEGINNING.match(stem):
-        return found[2], found[1].lower()
+    if match := ENDING.match(stem) or CAMEL_ENDING.match(stem):
+        if match[1]:
+            return match[1], match[2].lower()
+    if match := BEGINNING.match(stem):
+        return match[2], match[1].lower()
     if (
         (of_stem := words_of(stem))
         and all(word in MASKS | OVERLAYS or word.isdigit() for word in of_stem)
@@ -200,28 +200,28 @@ def is_litter(path: str) -> bool:
 
 def group_of_name(stem: str) -> str:
     """Whose image a file is by its name: the clip of a numbered frame, the patient, or "" where the name does not say."""
-    if found := PATIENT_IN_NAME.search(stem):
-        return found[1]
-    if found := CLIP_IN_NAME.match(stem):
-        return found[1]
-    if found := FRAME_IN_NAME.match(stem):
-        return found[1].rstrip("-_ ")
+    if match := PATIENT_IN_NAME.search(stem):
+        return match[1]
+    if match := CLIP_IN_NAME.match(stem):
+        return match[1]
+    if match := FRAME_IN_NAME.match(stem):
+        return match[1].rstrip("-_ ")
     return ""
 
 
 def split_within(name: str) -> tuple[str, str]:
     """A name without the split it says, and that split: benign_train -> benign, train; "" where it says none."""
-    if found := SPLIT_BEHIND.match(name):
-        return found[1], SPLITS[found[2].lower()]
-    if found := SPLIT_BEFORE.match(name):
-        return found[2], SPLITS[found[1].lower()]
+    if match := SPLIT_BEHIND.match(name):
+        return match[1], SPLITS[match[2].lower()]
+    if match := SPLIT_BEFORE.match(name):
+        return match[2], SPLITS[match[1].lower()]
     return name, ""
 
 
 def original_of(stem: str) -> str:
     """The name of the image of which a file is a varied copy by its own: 7_flip, 7 (copy) -> 7; "" for others."""
-    found = VARIED.match(stem)
-    return found[1] if found else ""
+    match = VARIED.match(stem)
+    return match[1] if match else ""
 
 
 def is_clip_folder(name: str) -> bool:

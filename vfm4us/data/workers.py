@@ -85,7 +85,7 @@ class _Pool:
         self.budget = limits.PixelBudget(limits.MAXIMUM_PIXELS - count * self.allowance)
         self.beginning = work, common, self.allowance
         self.given_up = given_up
-        self.own = threading.local()
+        self.of_thread = threading.local()
         self.lock, self.closed = threading.Lock(), False
         self.processes: list[subprocess.Popen] = []
 
@@ -108,7 +108,7 @@ class _Pool:
                 return self.given_up(item, died)
 
     def _ask(self, batch: list) -> list:
-        process = getattr(self.own, "process", None) or self._started()
+        process = getattr(self.of_thread, "process", None) or self._started()
         try:
             _send(process.stdin, batch)
             with contextlib.ExitStack() as held:
@@ -124,7 +124,7 @@ class _Pool:
                     else:
                         return content
         except (EOFError, BrokenPipeError) as error:
-            self.own.process = None
+            self.of_thread.process = None
             try:
                 code = process.wait(ENDING)
             except subprocess.TimeoutExpired:  # it answers no more, and does not end
@@ -146,7 +146,7 @@ class _Pool:
                 process_group=0 if os.name == "posix" else None,  # Ctrl-C is the parent's, which ends them
             )
             self.processes.append(process)
-        self.own.process = process
+        self.of_thread.process = process
         with contextlib.suppress(BrokenPipeError):  # the answer that does not come tells it
             _send(process.stdin, self.beginning)
         return process

@@ -30,10 +30,10 @@ def names(**having: bool) -> list[str]:
 
 def family_of(name: str) -> Family:
     """What is known of an encoder by its name; ValueError lists the names."""
-    found = next((f for f in FAMILIES if name in f.names), None)
-    if found is None:
+    family = next((f for f in FAMILIES if name in f.names), None)
+    if family is None:
         raise ValueError(f"encoder.name {name!r} is not one of {', '.join(names())}")
-    return found
+    return family
 
 
 NAMES = tuple(names())

@@ -68,8 +68,8 @@ class NetworkEmbedder:
             x = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH])).to(device)
             x = x[:, None].float().div(255)
             with autocast(device, self.precision):
-                found = forward(network, x, np.asarray(valid[start : start + BATCH]))
-            for layer, z in found.items():
+                features = forward(network, x, np.asarray(valid[start : start + BATCH]))
+            for layer, z in features.items():
                 parts.setdefault(layer, []).append(z.float().cpu().numpy())
             if progress:
                 progress(len(x))

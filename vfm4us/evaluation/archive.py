@@ -303,11 +303,11 @@ def strangeness(features: np.ndarray, places: np.ndarray) -> np.ndarray:
 
     Of the vectors as they are: whitening would take from a stranger the very direction in which it is one.
     """
-    found = np.zeros(len(features), np.float32)
+    distances = np.zeros(len(features), np.float32)
     for b in blocks(len(features), 1024):
         vectors, near = np.asarray(features[b], np.float32), np.asarray(features[places[b].ravel()], np.float32)
-        found[b] = np.linalg.norm(vectors[:, None] - near.reshape(len(vectors), -1, near.shape[1]), axis=2).mean(1)
-    return found / max(1e-12, float(np.median(found)))
+        distances[b] = np.linalg.norm(vectors[:, None] - near.reshape(len(vectors), -1, near.shape[1]), axis=2).mean(1)
+    return distances / max(1e-12, float(np.median(distances)))
 
 
 def duplicates(archive: Archive) -> np.ndarray:

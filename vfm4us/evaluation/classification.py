@@ -87,8 +87,8 @@ def fit_temperature(labels: np.ndarray, logits: Tensor) -> float:
     def entropy(log_t: float) -> float:
         return float(F.cross_entropy(logits.double() / np.exp(log_t), target))
 
-    found = minimize_scalar(entropy, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x)) if 2 * len(target) * (entropy(0.0) - found.fun) > 3.84 else 1.0
+    minimum = minimize_scalar(entropy, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(minimum.x)) if 2 * len(target) * (entropy(0.0) - minimum.fun) > 3.84 else 1.0
 
 
 def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -30,19 +30,19 @@ def apply(name: str, image: np.ndarray, strength: float) -> np.ndarray:
         return median_filter(image, round(strength), mode="nearest")
     from skimage.restoration import denoise_nl_means
 
-    found = denoise_nl_means(image / 255.0, patch_size=5, patch_distance=6, h=strength, fast_mode=True)
-    return (found * 255).round().clip(0, 255).astype(np.uint8)
+    smoothed = denoise_nl_means(image / 255.0, patch_size=5, patch_distance=6, h=strength, fast_mode=True)
+    return (smoothed * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def choose(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     """Of each filter the strength with the best mean SSIM on (low, high) pairs; {} where there are none."""
-    found = [
+    scores = [
         {(name, s): ssim(apply(name, low, s), high) for name, grid in GRIDS.items() for s in grid}
         for low, high in pairs
     ]
-    if not found:
+    if not scores:
         return {}
-    return {name: max(grid, key=lambda s: sum(f[name, s] for f in found)) for name, grid in GRIDS.items()}
+    return {name: max(grid, key=lambda s: sum(f[name, s] for f in scores)) for name, grid in GRIDS.items()}
 
 
 def rule(strengths: dict[str, float], chosen: bool) -> dict[str, str]:

@@ -87,8 +87,8 @@ def draw(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
     while quota.sum() > count:  # small classes were rounded up to one
         quota[np.argmax(np.where(quota > 1, quota - exact, -np.inf))] -= 1
     rng = np.random.default_rng((seed, count))
-    found = [rng.permutation(np.flatnonzero(codes == c))[:q] for c, q in zip(classes, quota, strict=True)]
-    return np.sort(np.concatenate(found))
+    chosen = [rng.permutation(np.flatnonzero(codes == c))[:q] for c, q in zip(classes, quota, strict=True)]
+    return np.sort(np.concatenate(chosen))
 
 
 def rows_of(task: Task, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -109,12 +109,12 @@ def linear_point(task: Task, split: str, reference: np.ndarray, queries: np.ndar
 
 def curves_of(points: list[Point], mode: str) -> dict[str, list[tuple[float, float, float, float]]]:
     """{arm: [(images, mean AUROC, low, high), ...]} by number of images; 95 % limits of the mean over draws and encoder seeds."""
-    found: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    by_arm: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
         if point.mode == mode:
-            found[point.arm][point.labels].append(point)
+            by_arm[point.arm][point.labels].append(point)
     curves = {}
-    for arm, by_labels in found.items():
+    for arm, by_labels in by_arm.items():
         curve = []
         for several in by_labels.values():
             scores = np.array([p.auroc for p in several])

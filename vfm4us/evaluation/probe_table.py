@@ -89,12 +89,12 @@ class Task:
 
     def rows(self, dataset: PreparedDataset, splits: list[str], limit: int = 0) -> np.ndarray:
         """The labelled images of these splits, in order; a fixed random choice of `limit` of them."""
-        found = np.flatnonzero(np.isin(dataset.splits, splits) & np.isin(dataset.labels, self.classes))
-        if not len(found):
+        rows = np.flatnonzero(np.isin(dataset.splits, splits) & np.isin(dataset.labels, self.classes))
+        if not len(rows):
             raise ValueError(f"{self.name}: {dataset.folder} has no image of {', '.join(self.classes)} in {splits}")
-        if limit and limit < len(found):
-            found = np.sort(np.random.default_rng(0).choice(found, limit, replace=False))
-        return found
+        if limit and limit < len(rows):
+            rows = np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
+        return rows
 
     def codes(self, dataset: PreparedDataset, rows: np.ndarray) -> np.ndarray:
         """Class numbers (n,) of the rows of a set."""
@@ -168,9 +168,11 @@ def open_task(text: str, roots: list[Path], cache: Path, size: int, square: bool
         datasets.append(opened[key])
     if len(datasets) > 2:
         raise ValueError(f"task {text}: one data set, or two with -to- between them")
-    found = [sorted({label for label, s in zip(d.labels, d.splits, strict=True) if s != "exclude"}) for d in datasets]
-    classes = sorted(labels.split(",")) if labels else found[0]
-    for dataset, names_ in zip(datasets, found, strict=True):
+    labels_of = [
+        sorted({label for label, s in zip(d.labels, d.splits, strict=True) if s != "exclude"}) for d in datasets
+    ]
+    classes = sorted(labels.split(",")) if labels else labels_of[0]
+    for dataset, names_ in zip(datasets, labels_of, strict=True):
         if missing := [c for c in classes if c not in names_]:
             raise ValueError(f"task {text}: {dataset.folder} has no label {missing[0]!r}; it has {', '.join(names_)}")
     if len(classes) < 2:
@@ -195,8 +197,8 @@ class FeatureCache:
         """The arrays of a file, None where there is none."""
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as found:
-            return dict(found)
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
 
     def write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         """Keep arrays in a file, whole or not at all."""
@@ -213,12 +215,12 @@ def images_key(dataset, rows: np.ndarray, square: bool = False) -> str:
 def vectors(embedder, dataset, rows: np.ndarray, cache: FeatureCache, square: bool = False, words: str = "") -> dict:
     """{layer: (len(rows), d)} of some images, computed once."""
     path = cache.path(VECTORS, embedder.key, images_key(dataset, rows, square))
-    if (found := cache.read(path)) is None:
+    if (features := cache.read(path)) is None:
         with tqdm(total=len(rows), unit="image", desc=words, leave=False) as bar:
             records = [dataset.records[i] for i in rows]
-            found = embedder.embed(dataset.images[rows], dataset.valid[rows], records, bar.update)
-        cache.write(path, found)
-    return found
+            features = embedder.embed(dataset.images[rows], dataset.valid[rows], records, bar.update)
+        cache.write(path, features)
+    return features
 
 
 def joined(
@@ -295,12 +297,12 @@ def choose_strength(reference: np.ndarray, codes: np.ndarray, groups: np.ndarray
     folds = min(INNER, len(set(groups)), int(np.bincount(codes, minlength=classes).min()))
     if folds < 2:
         return 1e-2  # too few images to choose by
-    found = np.zeros((len(STRENGTHS), len(codes), classes))
+    probabilities = np.zeros((len(STRENGTHS), len(codes), classes))
     for fit, held in StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(codes, codes, groups):
         if len(np.unique(codes[fit])) < classes:
             return 1e-2
-        found[:, held] = linear_path(reference[fit], codes[fit], reference[held], classes, STRENGTHS)
-    return STRENGTHS[int(np.argmax([macro_auroc(codes, p) for p in found]))]
+        probabilities[:, held] = linear_path(reference[fit], codes[fit], reference[held], classes, STRENGTHS)
+    return STRENGTHS[int(np.argmax([macro_auroc(codes, p) for p in probabilities]))]
 
 
 def macro_auroc(codes: np.ndarray, probabilities: np.ndarray) -> float:
@@ -345,7 +347,7 @@ def outcome_of(
     codes, groups = task.codes(fitted, reference), fitted.groups[reference]
     truth = task.codes(tested, queries)
     repeats = repeats if fold else 1
-    found: dict[str, list] = {method: [] for method in METHODS}
+    probabilities: dict[str, list] = {method: [] for method in METHODS}
     strengths = []
     for source in row.sources:
         embedder = open_embedder(source, setting.patches, setting.precision)
@@ -368,14 +370,14 @@ def outcome_of(
                 answers = {m: p[None] for m, p in said.items()} | {"strengths": np.array([strength])}
             cache.write(path, answers)
         for method in METHODS:
-            found[method].append(list(answers[method]))
+            probabilities[method].append(list(answers[method]))
         strengths += answers["strengths"].tolist()
-    return Outcome(truth, tested.groups[queries], str(tested.name), found, strengths)
+    return Outcome(truth, tested.groups[queries], str(tested.name), probabilities, strengths)
 
 
 def _cross_fitted(a: np.ndarray, codes, groups, classes: int, scaling: str, repeats: int) -> dict[str, np.ndarray]:
     """Each image's probabilities by probes that saw neither it nor its group: {method: (repeats, N, classes)}."""
-    found = {method: np.zeros((repeats, len(a), classes)) for method in METHODS}
+    probabilities = {method: np.zeros((repeats, len(a), classes)) for method in METHODS}
     strengths = []
     for repeat in range(repeats):
         folds = StratifiedGroupKFold(OUTER, shuffle=True, random_state=repeat)
@@ -383,8 +385,8 @@ def _cross_fitted(a: np.ndarray, codes, groups, classes: int, scaling: str, repe
             said, strength = predict(a[fit], codes[fit], groups[fit], a[held], classes, scaling)
             strengths.append(strength)
             for method, p in said.items():
-                found[method][repeat, held] = p
-    return found | {"strengths": np.array(strengths)}
+                probabilities[method][repeat, held] = p
+    return probabilities | {"strengths": np.array(strengths)}
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

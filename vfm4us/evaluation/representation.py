@@ -178,8 +178,8 @@ def outcome_scores(outcome: statistics.Outcome, counts: np.ndarray) -> dict[str,
     scopes = {"": counts} | ({"test ": counts * tested} if tested.any() and not tested.all() else {})
     for scope, weights in scopes.items():
         for kind in outcome["kinds"].tolist():
-            found = scores(outcome["labels"], outcome[kind], weights)
-            result |= {f"{scope}{kind} {measure}": found[measure] for measure in MEASURES}
+            measured = scores(outcome["labels"], outcome[kind], weights)
+            result |= {f"{scope}{kind} {measure}": measured[measure] for measure in MEASURES}
     return result
 
 

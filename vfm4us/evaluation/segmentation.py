@@ -33,25 +33,25 @@ def compare(
     predicted_pixels (K,); right and pixels: scalars over all classes and background. Pixels IGNORED in `truth` are left out.
     """
     known = truth != IGNORED
-    found = {name: np.zeros(classes) for name in (*MEASURES, "hd95_mm")}
+    figures = {name: np.zeros(classes) for name in (*MEASURES, "hd95_mm")}
     sizes = {name: np.zeros(classes, np.int64) for name in ("truth_pixels", "predicted_pixels")}
     for k in range(classes):
         ours, wanted = (predicted == k + 1) & known, truth == k + 1
         here = {"predicted_pixels": int(ours.sum()), "truth_pixels": int(wanted.sum())}
         both, total = int((ours & wanted).sum()), sum(here.values())
-        found["dice"][k] = 2 * both / total if total else 1.0
-        found["iou"][k] = both / (total - both) if total else 1.0
+        figures["dice"][k] = 2 * both / total if total else 1.0
+        figures["iou"][k] = both / (total - both) if total else 1.0
         if all(here.values()):
-            found["hd95"][k], found["asd"][k] = outline_distances(ours, wanted)
-            found["hd95_mm"][k] = outline_distances(ours, wanted, spacing)[0] if spacing else np.nan
+            figures["hd95"][k], figures["asd"][k] = outline_distances(ours, wanted)
+            figures["hd95_mm"][k] = outline_distances(ours, wanted, spacing)[0] if spacing else np.nan
         else:
             far = [np.hypot(*truth.shape), np.hypot(*np.multiply(truth.shape, spacing)) if spacing else np.nan]
-            found["hd95"][k], found["hd95_mm"][k] = np.multiply(far, total > 0)
-            found["asd"][k] = found["hd95"][k]
+            figures["hd95"][k], figures["hd95_mm"][k] = np.multiply(far, total > 0)
+            figures["asd"][k] = figures["hd95"][k]
         for name, count in here.items():
             sizes[name][k] = count
     pixels = {"right": ((predicted == truth) & known).sum(), "pixels": known.sum()}
-    return found | sizes | {name: np.array(count, np.int64) for name, count in pixels.items()}
+    return figures | sizes | {name: np.array(count, np.int64) for name, count in pixels.items()}
 
 
 def outline_distances(

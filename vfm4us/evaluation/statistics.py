@@ -138,7 +138,7 @@ def differences(
     resampled for itself, as chance has it that a case of one is drawn with a case of another. With a `bound` above 0 each score
     has its `equivalence`, too; cross-fitted ones have the difference of each seed, `per_seed`.
     """
-    found: list[dict] = []
+    by_dataset: list[dict] = []
     paired = all("fold" in o for ours, theirs in pairs for o in (*ours, *theirs))
     for ours, theirs in pairs:
         if paired and [o["fold"].tolist() for o in ours] != [o["fold"].tolist() for o in theirs]:
@@ -148,10 +148,10 @@ def differences(
         # of the images of a dataset alone, so that a difference and the mean that it is part of see the same resamples
         seed = zlib.crc32("\n".join(sorted({str(path) for o in ours for path in o["paths"]})).encode())
         seeds, resamples = _resample(score, [*ours, *theirs], repeats, len(ours), seed)
-        found.append({name: (v[: len(ours)], v[len(ours) :], resamples[name]) for name, v in seeds.items()})
+        by_dataset.append({name: (v[: len(ours)], v[len(ours) :], resamples[name]) for name, v in seeds.items()})
     result: dict[str, dict] = {}
-    for name in found[0]:
-        ours, theirs, resamples = zip(*(f[name] for f in found if name in f), strict=True)
+    for name in by_dataset[0]:
+        ours, theirs, resamples = zip(*(f[name] for f in by_dataset if name in f), strict=True)
         few = min(len(r) for r in resamples)
         sides = [np.mean([v[: min(map(len, side))] for v in side], axis=0) for side in (ours, theirs)]
         if len(resamples) == len(pairs) and few > 1 and np.isfinite(sides[0]).all() and np.isfinite(sides[1]).all():

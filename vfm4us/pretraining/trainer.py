@@ -183,11 +183,11 @@ class Trainer(Training):
         self.training, self.held_out, leaks = [], [], {}
         with busy("packing and checking images"):
             opened = pools.stage_pools(config.stages, config.data.protected(), where, config.seed, config.batch_size)
-        for i, (stage, found) in enumerate(zip(config.stages, opened, strict=True)):
-            pool, leaks[stage.name] = found.training, found.leaks
+        for i, (stage, stage_pool) in enumerate(zip(config.stages, opened, strict=True)):
+            pool, leaks[stage.name] = stage_pool.training, stage_pool.leaks
             self._say(
-                f"stage {stage.name}: {len(pool)} images to train on; {found.removed} left out because they equal "
-                f"or nearly equal one of {found.checked} val and test images (leakage_{stage.name}.csv)"
+                f"stage {stage.name}: {len(pool)} images to train on; {stage_pool.removed} left out because they equal "
+                f"or nearly equal one of {stage_pool.checked} val and test images (leakage_{stage.name}.csv)"
             )
             if len(pool) < config.batch_size:
                 raise ValueError(
@@ -201,7 +201,7 @@ class Trainer(Training):
                         f"lower {key}.size, or raise data.size and pack again"
                     )
             self.training.append(pool)
-            self.held_out.append(found.held_out)
+            self.held_out.append(stage_pool.held_out)
             if self.held_out[-1] is None:
                 self._say(
                     f"stage {stage.name} has no val images: only the effective rank is measured, on training images"
@@ -384,8 +384,8 @@ class Trainer(Training):
                         f"training has failed by step {self.loop.total}: the embeddings of stage {self.config.stages[index].name} "
                         f"are not finite. {self.loop.left()} {self.remedy()}"
                     )
-            found = representation.measure(sides[0], labels[0], sides[1], labels[1] if predictable else [])
-            result |= {name + suffix: value for name, value in found.items()}
+            figures = representation.measure(sides[0], labels[0], sides[1], labels[1] if predictable else [])
+            result |= {name + suffix: value for name, value in figures.items()}
             if not patches:
                 embeddings = sides[1]
         name = self.config.stages[index].name
@@ -519,13 +519,13 @@ def print_result(folder: Path, config: PretrainingConfig) -> None:
 def summary(folder: Path, start: str = "random") -> str:
     """A table of held-out measurements: at the `start` and after each stage, on each stage's images."""
     lines = RunFolder(folder, None, main=False).metrics()
-    found = {(m["after"], m["dataset"]): m for m in lines if m["kind"] == "monitor"}
-    moments, datasets = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    figures = {(m["after"], m["dataset"]): m for m in lines if m["kind"] == "monitor"}
+    moments, datasets = (list(dict.fromkeys(key[i] for key in figures)) for i in (0, 1))
     columns = [(d, k, name) for d in datasets for k, name in (("knn", "k-NN"), ("effective_rank", "rank"))]
     rows = [f"{'held-out images':<20}" + "".join(f"{f'{d}, {name}':>16}" for d, _, name in columns)]
     for i, moment in enumerate(moments):
         title = start if moment == "initial" else "-to-".join(moments[1 : i + 1])
-        cells = [found.get((moment, d), {}).get(k) for d, k, _ in columns]
+        cells = [figures.get((moment, d), {}).get(k) for d, k, _ in columns]
         rows.append(
             f"{title:<20}" + "".join(f"{'-' if v is None else f'{v:.3f}' if v <= 1 else f'{v:.1f}':>16}" for v in cells)
         )

@@ -183,16 +183,16 @@ class Loop:
     def _end_epoch(self, stop: signals.StopSignal) -> None:
         """Measure, write last.pt, then all that can be made again from it."""
         self._fetch()
-        found = self.training.measure()
-        if not math.isfinite(found.get("score", 0.0)):
+        figures = self.training.measure()
+        if not math.isfinite(figures.get("score", 0.0)):
             raise FloatingPointError(
-                f"training has failed by step {self.total}: the epoch's score is {found['score']}. "
+                f"training has failed by step {self.total}: the epoch's score is {figures['score']}. "
                 f"{self.left()} {self.training.remedy()}"
             )
         self.epoch, self.step = self.epoch + 1, 0
-        self.improved = found.get("score", -math.inf) > self.best["score"]
+        self.improved = figures.get("score", -math.inf) > self.best["score"]
         if self.improved:
-            self.best = found | {"epoch": self.epoch}
+            self.best = figures | {"epoch": self.epoch}
             self.training.remember()
         last = self.epoch == self.epochs and self.stage + 1 == len(self.lengths)
         self.finished = last or self.training.enough()
@@ -201,7 +201,7 @@ class Loop:
         if self.each_epoch or self.finished or asked or self._is_time():
             self.save()
         self.training.after_epoch(self.improved)
-        self.bar.set_postfix(self.training.shown(found))
+        self.bar.set_postfix(self.training.shown(figures))
         if asked:
             raise signals.Stopped(asked, self.folder.folder)
 

@@ -328,7 +328,7 @@ def make_plan(settings: TableConfig) -> Plan:
 
 def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
     """An encoder for each method that is pretrained, stage and pretraining seed; all of a seed, then the next seed."""
-    found = []
+    pretrainings = []
     for method, about in _methods(settings).items():
         if not about.config:
             continue
@@ -351,9 +351,9 @@ def list_pretrainings(settings: TableConfig) -> list[Pretraining]:
                 run = pretraining_settings.single_stage(base, STAGES.index(stage))
             run.name, run.seed = f"{_arm_folder(plain(method), stage)}-{seed}", seed
             run.logs = str(Path(settings.logs) / settings.name / "encoders")
-            found.append(Pretraining(method, stage, run, _absent_sources(run)))
+            pretrainings.append(Pretraining(method, stage, run, _absent_sources(run)))
     # a table that is stopped half-way has whole seeds of every method, not one method alone
-    return sorted(found, key=lambda p: settings.pretraining_seeds.index(p.config.seed))
+    return sorted(pretrainings, key=lambda p: settings.pretraining_seeds.index(p.config.seed))
 
 
 def list_cells(settings: TableConfig, pretrainings: list[Pretraining]) -> list[Cell]:
@@ -534,8 +534,8 @@ def _words(settings: TableConfig) -> dict[str, str]:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= part <= parts:
         raise ValueError(f"shard: {text!r} is not of the form 2/4, the second of four parts")
     return part, parts

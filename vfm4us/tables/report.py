@@ -90,8 +90,8 @@ class TaskResults:
                 for s in self.settings
                 if {(s, *arm), (s, *against)} <= self.at.keys()
             }
-            for setting, found in self._apart(pairs).items():
-                self.differences[setting, *arm] = found
+            for setting, apart in self._apart(pairs).items():
+                self.differences[setting, *arm] = apart
         self.contrasts: dict[str, dict[str, dict[str, dict]]] = {}  # name -> setting or mean -> score -> figure
         for a, b in settings.contrasts:
             if {a, b} <= known.keys():  # neither is left out
@@ -166,10 +166,10 @@ class TaskResults:
     def table_of_contrasts(self, score: str) -> str:
         """Each contrast on the first mean or the one setting, p, whether it is none; then the others. '' without any."""
         names = [*self.means, *self.settings]
-        found = {name: of for name, of in self.contrasts.items() if score in of.get(names[0], {})}
-        if not found:
+        contrasts = {name: of for name, of in self.contrasts.items() if score in of.get(names[0], {})}
+        if not contrasts:
             return ""
-        corrected = statistics.holm([of[names[0]][score]["p"] for of in found.values()])
+        corrected = statistics.holm([of[names[0]][score]["p"] for of in contrasts.values()])
         heads = [
             f"{_title(score)}: contrast",
             names[0],
@@ -180,7 +180,7 @@ class TaskResults:
             *names[1:],
         ]
         rows, seen = [], []
-        for (name, of), p in zip(found.items(), corrected, strict=True):
+        for (name, of), p in zip(contrasts.items(), corrected, strict=True):
             first, *others = [of.get(n, {}).get(score) for n in names]
             none = first["equivalence"]
             row = [name, markdown.difference(first), f"{first['p']:.3f}", f"{p:.3f}"]
@@ -241,9 +241,9 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
     """tables.md, results.csv, differences.csv and <task>.png."""
     published = read_published()
     tasks = {task: [c for c in plan.cells if c.task == task] for task in dict.fromkeys(c.task for c in plan.cells)}
-    found = {task: TaskResults(task, cells, settings, arms_of(plan.cells)) for task, cells in tasks.items()}
-    parts = [f"# {settings.name}", _header(settings, plan, found)]
-    for task, result in found.items():
+    results = {task: TaskResults(task, cells, settings, arms_of(plan.cells)) for task, cells in tasks.items()}
+    parts = [f"# {settings.name}", _header(settings, plan, results)]
+    for task, result in results.items():
         parts.append(f"## {TITLES[task]}")
         parts.append(leakage.get(task, "Leakage: not compared in this call."))
         if not result.at:
@@ -265,7 +265,7 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
     write_text(out / "tables.md", text)
     seeds = [
         [m, stage, task, result.at[s, m, stage].dataset, s, seed, name, value]
-        for task, result in found.items()
+        for task, result in results.items()
         for (s, m, stage), metrics in result.metrics.items()
         for name, figure in metrics["metrics"].items()
         if len(figure.get("per_seed", [])) == len(metrics["seeds"])
@@ -274,20 +274,20 @@ def _write_methods(settings: TableConfig, plan: Plan, leakage: dict[str, str], o
     _write_csv(out / "results.csv", ["method", "stage", "task", "dataset", "setting", "seed", "metric", "value"], seeds)
     apart = [
         [m, stage, task, s, name, *(figure[k] for k in ("mean", "low", "high", "p"))]
-        for task, result in found.items()
+        for task, result in results.items()
         for (s, m, stage), figures in result.differences.items()
         for name, figure in figures.items()
     ]
     heads = ["method", "stage", "task", "setting", "metric", f"minus {', '.join(settings.against)}", "low", "high", "p"]
     _write_csv(out / "differences.csv", heads, apart)
-    write_text(out / "metrics.json", json.dumps(_whole(settings, plan, found), indent=1))
+    write_text(out / "metrics.json", json.dumps(_whole(settings, plan, results), indent=1))
     return text
 
 
-def _whole(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) -> dict:
+def _whole(settings: TableConfig, plan: Plan, results: dict[str, TaskResults]) -> dict:
     """What metrics.json of a table of methods holds: every figure, difference and contrast by its name."""
     metrics, protocols = {}, {}
-    for task, result in found.items():
+    for task, result in results.items():
         for (setting, method, stage), measured in result.metrics.items():
             arm = f"{task}/{setting}/{_arm(method, stage)}"
             metrics |= {f"{arm}/{name}": figure for name, figure in measured["metrics"].items() if "mean" in figure}
@@ -300,7 +300,7 @@ def _whole(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) -> 
                 metrics |= {f"{task}/{setting}/{contrast}/{name}": figure for name, figure in figures.items()}
     split = f"{settings.folds} folds of train and val" if settings.folds else "test"
     return {
-        "task": list(found),
+        "task": list(results),
         "dataset": sorted({cell.dataset for cell in plan.cells}),
         "split": split,
         "protocol": protocols,
@@ -318,7 +318,7 @@ def _arm(method: str, stage: str) -> str:
     return method if stage in ("", AS_CONFIGURED) else f"{method}, {stage}"
 
 
-def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) -> str:
+def _header(settings: TableConfig, plan: Plan, results: dict[str, TaskResults]) -> str:
     """How the figures were measured."""
     seeds = sorted({seed for cell in plan.cells for seed in cell.config.seeds})
     pretrained = ", ".join(map(str, settings.pretraining_seeds))
@@ -345,8 +345,8 @@ def _header(settings: TableConfig, plan: Plan, found: dict[str, TaskResults]) ->
             f"Contrasts are paired in {paired}; `p, Holm` is corrected for their number, and `within` says where the 90 % interval "
             f"lies within +- {settings.bound:g}. "
         )
-    sizes = sorted({m["protocol"]["input_size"] for r in found.values() for m in r.metrics.values()})
-    devices = sorted({m["protocol"]["device"] for r in found.values() for m in r.metrics.values()})
+    sizes = sorted({m["protocol"]["input_size"] for r in results.values() for m in r.metrics.values()})
+    devices = sorted({m["protocol"]["device"] for r in results.values() for m in r.metrics.values()})
     code = code_of([job.folder for job in plan.jobs if job.finished])
     return text + f"Images of {', '.join(map(str, sizes))} px; {'; '.join(devices)}; {'; '.join(code)}."
 
@@ -435,7 +435,7 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
     """table.md, metrics.json and table.png."""
     cells = plan.cells
     columns, score_of = list(map(str, list(settings.axes.values())[-1])), cells[0].kind.figures.outcome_scores
-    found = {c.values: base.read_metrics(c.folder) for c in cells if c.finished}
+    metrics_of = {c.values: base.read_metrics(c.folder) for c in cells if c.finished}
     outcomes = {c.values: read_outcomes(c) for c in cells if c.finished}
     rows = list(dict.fromkeys(c.values[:-1] for c in cells))
     pairs = {
@@ -454,7 +454,7 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
                 apart[pair]["mean of all", *rest] = statistics.differences(score_of, [of[row] for row in same])
     metrics = {
         "-".join(values) + f" {name}": f
-        for values, m in found.items()
+        for values, m in metrics_of.items()
         for name, f in m["metrics"].items()
         if "mean" in f
     }
@@ -464,11 +464,11 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
         for row, m in of.items()
         for name, figure in m.items()
     }
-    first = next(iter(found.values()))
+    first = next(iter(metrics_of.values()))
     missing = [c.name for c in cells if not c.finished]
     whole = {
         "task": settings.task,
-        "dataset": sorted({m["dataset"] for m in found.values()}),
+        "dataset": sorted({m["dataset"] for m in metrics_of.values()}),
         "split": "test",
         "protocol": {
             k: first["protocol"].get(k) for k in ("split_unit", "selection", "input_size", "interval", "device")
@@ -484,7 +484,7 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
         heads = [*names, "training images", *columns, *(f"{a} - {b}" for a, b in settings.differences)]
         lines, seen = [], [m[score] for of in apart.values() for m in of.values() if score in m]
         for row in [*rows, *dict.fromkeys(row for of in apart.values() for row in of if row not in rows)]:
-            here = [found.get((*row, column)) for column in columns]
+            here = [metrics_of.get((*row, column)) for column in columns]
             trained = next((str(m["protocol"]["training_images"]) for m in here if m), "")
             cells_of_row = [markdown.cell(m["metrics"].get(score)) if m else "" for m in here]
             cells_of_row += [
@@ -498,21 +498,23 @@ def _write_single(settings: TableConfig, plan: Plan, _leakage: dict, out: Path) 
         parts.append(f"Not run yet: {', '.join(missing)}.")
     text = "\n\n".join(parts) + "\n"
     write_text(out / "table.md", text)
-    _draw_single(out / "table.png", settings, found, rows, columns)
+    _draw_single(out / "table.png", settings, metrics_of, rows, columns)
     return text
 
 
-def _draw_single(path: Path, settings: TableConfig, found: dict, rows: list, columns: list[str]) -> None:
+def _draw_single(path: Path, settings: TableConfig, metrics_of: dict, rows: list, columns: list[str]) -> None:
     """The first score of every row that is complete, one colour per column."""
     if not settings.scores:
         return
     score = settings.scores[0]
     whole = [
-        r for r in rows if all("low" in found.get((*r, c), {"metrics": {}})["metrics"].get(score, {}) for c in columns)
+        r
+        for r in rows
+        if all("low" in metrics_of.get((*r, c), {"metrics": {}})["metrics"].get(score, {}) for c in columns)
     ]
     if whole:
         series = {
-            c: [tuple(found[*r, c]["metrics"][score][k] for k in ("mean", "low", "high")) for r in whole]
+            c: [tuple(metrics_of[*r, c]["metrics"][score][k] for k in ("mean", "low", "high")) for r in whole]
             for c in columns
         }
         plots.intervals(

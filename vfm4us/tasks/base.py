@@ -213,14 +213,14 @@ class Task:
         path = Path(path)
         if path.is_dir():
             inside = [path / self.file, *sorted(path.glob(f"seed-*/{self.file}"))]
-            found = next((p for p in inside if p.is_file()), None)
-            if found is None:
+            checkpoint = next((p for p in inside if p.is_file()), None)
+            if checkpoint is None:
                 others = sorted({p.name for pattern in ("*.pt", "seed-*/*.pt") for p in path.glob(pattern)})
                 raise FileNotFoundError(
                     f"{path} holds no {self.file}, which Downstream/{self.name.capitalize()}/train.py writes there"
                     + (f"; it holds {', '.join(others)}, of another task" if others else "")
                 )
-            path = found
+            path = checkpoint
         state = checkpoints.read(path)
         if state.get("task") != self.name:
             raise ValueError(
@@ -316,11 +316,11 @@ def source_records(data: Path, split: str = "all", blank: bool = False, size: in
     blank: fill burnt-in text, as a model's training images of `size` px were; a reading.yaml can ask for it as well
     """
     reading = reading_of(data)
-    found = find_source(data, reading)
+    source = find_source(data, reading)
     if blank or reading.blank:
-        count = fill_unpacked(source_root(data), found, size)
-        log.say(f"text, scales or marks are filled in {count} of {len(found)} images" + ", as in training" * blank)
-    records = [r for r in found if r.split != "exclude" and split in ("all", r.split)]
+        count = fill_unpacked(source_root(data), source, size)
+        log.say(f"text, scales or marks are filled in {count} of {len(source)} images" + ", as in training" * blank)
+    records = [r for r in source if r.split != "exclude" and split in ("all", r.split)]
     if not records and split != "all":
         raise ValueError(f"{data} has no images in split {split}: use --split all")
     return records
@@ -367,14 +367,14 @@ def shared_with_pretraining(config: TaskConfig) -> list[tuple[tuple[float, ...],
     data = stated.get("data") if isinstance(stated, Mapping) else None
     if not isinstance(data, Mapping) or not isinstance(stated.get("stages"), list):
         return []
-    root, shares, found = Path(str(data.get("root", ""))), tuple(data.get("splits") or ()), []
+    root, shares, shared = Path(str(data.get("root", ""))), tuple(data.get("splits") or ()), []
     for stage in stated["stages"]:
         for source in (stage.get("data") or []) if isinstance(stage, Mapping) else []:
             path = source.get("path") if isinstance(source, Mapping) else None
             if isinstance(path, str) and (root / path).resolve() == Path(config.data.path).resolve():
                 fold = [source.get(key) if isinstance(source.get(key), int) else 0 for key in ("folds", "fold")]
-                found.append((shares, source.get("split") == "all", *fold))
-    return list(dict.fromkeys(found))
+                shared.append((shares, source.get("split") == "all", *fold))
+    return list(dict.fromkeys(shared))
 
 
 def report_duplicates(
@@ -476,8 +476,8 @@ def read_outcome(folder: Path) -> Outcome:
     path = folder / "test.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: is {folder} the folder of one seed of a finished run?")
-    with np.load(path) as found:
-        return dict(found)
+    with np.load(path) as arrays:
+        return dict(arrays)
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

@@ -189,9 +189,9 @@ class Finetuner(Training):
         return {"loss": loss.detach(), "learning_rate": rate}
 
     def measure(self) -> dict[str, float]:
-        found = self._validate(self.averaged)
-        self.folder.log("monitor", self.loop.total, found)
-        return found
+        figures = self._validate(self.averaged)
+        self.folder.log("monitor", self.loop.total, figures)
+        return figures
 
     def remember(self) -> None:
         self.best_state = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}

@@ -145,11 +145,11 @@ def _part(images: np.ndarray, valid: np.ndarray, row: int) -> np.ndarray:
 
 def _known(dataset: PreparedDataset, rows: np.ndarray, high: Fingerprints) -> list[int]:
     """Which of the high-quality images (their indices in `high`) are the images or the targets of these rows, or nearly so."""
-    found = splitting.leakage(high, dataset.fingerprints(rows))
+    shared = splitting.leakage(high, dataset.fingerprints(rows))
     if dataset.targets is not None:
         targets = [_part(dataset.targets, dataset.valid, row) for row in rows if dataset.records[row].target]
-        found += splitting.leakage(high, _Targets(targets))
-    return sorted({leak.pool_index for leak in found})
+        shared += splitting.leakage(high, _Targets(targets))
+    return sorted({leak.pool_index for leak in shared})
 
 
 class _Targets:
@@ -272,11 +272,11 @@ def _train(config: GenerationConfig, data: QualityData, encoder, folder: RunFold
         generators.train()
         if not pairs:
             return {"score": float(epoch)}
-        found = {
+        validated = {
             f"val_{m}": float(np.mean([FIGURES[m](e, high) for e, (_, high) in zip(enhanced, pairs, strict=True)]))
             for m in ("ssim", "psnr")
         }
-        return {"score": found["val_ssim"]} | found | untouched
+        return {"score": validated["val_ssim"]} | validated | untouched
 
     gan = METHODS[config.method](
         encoder,

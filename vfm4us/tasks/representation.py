@@ -40,19 +40,21 @@ class Representation(Task):
 
     def test(self, config: RepresentationConfig, data: LabelledData, model: Encoder, where: Path, validated):
         dataset, fitted, tested, classes = data.dataset, data.train, data.test, len(data.classes)
-        found: dict[str, np.ndarray] = {}
+        outcome: dict[str, np.ndarray] = {}
         for name in config.embeddings:
             if name == "square" and "whole" in config.embeddings and (dataset.valid[:, 2] == dataset.valid[:, 3]).all():
-                found |= {f"square {probe}": found[f"whole {probe}"] for probe in ("knn", "linear")}  # the same pixels
+                outcome |= {
+                    f"square {probe}": outcome[f"whole {probe}"] for probe in ("knn", "linear")
+                }  # the same pixels
                 continue
             seen = figures.CentralSquares(dataset) if name == "square" else dataset
             patches = config.patches if name == "patches" else 0
             said = figures.probe(model, seen, fitted, tested, data.codes, classes, patches, config.precision)
-            found |= {f"{name} {probe}": probabilities for probe, probabilities in said.items()}
+            outcome |= {f"{name} {probe}": probabilities for probe, probabilities in said.items()}
         a, b = (figures.file_shapes(dataset, rows) for rows in (fitted, tested))
-        found[SHAPE] = figures.linear_probabilities(a, data.codes[fitted], b, classes, strength=1.0)
-        return found | {
-            "kinds": np.array(list(found)),
+        outcome[SHAPE] = figures.linear_probabilities(a, data.codes[fitted], b, classes, strength=1.0)
+        return outcome | {
+            "kinds": np.array(list(outcome)),
             "paths": np.array([dataset.records[i].path for i in tested]),
             "groups": np.asarray(dataset.groups)[tested],
             "splits": np.array([dataset.records[i].split for i in tested]),  # as published

@@ -147,7 +147,7 @@ class MaskedData:
         """All classes as one where data.join says so; IGNORED stays."""
         return np.where(masks == IGNORED, masks, masks > 0).astype(np.uint8) if self.join else masks
 
-    def _names(self, config: MaskedDataConfig, trained: np.ndarray, found: np.ndarray) -> list[str]:
+    def _names(self, config: MaskedDataConfig, trained: np.ndarray, values: np.ndarray) -> list[str]:
         numbers = np.flatnonzero(trained[1:]) + 1
         if not len(numbers):
             raise ValueError(f"{config.path}: every training mask is empty")
@@ -157,7 +157,7 @@ class MaskedData:
                 f"{config.path}: no training mask holds class {absent[0]} (they hold {', '.join(map(str, numbers))}): name "
                 "fewer classes in data.classes, renumber the masks, or data.join=true"
             )
-        if (most := int(np.flatnonzero(found).max())) > count:
+        if (most := int(np.flatnonzero(values).max())) > count:
             raise ValueError(
                 f"{config.path}: masks hold class {most}, but data.classes names {count}: name it, or data.join=true"
             )
