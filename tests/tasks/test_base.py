@@ -56,12 +56,20 @@ def test_a_figure_that_is_not_defined_is_left_out_and_a_resample_that_misses_a_c
             return mean_dice(outcome, counts) | {"rare": rare / rare, "never": np.full(len(counts), np.nan)}
 
     figures = statistics.figures(score, [outcome_of(np.linspace(0, 1, 20))])
-    assert set(figures) == {"dice", "rare"} and figures["rare"] == {
-        "mean": 1.0,
-        "per_seed": [1.0],
-        "low": 1.0,
-        "high": 1.0,
-    }
+    assert set(figures) == {"dice", "rare"} and figures["rare"]["mean"] == 1.0
+
+
+def test_a_perfect_score_of_few_images_is_not_certain():
+    """Every resample of it says the same: the limits are those of 5 right of 5, from a table of Clopper and Pearson's."""
+    perfect = statistics.figures(mean_dice, [outcome_of(np.ones(5))])["dice"]
+    assert perfect["mean"] == perfect["high"] == 1.0 and perfect["low"] == pytest.approx(0.4782, abs=1e-4)
+    none = statistics.figures(mean_dice, [outcome_of(np.zeros(20))])["dice"]
+    assert none["mean"] == none["low"] == 0.0 and none["high"] == pytest.approx(0.1684, abs=1e-4)
+    assert statistics.share_limits(0.5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
+    flat = statistics.figures(mean_dice, [outcome_of(np.full(20, 3.0))], unbounded=("dice",))["dice"]
+    assert flat["mean"] == 3.0 and "low" not in flat, "of a distance nothing of the kind is known"
+    assert "of 5 groups" in statistics.few_groups([outcome_of(np.ones(5))])
+    assert statistics.few_groups([outcome_of(np.ones(20))]) == ""
 
 
 def test_differences_are_paired_in_the_images_and_averaged_over_datasets():

@@ -124,7 +124,7 @@ def _labels_in_names(reading: Reading, understood: Understanding) -> None:
         told = ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))
         understood.notes.append(
             f"names begin with different words ({told}): if these are labels, say reading.labels=names "
-            "(prepare_data.py --reading labels=names)"
+            "(prepare_data.py --reading labels=names, or `labels: names` in a reading.yaml in the folder)"
         )
 
 

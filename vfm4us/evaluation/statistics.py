@@ -21,6 +21,7 @@ from scipy import stats
 Outcome = dict[str, np.ndarray]
 Score = Callable[[Outcome, np.ndarray], dict[str, np.ndarray]]
 
+FEW_GROUPS = 20
 INTERVAL = "95 %, Student's t over seeds plus bootstrap over test groups"
 
 
@@ -113,20 +114,44 @@ def figures(
     """Every score as {mean, low, high, per_seed}: 95 % intervals over seeds and over resampled test groups.
 
     Scores lie in [0, 1] but for those named in `unbounded`, which lie above 0, and in `signed`, which may be anything. One that
-    is not finite is left out, e.g. an AUROC of one class.
+    is not finite is left out, e.g. an AUROC of one class. Where every resample says the same, as of a perfect score, the
+    limits are those of a share of the groups (Clopper and Pearson 1934), and there are none for other scores.
     """
     seeds, resamples = _resample(score, outcomes, repeats)
+    groups = len(np.unique(_united(outcomes)[0]))
     result = {}
     for name, values in seeds.items():
         if not np.isfinite(values).all():
             continue
         result[name] = {"mean": float(values.mean()), "per_seed": values.tolist()}
+        share = name not in unbounded and name not in signed and 0 <= values.mean() <= 1
         if len(resamples[name]) > 1:
             _, low, high = interval(values, resamples[name])
             if name not in signed:
                 low, high = max(0.0, low), high if name in unbounded else min(1.0, high)
-            result[name] |= {"low": low, "high": high}
+            if low < high:
+                result[name] |= {"low": low, "high": high}
+            elif share:
+                result[name] |= dict(zip(("low", "high"), share_limits(float(values.mean()), groups), strict=True))
     return result
+
+
+def share_limits(share: float, count: int) -> tuple[float, float]:
+    """95 % limits of a share of `count` independent cases (Clopper and Pearson 1934): of 20 right of 20, 0.83 to 1."""
+    right = share * count
+    low = float(stats.beta.ppf(0.025, right, count - right + 1)) if right > 0 else 0.0
+    return low, float(stats.beta.ppf(0.975, right + 1, count - right)) if right < count else 1.0
+
+
+def few_groups(outcomes: list[Outcome]) -> str:
+    """What is to be said of a test split with so few groups that a bootstrap over them is too narrow; else nothing."""
+    count = len(np.unique(_united(outcomes)[0]))
+    if count >= FEW_GROUPS:
+        return ""
+    return (
+        f"the test images are of {count} group{'s'[: count > 1]} (patients, or single images): intervals over fewer than "
+        f"{FEW_GROUPS} are too narrow"
+    )
 
 
 def differences(

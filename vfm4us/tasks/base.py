@@ -38,7 +38,7 @@ from vfm4us.data.reading import frames_of, reading_of
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source, source_root
 from vfm4us.encoders import Encoder
-from vfm4us.evaluation.statistics import INTERVAL, Outcome
+from vfm4us.evaluation.statistics import INTERVAL, Outcome, few_groups
 from vfm4us.runtime.device import choose_device, device_name
 from vfm4us.runtime.files import write_array, write_text
 from vfm4us.runtime.rng import numpy_stream
@@ -160,6 +160,8 @@ class Task:
         folders = run_each_seed(config, lambda one, folder: self.run_seed(one, folder, say), say)
         outcomes = [read_outcome(folder) for folder in folders]
         result = self.figures.evaluate(outcomes)
+        if few := few_groups(outcomes):
+            say(f"note: {few}")
         if len(outcomes) > 1 and not config.data.folds:  # cross-fitted models were tested on other images each
             result |= self.ensemble(outcomes)
         write_summary(folders, config.seeds, result)
