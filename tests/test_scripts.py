@@ -119,6 +119,16 @@ def test_the_readme_names_files_and_keys_that_exist():
 
 
 @pytest.mark.parametrize(
+    ("pages", "lines", "most"),
+    [("README.md", 200, 14_000), ("docs/results.md", 150, 14_000), ("[DP]*/**/README.md", 60, 8_000)],
+)
+def test_pages_that_are_read_first_stay_short(pages, lines, most):
+    """Of `pages` each has at most so many lines and bytes; what is longer belongs into docs/."""
+    sizes = {page: (page.read_text().count("\n"), page.stat().st_size) for page in ROOT.glob(pages)}
+    assert sizes and {page: size for page, size in sizes.items() if size[0] > lines or size[1] > most} == {}
+
+
+@pytest.mark.parametrize(
     "path",
     [
         "Downstream/Classification/train.py",
