@@ -14,7 +14,7 @@ import importlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,7 @@ from vfm4us.checkpoints.loading import open_checkpoint
 from vfm4us.config import to_dict
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
-from vfm4us.data.dataset import PreparedDataset
+from vfm4us.data.dataset import PreparedDataset, is_prepared
 from vfm4us.data.filling import fill_unpacked
 from vfm4us.data.pools import kept_leakage
 from vfm4us.data.prepare import open_or_prepare
@@ -62,6 +62,21 @@ class Cases:
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path and reason
     more: dict[str, np.ndarray] = field(default_factory=dict)  # of the outcome, not of single images
     rule: str = ""  # how a figure of all images together was measured, or why not
+
+    def readable(self, records: Iterable[Record], read: Callable[[Record], Any]) -> Iterator[tuple[Record, Any]]:
+        """Each record with what `read` gives of it; one that it refuses is put on the list of the unreadable."""
+        for record in records:
+            try:
+                content = read(record)
+            except ValueError as error:
+                self.unreadable.append((record.path, str(error)))
+                continue
+            yield record, content
+
+    def refuse_unreadable(self, root: Path) -> None:
+        """ValueError where a file of a test, which was read when it was packed, could not be read."""
+        for path, reason in self.unreadable:
+            raise ValueError(f"{root / path}: {reason}; it was readable when it was packed")
 
     def outcome(self) -> Outcome:
         """Arrays over images (N, ...), for test.npz."""
@@ -310,6 +325,18 @@ def open_dataset(config: TaskDataConfig, wanted: str, seed: int | None = None) -
     if seed is None:
         raise ValueError(f"data.folds: {config.folds}, but this task cannot be cross-fitted: leave it out")
     return dataset.test_on_fold(config.folds, seed % config.folds, config.with_test)
+
+
+def files_of(dataset: PreparedDataset, config: TaskDataConfig, tested: np.ndarray) -> Path:
+    """The folder of the files that a dataset was packed from; FileNotFoundError where the first file to test on is not there."""
+    root = source_root(Path(dataset.description["source"] if is_prepared(config.path) else config.path))
+    first = root / dataset.records[tested[0]].path
+    if not first.is_file():
+        raise FileNotFoundError(
+            f"{first} is not there: tests are made at the original size, from the files that {config.path} was packed from; "
+            "give their folder as data.path"
+        )
+    return root
 
 
 def source_records(data: Path, split: str = "all", blank: bool = False, size: int = 0) -> list[Record]:

@@ -402,12 +402,7 @@ class Classification(Task):
         for words in labels_as_trained(records, model.classes, options, merged):
             log.say(words)
         for start in tqdm(range(0, len(records), 32), unit="batch", desc="classifying"):
-            readable = []
-            for record in records[start : start + 32]:
-                try:
-                    readable.append((record, read_record(root, record)))
-                except ValueError as error:
-                    cases.unreadable.append((record.path, str(error)))
+            readable = list(cases.readable(records[start : start + 32], lambda record: read_record(root, record)))
             if not readable:
                 continue
             for (record, image), p in zip(

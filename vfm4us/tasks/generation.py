@@ -28,13 +28,12 @@ from vfm4us.checkpoints import load_encoder
 from vfm4us.config import to_dict
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
-from vfm4us.data.dataset import RESAMPLING, Fingerprints, PreparedDataset, is_prepared, packed_size
+from vfm4us.data.dataset import RESAMPLING, Fingerprints, PreparedDataset, packed_size
 from vfm4us.data.decode import read_grey, read_record
 from vfm4us.data.images import image_array, image_batch, image_records
 from vfm4us.data.masks import read_masks
 from vfm4us.data.pools import epoch_order
 from vfm4us.data.records import Record
-from vfm4us.data.sources import source_root
 from vfm4us.data.splits import assign
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import filters, statistics
@@ -79,7 +78,6 @@ class QualityData:
         if unknown := sorted(set(config.only) - set(d.labels)):
             labels = ", ".join(sorted(set(d.labels)))
             raise ValueError(f"data.only: {config.path} has no images labelled {unknown[0]!r}; it has: {labels}")
-        self.root = source_root(Path(d.description["source"] if is_prepared(config.path) else config.path))
         used = np.isin(d.labels, config.only) if config.only else np.ones(len(d), bool)
         whole = np.array([config.degrade or bool(record.target) for record in d.records])  # the other version is there
         train, self.val, self.test = (rows[used[rows]] for rows in map(d.indices, ("train", "val", "test")))
@@ -111,12 +109,7 @@ class QualityData:
         self.test = self.test[whole[self.test]] if self.paired_test else self.test
         if not len(self.test):
             raise ValueError(f"{config.path} has no test images: give it more groups, or a split column")
-        first = self.root / d.records[self.test[0]].path
-        if not first.is_file():
-            raise FileNotFoundError(
-                f"{first} is not there: tests are made at the original size, from the files that {config.path} was packed from; "
-                "give their folder as data.path"
-            )
+        self.root = base.files_of(d, config, self.test)
         self._low = d.images
         if config.degrade:
             needed = np.flatnonzero(np.isin(d.splits, ["train", "val"]) & used)
@@ -448,12 +441,8 @@ def examine(
     """
     some = strength is not None or any(record.target for record in records)
     cases, taken = EnhancedCases(), set()
-    for record in tqdm(records, unit="image", desc="enhancing"):
-        try:
-            low, high = read_pair(root, record, strength)
-        except ValueError as error:
-            cases.unreadable.append((record.path, str(error)))
-            continue
+    shown = tqdm(records, unit="image", desc="enhancing")
+    for record, (low, high) in cases.readable(shown, lambda record: read_pair(root, record, strength)):
         record.height, record.width = low.shape
         name = f"enhanced/{base.file_name(record.id, taken)}.png"
         made = enhance(model, low, size, tile, overlap)
@@ -579,9 +568,7 @@ class Generation(Task):
         strengths = model.filters or filters.USUAL
         how = data.strength, features, strengths
         cases = examine(enhancer, data.root, records, size, config.tile, config.overlap, where, *how)
-        if cases.unreadable:
-            path, reason = cases.unreadable[0]
-            raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
+        cases.refuse_unreadable(data.root)
         outcome = cases.outcome() | cases.kid(features, [data.high_image(row) for row in data.high])
         write_cases(where, outcome)
         pictures(where, data.root, cases, data.strength, strengths)

@@ -26,12 +26,10 @@ from vfm4us.augment import PatchSampler
 from vfm4us.config import to_dict
 from vfm4us.data.codings import read_as_trained
 from vfm4us.data.csv_files import write_rows
-from vfm4us.data.dataset import is_prepared
 from vfm4us.data.decode import read_record
 from vfm4us.data.images import image_array, image_batch, image_records
 from vfm4us.data.masks import MaskCoding, read_masks
 from vfm4us.data.records import Record
-from vfm4us.data.sources import source_root
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation import segmentation as figures
 from vfm4us.evaluation import statistics
@@ -126,14 +124,7 @@ class MaskedData:
         patterns = np.unique(self.present, axis=0, return_inverse=True)[1].reshape(-1)
         self.train = base.few_labels(used["train"], patterns, config.label_share, seed)
         self.val, self.test = used["val"], used["test"]
-        source = Path(d.description["source"] if is_prepared(config.path) else config.path)
-        self.root = source_root(source)
-        first = d.records[self.test[0]]
-        if not (self.root / first.path).is_file():
-            raise FileNotFoundError(
-                f"{self.root / first.path} is not there: tests are made at the original size, from the files that "
-                f"{config.path} was packed from; give their folder as data.path"
-            )
+        self.root = base.files_of(d, config, self.test)
 
     def _presence(self, rows: np.ndarray) -> np.ndarray:
         """(N, IGNORED) whether a class occurs in an image's packed mask; False for images not in `rows`."""
@@ -259,18 +250,17 @@ def examine(
 ) -> Cases:
     """Segment the images of `records` from their files, write every mask below out/predicted, compare where there is a truth."""
     cases, taken = Cases(more={"classes": np.array(model.classes)}), set()
+
+    def image_and_masks(record: Record) -> tuple[np.ndarray, np.ndarray | None]:
+        image = read_record(root, record)
+        return image, read_masks(root, record, image, size)
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in tqdm(range(0, len(records), batch_size), unit="batch", desc="segmenting"):
-            readable = []
-            for record in records[start : start + batch_size]:
-                try:
-                    image = read_record(root, record)
-                    readable.append((record, image, read_masks(root, record, image, size)))
-                except ValueError as error:
-                    cases.unreadable.append((record.path, str(error)))
+            readable = list(cases.readable(records[start : start + batch_size], image_and_masks))
             pairs = []
-            masks = segment(model, [image for _, image, _ in readable], size, flips)
-            for (record, image, truth), predicted in zip(readable, masks, strict=True):
+            masks = segment(model, [image for _, (image, _) in readable], size, flips)
+            for (record, (image, truth)), predicted in zip(readable, masks, strict=True):
                 record.height, record.width = image.shape
                 name = f"predicted/{base.file_name(record.id, taken)}.png"
                 write_mask(out / name, predicted)
@@ -388,9 +378,7 @@ class Segmentation(Task):
     def test(self, config: SegmentationConfig, data: MaskedData, model: Segmenter, where: Path, validated):
         records, size = [data.dataset.records[i] for i in data.test], data.dataset.size
         cases = examine(model, data.root, records, size, where, config.flips)
-        if cases.unreadable:
-            path, reason = cases.unreadable[0]
-            raise ValueError(f"{data.root / path}: {reason}; it was readable when it was packed")
+        cases.refuse_unreadable(data.root)
         outcome = cases.outcome()
         write_cases(where, outcome)
         if config.pictures:
