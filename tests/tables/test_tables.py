@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from tests.conftest import ROOT, TINY
+from tests.running import script_soon
 from vfm4us import config
 from vfm4us.runtime.signals import exit_code
 from vfm4us.tables import report
@@ -112,7 +113,7 @@ def test_one_process_and_two_that_were_stopped_write_the_same_and_keep_what_is_f
     )  # made with other code than the rest
 
     before = {p: p.stat().st_mtime_ns for p in [*out.glob("**/encoder.pt"), *out.glob("*/**/metrics.json")]}
-    again = command(f"data={textures}", "workers=0", folder=tmp_path)
+    again = script_soon(SCRIPT, "--config", "t.yaml", f"data={textures}", "workers=0", cwd=tmp_path)
     assert again.returncode == 0 and contents(tmp_path) == once
     text = (out / "tables.md").read_text()
     assert "commit 0123456 with changes" in text and f"; torch {torch.__version__}; " in text

@@ -585,8 +585,8 @@ def test_a_run_learns_and_leaves_figures_images_pictures_and_a_model_that_does_t
     settings = build(
         "paired=true",
         "network.residual=true",
-        "training.steps=30",
-        "training.learning_rate=0.002",
+        "training.steps=15",
+        "training.learning_rate=0.004",
         "training.average=0.8",
         "seeds=[0,1]",
     )
