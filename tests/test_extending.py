@@ -14,6 +14,27 @@ TEXT = (ROOT / "docs" / "extending.md").read_text()
 RECIPES = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.S | re.M))
 
 
+# recipe: files of the package, scripts, lines added to what is there; as the table at the top of the page says
+SIZES = {
+    "A dataset": (1, 0, 2),
+    "An encoder": (1, 0, 1),
+    "A pretraining method": (2, 0, 2),
+    "A task": (2, 2, 2),
+    "An augmentation": (0, 0, 5),
+}
+
+
+def test_a_recipe_is_as_short_as_the_page_says():
+    counted = {}
+    for recipe, text in RECIPES.items():
+        blocks = re.findall(r"^```(python|diff) (\S+)\n(.*?)^```", text, re.S | re.M)
+        files = [file for kind, file, _ in blocks if kind == "python"]
+        scripts = [file for file in files if not file.startswith("vfm4us/")]
+        added = sum(content.count("\n+") for kind, _, content in blocks if kind == "diff")
+        counted[recipe] = len(files) - len(scripts), len(scripts), added
+    assert counted == SIZES
+
+
 def apply_diff(path: Path, diff: str) -> None:
     """Lines that begin with a space or - must be in the file; those that begin with + are put behind them, - is taken out."""
     text, after, taken = path.read_text(), "", []
