@@ -6,6 +6,7 @@ import operator
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -131,19 +132,29 @@ def one_walk():
         _walks.reset(token)
 
 
-def _walk(root: Path) -> list[str]:
-    files, seen = [], set()
+def folders_below(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(relative POSIX path, folders, files) of `root`, "." itself, and all below; links are followed, each folder comes once.
+
+    As in os.walk, a folder that is taken out of the list is not gone into. Raises OSError for a folder that cannot be read.
+    """
+    seen = set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
         real = os.path.realpath(folder)
         if real in seen:  # a link to a folder above would go round for ever
             folders.clear()
             continue
         seen.add(real)
+        folders.sort()
+        yield Path(folder).relative_to(root).as_posix(), folders, names
+
+
+def _walk(root: Path) -> list[str]:
+    files = []
+    for prefix, folders, names in folders_below(root):
         # hidden files include macOS's `._x.png`, which hold no image
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        prefix = Path(folder).relative_to(root).as_posix()
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         for name in names:
-            if not name.startswith(".") and is_read(Path(folder) / name):
+            if not name.startswith(".") and is_read(root / prefix / name):
                 files.append(name if prefix == "." else f"{prefix}/{name}")
     return files
 

@@ -19,6 +19,7 @@ from vfm4us.data.reading import Reading, reading_of
 from vfm4us.data.records import (
     READ_EXTENSIONS,
     Record,
+    folders_below,
     is_read,
     natural_key,
     one_walk,
@@ -196,15 +197,8 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
 
 def _all_files(root: Path) -> tuple[list[str], list[str]]:
     """Every file below `root` as a relative POSIX path, and the folders without any; links are followed, each folder once."""
-    files, empty, seen = [], [], set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above would go round for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        prefix = Path(folder).relative_to(root).as_posix()
-        folders.sort()
+    files, empty = [], []
+    for prefix, folders, names in folders_below(root):
         files += [name if prefix == "." else f"{prefix}/{name}" for name in names]
         if not names and not folders and prefix != ".":
             empty.append(prefix)
@@ -333,10 +327,6 @@ def _say_counts(understood: Understanding) -> None:
             )
     else:
         understood.splits = "none: made by groups"
-
-
-def _raise(error: OSError):
-    raise error
 
 
 def _nearest(path: Path) -> str:
