@@ -181,3 +181,9 @@ def test_photometric_changes_leave_the_mask_alone():
     sampler = PatchSampler(PatchConfig(count=1, size=32, **whole))
     patches, under = sampler(images, torch.tensor([[0, 0, 32, 32]] * 2), seeded(1), masks=masks)
     assert torch.equal(under[0], masks) and (patches - 128 / 255).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("side", [50, 291])
+def test_grains_have_the_bits_of_a_pooled_field(side):
+    field = torch.randn((side, side + 3), generator=seeded())
+    assert torch.equal(augment.means_of_9(field), F.avg_pool2d(field[None, None], 3, stride=1)[0, 0])

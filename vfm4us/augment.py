@@ -95,8 +95,8 @@ class PatchSampler:
             numbers |= dict(zip(DRAWN[name], drawn, strict=True))
         if "speckle_on" in numbers:
             side = 3 * self.config.size
-            field = torch.randn((1, 1, side + 2, side + 2), generator=stream("grains", seed))
-            field = F.avg_pool2d(field, 3, stride=1)[0, 0] * 3  # grains about 3 px wide, unit variance
+            # grains about 3 px wide, unit variance
+            field = means_of_9(torch.randn((side + 2, side + 2), generator=stream("grains", seed))).mul_(3)
         return numbers, field
 
     def boxes(self, valid: Tensor, numbers: dict[str, Tensor]) -> Tensor:
@@ -249,6 +249,16 @@ def _cells(x: Tensor, cell: int) -> Tensor:
     while cell > 1:
         x, cell = x[..., 0::2] + x[..., 1::2], cell // 2
     return x
+
+
+def means_of_9(field: Tensor) -> Tensor:
+    """Mean of each 3 x 3 window of (H, W): (H - 2, W - 2). The bits of `F.avg_pool2d`, in a fifth of its time on a CPU."""
+    height, width = (side - 2 for side in field.shape)
+    total = field[:height, :width].clone()
+    for place in range(1, 9):  # in this order, on which the last bit depends
+        row, column = divmod(place, 3)
+        total += field[row : row + height, column : column + width]
+    return total.div_(9)
 
 
 def soften(x: Tensor) -> Tensor:
