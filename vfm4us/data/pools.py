@@ -86,8 +86,10 @@ class Pool:
 
     def fingerprint(self) -> str:
         """Changes when an image comes, goes or moves."""
-        digests = [self.datasets[s].sha256[i] for s, i in zip(self.source, self.index, strict=True)]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for dataset, part in zip(self.datasets, self.parts, strict=True):
+            digest.update("".join([dataset.sha256[i] for i in part.tolist()]).encode())
+        return digest.hexdigest()[:16]
 
     def take(self, limit: int, seed: int = 0) -> np.ndarray:
         """At most `limit` items, a seeded choice, in order; 0 for all."""
@@ -151,7 +153,7 @@ def build_pool(sources: list[SourceConfig], datasets: list[PreparedDataset], see
     for source, dataset in zip(sources, datasets, strict=True):
         part = dataset.indices(None if source.split == "all" else "train", limit=source.limit or None, seed=seed)
         parts.append(part)
-        labels.append([source.label or dataset.labels[i] for i in part])
+        labels.append([source.label or dataset.labels[i] for i in part.tolist()])
     return Pool(datasets, parts, labels) if sum(map(len, parts)) else None
 
 
@@ -159,7 +161,7 @@ def build_held_out(sources: list[SourceConfig], datasets: list[PreparedDataset])
     """The val images of the sources that hold any out; None where there are none."""
     kept = [(s, d) for s, d in zip(sources, datasets, strict=True) if s.split == "train"]
     parts = [d.indices("val") for _, d in kept]
-    labels = [[s.label or d.labels[i] for i in part] for (s, d), part in zip(kept, parts, strict=True)]
+    labels = [[s.label or d.labels[i] for i in part.tolist()] for (s, d), part in zip(kept, parts, strict=True)]
     return Pool([d for _, d in kept], parts, labels) if sum(map(len, parts)) else None
 
 
@@ -167,7 +169,7 @@ def kept_leakage(pool: PreparedDataset, part, protected: PreparedDataset, held_o
     """`leakage` of these images, kept in leakage.json of the pool's folder: a run that goes on need not compare them again."""
     digest = hashlib.sha256(f"{HASH_DISTANCE} {SAME_PICTURE}".encode())
     for dataset, indices in ((pool, part), (protected, held_out)):
-        digest.update("\n".join([dataset.sha256[i] for i in indices]).encode() + b"\0")
+        digest.update("\n".join([dataset.sha256[i] for i in indices.tolist()]).encode() + b"\0")
         digest.update(dataset.phash[indices].tobytes())
     key, file = digest.hexdigest(), pool.folder / "leakage.json"
     kept: dict = {}
@@ -205,7 +207,7 @@ def remove_leaks(pool: Pool, protected: list[PreparedDataset]) -> tuple[Pool, li
     keep = np.setdiff1d(np.arange(len(pool)), sorted(drop))
     all_labels = pool.labels
     mine = [keep[pool.source[keep] == i] for i in range(len(pool.parts))]
-    kept = Pool(pool.datasets, [pool.index[m] for m in mine], [[all_labels[j] for j in m] for m in mine])
+    kept = Pool(pool.datasets, [pool.index[m] for m in mine], [[all_labels[j] for j in m.tolist()] for m in mine])
     return kept, rows, checked
 
 
