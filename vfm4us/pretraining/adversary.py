@@ -58,7 +58,7 @@ def perturb(
         low, high = low * mask, high * mask
     if start is None:
         shape = (patches.shape[0], 1, *patches.shape[2:])
-        start = torch.rand(shape, generator=generator).mul_(2).sub_(1).to(patches.device)
+        start = moved(torch.rand(shape, generator=generator).mul_(2).sub_(1), patches.device)
     delta = (epsilon * start).clamp(low, high)
     count = config.steps if config.method == "pgd" else 1
     length = config.step_size * epsilon / count

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vfm4us.augment import moved
 from vfm4us.pretraining.sections import MaskingConfig
 
 
@@ -29,7 +30,7 @@ def choose_cells(
         pad = (0, columns * config.cell - width, 0, rows * config.cell - height)
         scores = F.avg_pool2d(F.pad(gradient.abs().float(), pad), config.cell)[:, 0]
     elif scores is None:
-        scores = torch.rand((n, rows, columns), generator=generator).to(patches.device)
+        scores = moved(torch.rand((n, rows, columns), generator=generator), patches.device)
     count = round(config.ratio * rows * columns)
     chosen = torch.zeros(n, rows * columns, dtype=torch.bool, device=patches.device)
     chosen.scatter_(1, scores.flatten(1).topk(count, dim=1).indices, True)

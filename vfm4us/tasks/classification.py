@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import log, plots
-from vfm4us.augment import PatchSampler
+from vfm4us.augment import PatchSampler, moved
 from vfm4us.config import to_dict
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.decode import read_record
@@ -134,9 +134,9 @@ def finetune_classifier(
     frame = torch.tensor([[0, 0, size, size]])
 
     def loss(network: nn.Module, rows: np.ndarray, draws: torch.Generator) -> Tensor:
-        images = torch.from_numpy(data.dataset.images[rows]).to(device)
+        images = moved(torch.from_numpy(data.dataset.images[rows]), device)
         x = sampler(images, frame.expand(len(rows), 4), draws)[0]
-        target = F.one_hot(codes[rows], len(data.classes)).float().to(device)
+        target = moved(F.one_hot(codes[rows], len(data.classes)).float(), device)
         if config.augment.mixup:
             rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=draws)))
             share, partner = float(rng.beta(config.augment.mixup, config.augment.mixup)), rng.permutation(len(rows))

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfm4us.augment import moved
 from vfm4us.tasks.cyclegan import CycleGAN, verdict
 from vfm4us.tasks.sections import ENHANCERS, GeneratorConfig
 
@@ -70,7 +71,8 @@ class OneSided(CycleGAN):
         losses = []
         for projector, a, b in zip(self.projectors, enhancer.features(made), enhancer.features(source), strict=True):
             places = torch.randperm(a.shape[-2] * a.shape[-1], generator=draw)[: self.config.contrast_patches]
-            q, k = (projector(m.flatten(2)[..., places.to(m.device)].transpose(1, 2)) for m in (a, b))
+            places = moved(places, a.device)
+            q, k = (projector(m.flatten(2)[..., places].transpose(1, 2)) for m in (a, b))
             losses.append(patch_contrast(q.float(), k.float().detach()))
         return torch.stack(losses).mean()
 
@@ -97,7 +99,7 @@ class LearnedDegradation(CycleGAN):
 
     def terms(self, low: Tensor, high: Tensor, draw: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         enhancer, degrader = self.generators["enhancer"], self.generators["degrader"]
-        noise = torch.randn(high.shape, generator=draw).to(high)
+        noise = moved(torch.randn(high.shape, generator=draw), high.device)
         fake_low = degrader(high, noise)
         parts = {
             "adversarial_low": verdict(self.discriminators["low"](fake_low), 1.0),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfm4us import log, plots
-from vfm4us.augment import PatchSampler
+from vfm4us.augment import PatchSampler, moved
 from vfm4us.config import to_dict
 from vfm4us.data.codings import read_as_trained
 from vfm4us.data.csv_files import write_rows
@@ -184,7 +184,7 @@ def _train(
     frame = torch.tensor([[0, 0, size, size]])
 
     def loss(network: nn.Module, rows: np.ndarray, draws: torch.Generator) -> Tensor:
-        images, targets = data.images(rows).to(device), data.targets(rows).to(device)
+        images, targets = moved(data.images(rows), device), moved(data.targets(rows), device)
         x, under = sampler(images, frame.expand(len(rows), 4), draws, masks=targets)
         return overlap_loss(network(x[0]), under[0], config.dice_weight)
 
