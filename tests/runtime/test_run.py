@@ -59,6 +59,9 @@ def test_auto_is_bfloat16_where_it_is_multiplied(monkeypatch):
         assert device.choose_precision(torch.device("cpu"), "auto") == expected
         assert device.choose_precision(torch.device("cpu"), "float32") == "float32"
         assert device.choose_precision(torch.device("cuda"), "auto") == "bfloat16"
+        assert ("(precision=bfloat16" in device.computing(torch.device("cpu"), "auto")) is has  # how to use it is said
+        assert ", float32" in device.computing(torch.device("cpu"), "auto")
+        assert device.computing(torch.device("cpu"), "bfloat16").endswith(", bfloat16")
 
 
 def test_a_run_keeps_the_precision_it_was_started_with(tmp_path):

@@ -55,6 +55,13 @@ def in_bfloat16(device: torch.device, precision: str) -> bool:
     return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
+def computing(device: torch.device, precision: str) -> str:
+    """The device and the precision of a task, to be said first; with auto on a CPU that has bfloat16 also how to use it."""
+    chosen = "bfloat16" if in_bfloat16(device, precision) else "float32"
+    faster = precision == "auto" and device.type == "cpu" and multiplies_bfloat16()
+    return f"{device_name()}, {chosen}" + (" (precision=bfloat16 is faster on this CPU)" if faster else "")
+
+
 def choose_attention(network: torch.nn.Module, device: torch.device, precision: str) -> None:
     """timm's attention written out where the fused kernel is slower: on a CPU in bf16 (`benchmark.py attention` has the ratio)."""
     if device.type == "cpu" and in_bfloat16(device, precision):

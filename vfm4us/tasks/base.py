@@ -39,7 +39,7 @@ from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source, source_root
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation.statistics import INTERVAL, Outcome, few_groups
-from vfm4us.runtime.device import choose_device, device_name
+from vfm4us.runtime.device import choose_device, computing, device_name
 from vfm4us.runtime.files import write_array, write_text
 from vfm4us.runtime.rng import numpy_stream
 from vfm4us.runtime.run import RunFolder, refuse_changed
@@ -186,6 +186,7 @@ class Task:
         """Train (or continue) and test the run of `config.seed` in the folder `where`."""
         self.check(config)
         device = choose_device(config.device)
+        say(computing(device, config.precision))
         data = self.read(config)
         encoder, report = make_encoder(config.encoder, config.seed)
         folder = RunFolder(where, config, config.resume)
