@@ -201,3 +201,11 @@ def test_what_a_good_file_may_hold_is_still_read(tmp_path):
         for key in ("whole", "part", "turned", "parameter", "empty", "number", "unsigned", "complex"):
             assert key not in held or torch.equal(content[key], state[key]), key
         assert content["args"].said == {"arch": "vit_small", "nested": {"num_heads": 6}}
+
+
+def test_a_name_that_stands_twice_in_a_safetensors_header_is_refused(tmp_path):
+    entry = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    header = f'{{"weight": {entry}, "weight": {entry}}}'.encode()
+    (tmp_path / "twice.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(ValueError, match="'weight' twice"):
+        checkpoints.read(tmp_path / "twice.safetensors")

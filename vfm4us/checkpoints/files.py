@@ -5,6 +5,7 @@ A checkpoint is a dict of tensors and plain types only (`torch.load(..., weights
 `step`, `config`, and under `resume` what only the continuing run needs.
 """
 
+import collections
 import concurrent.futures
 import difflib
 import errno
@@ -264,7 +265,7 @@ def _read_safetensors(path: Path) -> dict:
         length = int.from_bytes(stream.read(8), "little")
         if length > HEADER:
             raise ValueError(f"its header takes {length} bytes; that of a checkpoint takes at most {HEADER}")
-        header = json.loads(stream.read(length))
+        header = json.loads(stream.read(length), object_pairs_hook=_once)
     if len(header) > TENSORS:
         raise ValueError(f"it holds {len(header)} tensors; a checkpoint has at most {TENSORS}")
     try:
@@ -280,6 +281,15 @@ def _read_safetensors(path: Path) -> dict:
         except json.JSONDecodeError as error:
             raise ValueError(f"the header's 'encoder' is no JSON ({error})") from error
     return state | {k: v for k, v in metadata.items() if k not in state}
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object as a dict; ValueError where a key stands twice, of which readers would keep the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = collections.Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"damaged safetensors file (its header has {twice[:60]!r} twice)")
+    return found
 
 
 def keep_last(folder: Path, pattern: str, count: int) -> None:
