@@ -1,11 +1,16 @@
 """A script ends with the exit code and the line that belong to what happened."""
 
+import os
+import pty
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.runtime import device, signals
 from vfm4us.runtime.device import choose_attention
@@ -34,6 +39,53 @@ def test_exit_codes(raised, code, said, capsys):
     assert exit_code(main) == code
     printed = capsys.readouterr()
     assert said in printed.out + printed.err and "Traceback" not in printed.err
+
+
+LOOP = """
+import sys, time
+from pathlib import Path
+from vfm4us.runtime import signals
+
+def main():
+    with signals.StopSignal() as stop:
+        Path("begun").touch()
+        while not stop.number:
+            print("a step", flush=True)
+            time.sleep(0.01)
+        print("said to nobody", flush=True)
+        Path("saved").write_text(str(stop.number))
+        raise signals.Stopped(stop.number, Path("logs/a"))
+
+sys.exit(signals.exit_code(main))
+"""
+
+
+@pytest.mark.parametrize(
+    "before, code", [("", 129), ("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)", 143)]
+)
+def test_a_closed_terminal_is_a_signal_to_save_and_leave_but_for_nohup(tmp_path, before, code):
+    child, master = pty.fork()
+    if not child:  # a session of its own, whose terminal the test holds
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-c", before + LOOP], os.environ | {"PYTHONPATH": str(ROOT)})
+    wait_for(tmp_path / "begun")
+    os.read(master, 10)
+    if before:
+        os.kill(child, signal.SIGHUP)
+        time.sleep(0.2)
+        assert not (tmp_path / "saved").exists(), "what nohup started goes on"
+        os.kill(child, signal.SIGTERM)
+    else:
+        os.close(master)  # the terminal is gone: the kernel sends SIGHUP
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == code and (tmp_path / "saved").read_text() == str(code - 128)
+
+
+def wait_for(path, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} does not come"
+        time.sleep(0.01)
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():

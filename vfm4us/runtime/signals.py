@@ -1,5 +1,6 @@
 """How a script stops: on a signal with everything saved, or with one line that says what is wrong."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,14 +17,21 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Remembers the first SIGINT or SIGTERM, so that the loop can save and leave; a second one leaves at once."""
+    """Remembers the first SIGINT, SIGTERM or SIGHUP, so that the loop can save and leave; a second one leaves at once.
+
+    SIGHUP says that the terminal was closed: what is still said goes nowhere. Where nohup has it ignored, it stays ignored.
+    """
 
     def __init__(self) -> None:
         self.number = 0
         self._asking: Any = None  # of several processes: the question of the step before
 
     def __enter__(self) -> "StopSignal":
-        self.before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+        self.before = {n: signal.signal(n, self._handle) for n in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -31,9 +39,16 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: Any) -> None:
+        if self.number and number == signal.SIGHUP:  # shell and kernel each send one
+            return
         if self.number:
             raise KeyboardInterrupt
         self.number = number
+        if number == signal.SIGHUP:  # writing to a terminal that is gone is an error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for fd in self.terminals:
+                os.dup2(nowhere, fd)
+            os.close(nowhere)
         # not by the logger: a signal may come while its handlers hold their locks
         print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
 
@@ -62,8 +77,8 @@ class StopSignal:
 def exit_code(main: Callable[[], int | None]) -> int:
     """Run a script's `main` and return its exit code; what a user can cause becomes one line instead of a traceback.
 
-    ValueError, OSError, FloatingPointError: `error: ...` and 2. Stopped: 128 + the signal, so 130 (SIGINT) or 143 (SIGTERM).
-    KeyboardInterrupt: 130.
+    ValueError, OSError, FloatingPointError: `error: ...` and 2. Stopped: 128 + the signal, so 130 (SIGINT), 143 (SIGTERM) or
+    129 (SIGHUP). KeyboardInterrupt: 130.
     """
     try:
         return main() or 0
