@@ -82,6 +82,39 @@ def test_more_than_8_bits(tmp_path):
     assert difference(only(save_dicom(tmp_path / "c.dcm", unsaid))[0], pixels) < 1
 
 
+def test_signed_pixels_that_use_few_of_their_bits_are_not_all_one_grey(tmp_path):
+    signed = dicom_dataset(speckle().astype(np.int16), bits=16, PixelRepresentation=1)
+    assert difference(only(save_dicom(tmp_path / "a.dcm", signed))[0], speckle()) < 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"PhotometricInterpretation": "YBR_FULL_422"}, "bytes of pixels, its header says"),
+        ({"PhotometricInterpretation": "YBR_ICT"}, "none that is read of uncompressed pixels"),
+        ({"PhotometricInterpretation": "HSV"}, "none that is read of uncompressed pixels"),
+        ({"HighBit": 15, "BitsStored": 12, "BitsAllocated": 16}, "HighBit is 15 for 12 bits"),
+        ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "RescaleSlope is 0"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:20],
+)
+def test_pixels_laid_down_otherwise_than_the_header_says_are_refused(tmp_path, keys, words):
+    colours = "PhotometricInterpretation" in keys
+    pixels = colour() if colours else speckle().astype(np.uint16) if "HighBit" in keys else speckle()
+    ds = dicom_dataset(pixels, "RGB" if colours else "MONOCHROME2", **({"bits": 16} if "HighBit" in keys else {}))
+    for name, value in keys.items():
+        setattr(ds, name, value)
+    with pytest.raises(ValueError, match=words):
+        only(save_dicom(tmp_path / "a.dcm", ds))
+
+
+def test_frames_beyond_their_number_are_refused(tmp_path):
+    ds = dicom_dataset(np.stack([speckle(k) for k in range(3)]))
+    ds.NumberOfFrames = 2
+    with pytest.raises(ValueError, match="bytes of pixels, its header says"):
+        only(save_dicom(tmp_path / "a.dcm", ds))
+
+
 def test_a_window_is_applied_as_a_viewer_does(tmp_path):
     pixels = (speckle().astype(np.uint16) + 100) * 4
     windowed = dicom_dataset(pixels, bits=16, stored=12, WindowCenter="910", WindowWidth="1020")

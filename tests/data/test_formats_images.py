@@ -92,6 +92,13 @@ def test_a_batch_keeps_its_size_and_its_colours():
         assert image_batch(batch[:3])[0].shape == (3, 1, 64, 80)
 
 
+def test_an_array_with_one_or_four_channels_is_one_image_or_refused():
+    grey = speckle()
+    assert (image_batch(grey[..., None], 80)[0] == image_batch(grey, 80)[0]).all()
+    with pytest.raises(ValueError, match=r"an image of shape \(64, 80, 4\) is not understood"):
+        image_batch(np.repeat(grey[..., None], 4, 2), 80)
+
+
 def test_dicom_and_clips_are_taken_like_images(tmp_path, monkeypatch):
     pytest.importorskip("pydicom"), pytest.importorskip("av")
     monkeypatch.setenv(pseudonyms.KEY_FILE, str(tmp_path / "key"))

@@ -161,6 +161,14 @@ def test_labels_in_names_are_told_and_taken_where_that_is_asked_for(tmp_path):
         understand(tmp_path, {"labels": "names"})
 
 
+def test_words_at_the_end_of_names_are_told(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8)
+    for k in range(3):
+        for j, word in enumerate(("clean", "noisy")):
+            Image.fromarray(np.roll(grey, 9 * k + 5 * j)).save(tmp_path / f"p{k}_{word}.png")
+    assert any("clean 3, noisy 3), which are not used" in note for note in understand(tmp_path).notes)
+
+
 def test_one_image_is_a_set_of_one(tmp_path):
     image(tmp_path / "one.png", 1)
     assert [(record.id, record.path) for record in find_source(tmp_path / "one.png")] == [("one", "one.png")]

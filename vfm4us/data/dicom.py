@@ -38,6 +38,8 @@ FASTER = {  # by transfer syntax: libjpeg-turbo, CharLS
     "1.2.840.10008.1.2.4.80": "pyjpegls",
     "1.2.840.10008.1.2.4.81": "pyjpegls",
 }
+PLAIN_KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422")  # uncompressed
+UNKNOWN_LENGTH = 0xFFFFFFFF
 LUMA_FIRST = (
     "YBR_FULL",
     "YBR_FULL_422",
@@ -189,6 +191,14 @@ def _refuse_others(header) -> None:
         raise ValueError(f"DICOM: modality {shown}, not ultrasound (US)")
     if "Rows" not in header or "Columns" not in header:
         raise ValueError("DICOM: holds no image")
+    stored = _number(header, "BitsStored", 8)
+    if _number(header, "HighBit", stored - 1) != stored - 1:
+        raise ValueError(
+            f"DICOM: HighBit is {_number(header, 'HighBit', 0):.0f} for {stored:.0f} bits: pixels that begin above the lowest bit "
+            "are not read here"
+        )
+    if _number(header, "RescaleSlope", 1) == 0:
+        raise ValueError("DICOM: RescaleSlope is 0, which makes every pixel the same")
 
 
 def _size(header) -> tuple[int, int]:
@@ -337,6 +347,7 @@ def _decoded(path, header, syntax: str, numbers: list[int]):
     count = int(_number(header, "NumberOfFrames", 1))
     numbers = [number for number in numbers if number < count]
     _check_codestreams(path, header, syntax, numbers, count)
+    _check_plain_pixels(path, header, syntax, count)
     luma = str(header.get("PhotometricInterpretation", "")).strip().upper() in LUMA_FIRST
     try:
         frames = iter_pixels(
@@ -371,6 +382,43 @@ def _check_codestreams(path, header, syntax: str, numbers: list[int], count: int
         if size != (height, width):
             shown = f"{size[1]} x {size[0]}" if size else "no size that can be read"
             raise ValueError(f"DICOM: compressed frame {number} has {shown}, its header says {width} x {height}")
+
+
+def _check_plain_pixels(path, header, syntax: str, count: int) -> None:
+    """Refuse uncompressed pixels that are laid down otherwise than the header says: they would be read without an error, wrong."""
+    from pydicom.uid import UID
+
+    if UID(syntax).is_compressed:
+        return
+    kind = str(header.get("PhotometricInterpretation", "")).strip().upper()
+    if kind and kind not in PLAIN_KINDS:
+        raise ValueError("DICOM: its photometric interpretation is none that is read of uncompressed pixels")
+    height, width = _size(header)
+    samples = int(_number(header, "SamplesPerPixel", 1))
+    if kind == "YBR_FULL_422" and samples == 3:
+        samples = 2
+    expected = height * width * samples * int(_number(header, "BitsAllocated", 8)) * count // 8
+    length = _length_of_pixels(path, syntax)
+    if length != UNKNOWN_LENGTH and length - expected >= height:  # a byte a row; files are padded by a few
+        raise ValueError(f"DICOM: holds {length} bytes of pixels, its header says {expected}")
+
+
+def _length_of_pixels(path, syntax: str) -> int:
+    """The length that stands before the pixels, in bytes."""
+    from pydicom.pixels.utils import _array_common
+    from pydicom.uid import UID
+
+    with open(path, "rb") as file:
+        try:
+            _array_common(file, [0x00280002], transfer_syntax_uid=syntax)
+            file.seek(file.tell() - 4)
+            return struct.unpack("<I" if UID(syntax).is_little_endian else ">I", file.read(4))[0]
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"DICOM: its pixels cannot be decoded ({type(error).__name__}, {_syntax_name(syntax)}): truncated or damaged"
+            ) from None
 
 
 def _encapsulated(path, syntax: str, numbers: list[int], count: int):
@@ -454,7 +502,7 @@ def _windowed(pixels: np.ndarray, header, bits: int, value_range) -> np.ndarray:
     if bits == 8 and not signed and (slope, intercept) == (1, 0) and not tables and breadth <= 0:
         return pixels.astype(np.uint8)
     low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
-    if value_range is not None and not signed:
+    if value_range is not None:
         low, high = value_range
     if tables:
         from pydicom.pixels import apply_modality_lut, apply_voi_lut

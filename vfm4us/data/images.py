@@ -128,7 +128,7 @@ def _is_one(images) -> bool:
             f"an array of shape {shape} is taken for three grey images; one image in colour is given as (H, W, 3), or in a list",
             stacklevel=3,
         )
-    return len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)
+    return len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4))  # no image is so narrow
 
 
 def _in_range(array: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ from vfm4us.data.understanding import Understanding
 from vfm4us.data.words import is_litter, says_outlines
 
 BEFORE_A_NUMBER = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)[ _-]*[(\[]?\d")  # benign (12), non_tumour-3
+BEHIND_A_NUMBER = re.compile(r"\d[ _-]*([^\W\d_]+\d?)$")  # p12_clean, 000_label1
 MOST_LABELS = 20  # different words that are taken for labels
 TABLES = (".csv", ".tsv", ".txt")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
@@ -118,15 +119,29 @@ def _labels_in_names(reading: Reading, understood: Understanding) -> None:
             record.label = word[1]
         understood.labels = "by the names of files"
         return
-    if not words or not all(words) or any(record.label for record in understood.records):
+    if any(record.label or record.target for record in understood.records):
         return
-    counts = Counter(word[1] for word in words)
-    if 1 < len(counts) <= MOST_LABELS and min(counts.values()) > 1:
-        told = ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))
+    if told := _different(words):
         understood.notes.append(
             f"names begin with different words ({told}): if these are labels, say reading.labels=names "
             "(prepare_data.py --reading labels=names, or `labels: names` in a reading.yaml in the folder)"
         )
+    endings = [BEHIND_A_NUMBER.search(frames.stem_of(Path(record.path).name)) for record in understood.records]
+    if told := _different(endings):
+        understood.notes.append(
+            f"names end with different words ({told}), which are not used: if these are labels or pairs, write a manifest.csv with "
+            "a label or a target column"
+        )
+
+
+def _different(words: list) -> str:
+    """A few different words that every name has, each twice at least, with their numbers; else nothing."""
+    if not words or not all(words):
+        return ""
+    counts = Counter(word[1] for word in words)
+    if not (1 < len(counts) <= MOST_LABELS and min(counts.values()) > 1):
+        return ""
+    return ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))
 
 
 def is_table(source: Path) -> bool:
