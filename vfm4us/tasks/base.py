@@ -175,7 +175,7 @@ class Task:
         folders = run_each_seed(config, lambda one, folder: self.run_seed(one, folder, say), say)
         outcomes = [read_outcome(folder) for folder in folders]
         result = self.figures.evaluate(outcomes)
-        if few := few_groups(outcomes):
+        if result and (few := few_groups(outcomes)):
             say(f"note: {few}")
         if len(outcomes) > 1 and not config.data.folds:  # cross-fitted models were tested on other images each
             result |= self.ensemble(outcomes)
