@@ -3,8 +3,11 @@
 import csv
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from skimage.metrics import structural_similarity
 from skimage.morphology import convex_hull_image
 from sklearn.linear_model import LogisticRegression
 
+from tests.conftest import ROOT
 from vfm4us.phantoms import folders, physics
 from vfm4us.phantoms.folders import write_phantoms
 from vfm4us.phantoms.make import IMAGES_PER_BLOCK, make_phantom
@@ -265,3 +269,34 @@ def test_foreign_folder_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="did not make"):
         write_phantoms(tmp_path, COUNT, progress=False)
     assert list(tmp_path.rglob("*")) == [tmp_path / "coarse"]
+
+
+def test_an_interrupt_that_every_process_hears_ends_them_all(tmp_path):
+    """Ctrl-C of a terminal reaches the workers too; one of them, interrupted with the pool's lock, kept all waiting for ever."""
+    words = "import sys; from vfm4us.phantoms.folders import write_phantoms; write_phantoms(sys.argv[1], 2000, 96, workers=2)"
+    command = [sys.executable, "-c", f"if __name__ == '__main__':\n    {words}", str(tmp_path / "set")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 60
+        while not list(tmp_path.glob("set/*/images/*/*.png")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for worker in workers:
+            os.kill(int(worker), signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None and all(Path(f"/proc/{worker}").exists() for worker in workers), (
+            "theirs to ignore"
+        )
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode != 0 and b"KeyboardInterrupt" in said
+        end = time.monotonic() + 10
+        with pytest.raises(ProcessLookupError):  # none is left of the group
+            while time.monotonic() < end:
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

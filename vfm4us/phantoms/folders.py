@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -104,7 +105,14 @@ def write_phantoms(
         else:
             pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
             try:
-                for future in as_completed([pool.submit(_write_images, out, chunk, size, seed) for chunk in chunks]):
+                # Ctrl-C reaches every process of a terminal: one that is interrupted while it holds the pool's lock keeps the
+                # others, and this one, waiting for ever. They are born with the signal blocked, and end when this one says so.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    writing = [pool.submit(_write_images, out, chunk, size, seed) for chunk in chunks]
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                for future in as_completed(writing):
                     bar.update(future.result())
             finally:
                 pool.shutdown(cancel_futures=True)
