@@ -18,6 +18,7 @@ continues an interrupted one. `encoder.weights=FILE` is another way to write --e
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -114,7 +115,7 @@ def describe(archive: Archive, out: Path, seed: int, projector: int, parquet: bo
     print(
         f"{len(archive):,} images, {len(archive.rejected):,} could not be read (rejected.csv); "
         f"{images:,} of them in {len(several):,} clusters of near-duplicates\nwritten to {out}; turn the archive with: "
-        f"tensorboard --logdir {out}   (tab PROJECTOR)"
+        f"tensorboard --logdir {shlex.quote(str(out))}   (tab PROJECTOR)"
     )
 
 

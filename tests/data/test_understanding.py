@@ -161,6 +161,15 @@ def test_labels_in_names_are_told_and_taken_where_that_is_asked_for(tmp_path):
         understand(tmp_path, {"labels": "names"})
 
 
+def test_patients_of_one_name_below_two_classes_are_told(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8)
+    for k, folder in enumerate(("benign/Pat1", "benign/Pat2", "malignant/Pat1", "malignant/Pat3")):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(np.roll(grey, 9 * k)).save(tmp_path / folder / "a.png")
+    found = understand(tmp_path)
+    assert any(note.startswith("1 names of folders stand below several classes (e.g. Pat1/)") for note in found.notes)
+
+
 def test_words_at_the_end_of_names_are_told(tmp_path):
     grey = np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8)
     for k in range(3):

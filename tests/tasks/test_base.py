@@ -1,6 +1,7 @@
 """What every task shares: figures and differences equal what is worked out by hand, a finished seed is not repeated."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,3 +157,15 @@ def test_the_conclusion_is_said_once(monkeypatch, seeds):
     monkeypatch.setattr("sys.argv", ["train.py", "data.path=DIR", f"seeds={seeds}"])
     command_line.train("classification", "doc")
     assert "\n".join(said).count("it was worth it") == 1
+
+
+def test_images_that_a_released_encoder_has_seen_are_warned_of(monkeypatch):
+    dataset = SimpleNamespace(
+        sha256=[f"{k:064x}" for k in range(6)],
+        indices=lambda split: np.arange(3) if split == "test" else np.arange(3, 6),
+    )
+    monkeypatch.setattr(base.released, "seen", lambda name: {f"{1:064x}", f"{9:064x}"} if name == "open" else set())
+    assert "1 of 3 test images and 0 of 3 val images are among" in base.seen_by("open", dataset)
+    assert base.seen_by("logs/mine", dataset) == ""
+    monkeypatch.undo()
+    assert len(base.released.seen("open")) > 7_000 and {len(d) for d in base.released.seen("open")} == {16}

@@ -489,7 +489,9 @@ def test_labels_of_another_set_are_the_model_s_own_or_an_error_with_both():
     ]
     with pytest.raises(ValueError, match=r"'malign' one of malignant by another name \(--merge 'malign > malignant'\)"):
         task.labels_as_trained(records_of("benign", "malign"), ["benign", "malignant"], options)
-    with pytest.raises(ValueError, match="there has the labels 0, 1; the model knows benign, malignant"):
+    with pytest.raises(
+        ValueError, match=r"there has the labels 0, 1; the model knows benign, malignant.*--merge '0 > CLASS'"
+    ):
         task.labels_as_trained(records_of("0", "1"), ["benign", "malignant"], options)
     options = task.ClassifyConfig(data="there", merge=["malign > malignant"])
     records = records_of("benign", "malign")

@@ -1,11 +1,14 @@
 """Encoders that this project releases, by their names."""
 
+import csv
+import gzip
 import json
 from pathlib import Path
 
 # Beside the package in the repository, or within it where it was installed.
 FOLDERS = (Path(__file__).parents[2] / "weights", Path(__file__).parents[1] / "shipped" / "weights")
 TABLE = "released.json"  # name -> {file, sha256}
+POOL = "pool.csv.gz"  # every image that they were pretrained on
 
 
 def table() -> dict[str, dict[str, str]]:
@@ -46,3 +49,16 @@ def resolve(source: str | Path) -> tuple[Path, str | None]:
         f"{source!r}: {entry['file']} is not in {FOLDERS[0]}. Fetch it from where this project is "
         f"published, or make it: {entry['made']}"
     )
+
+
+def seen(name: str) -> set[str]:
+    """First digits of the sha256 of every file that a released encoder was pretrained on; empty where that is not listed here."""
+    if name not in table():
+        return set()
+    for folder in FOLDERS:
+        file = folder / POOL
+        if file.is_file():
+            with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
+                rows = list(csv.DictReader(stream))
+            return {row[column] for row in rows for column in ("sha256", "original_sha256") if row[column]}
+    return set()

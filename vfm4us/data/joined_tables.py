@@ -209,6 +209,10 @@ def _tell(one: Joined, understood: Understanding) -> None:
     ]
     unused = [name for k, name in enumerate(one.header) if name and k != one.key and k not in one.places.values()]
     left = f"; not used: {', '.join(unused[:8])}{' ...' * (len(unused) > 8)}" * bool(unused)
+    if unused and "label" not in one.places and not any(record.label for record in understood.records):
+        understood.notes.append(
+            f"no image has a label, and no column of {one.path} is called label: if one of {', '.join(unused[:8])} is, call it so"
+        )
     if not taken:
         understood.add(
             "passed over",

@@ -701,6 +701,11 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
         understood.groups = f"folders of patients, e.g. {sorted(tops)[0]}/"
     elif named or many:
         understood.groups = f"folders below the classes, e.g. {'/'.join(sorted(below)[0])}/"
+        if twice := sorted(rest for rest, times in Counter(below).items() if times > 1):
+            understood.notes.append(
+                f"{len(twice)} names of folders stand below several classes (e.g. {'/'.join(twice[0])}/) and are taken for "
+                "different patients: if one is the same patient, name the groups in a manifest.csv, or splits may divide a patient"
+            )
     elif below:
         understood.notes.append(
             f"folders below the first one are used neither as labels nor as groups, e.g. {'/'.join(sorted(below)[0])}/"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vfm4us.evaluation import statistics
 
+FEWEST_TO_CALIBRATE = 50  # validation images
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 
 
@@ -80,8 +81,11 @@ def fit_temperature(labels: np.ndarray, logits: Tensor) -> float:
     """The temperature, from 0.05 to 20, with the least cross-entropy on these (validation) images; 1 if it is hardly less.
 
     A temperature fitted to 100 images varies by some 15 % even where 1 is right, and then does harm: it must gain more than a
-    likelihood-ratio test at 5 % asks of one parameter (twice the log-likelihood, 3.84).
+    likelihood-ratio test at 5 % asks of one parameter (twice the log-likelihood, 3.84). Fewer than `FEWEST_TO_CALIBRATE` images,
+    which a classifier may separate by chance, give 1.
     """
+    if len(labels) < FEWEST_TO_CALIBRATE:
+        return 1.0
     target = torch.from_numpy(np.asarray(labels))
 
     def entropy(log_t: float) -> float:

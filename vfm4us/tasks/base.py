@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vfm4us import checkpoints, log, markdown
-from vfm4us.checkpoints import load_encoder
+from vfm4us.checkpoints import load_encoder, released
 from vfm4us.checkpoints.loading import open_checkpoint
 from vfm4us.config import to_dict
 from vfm4us.data import splits as splitting
@@ -194,6 +194,8 @@ class Task:
             say(f"{where}: {self.describe(data)}")
             say(f"encoder: {report or 'random ' + config.encoder.name}")
             duplicates = report_duplicates(data.dataset, config.data, where, shared_with_pretraining(config))
+            if known := seen_by(config.encoder.weights, data.dataset):
+                duplicates += "\n" + known
             say(duplicates)
             torch.manual_seed(config.seed)
             model, validated = self.train(config, data, encoder, folder, device)
@@ -231,7 +233,10 @@ class Task:
         path = Path(path)
         if path.is_dir():
             inside = [path / self.file, *sorted(path.glob(f"seed-*/{self.file}"))]
-            checkpoint = next((p for p in inside if p.is_file()), None)
+            inside = [p for p in inside if p.is_file()]
+            checkpoint = next(iter(inside), None)
+            if len(inside) > 1:
+                log.note(f"{path} holds {len(inside)} models: {checkpoint} is used; give another by its path")
             if checkpoint is None:
                 others = sorted({p.name for pattern in ("*.pt", "seed-*/*.pt") for p in path.glob(pattern)})
                 raise FileNotFoundError(
@@ -383,6 +388,17 @@ def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> 
         of_class = rows[codes[rows] == code]
         kept.append(rng.permutation(of_class)[: max(1, round(share * len(of_class)))])
     return np.sort(np.concatenate(kept)) if kept else rows
+
+
+def seen_by(weights: str, dataset: PreparedDataset) -> str:
+    """A warning where files of the val or test split are among those that a released encoder was pretrained on; else nothing."""
+    digests = released.seen(weights)
+    length = len(next(iter(digests), ""))
+    seen = {s: [dataset.sha256[i][:length] in digests for i in dataset.indices(s)] for s in ("test", "val")}
+    if not digests or not any(map(any, seen.values())):
+        return ""
+    told = " and ".join(f"{sum(them)} of {len(them)} {split} images" for split, them in seen.items())
+    return f"WARNING: {told} are among those that {weights!r} was pretrained on, without labels: figures may flatter it"
 
 
 def shared_with_pretraining(config: TaskConfig) -> list[tuple[tuple[float, ...], bool, int, int]]:

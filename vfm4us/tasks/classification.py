@@ -298,7 +298,7 @@ def labels_as_trained(
     labels = {record.label for record in records if record.label}
     strange, missing = sorted(labels - {*classes, *options.leave_out}), [name for name in classes if name not in labels]
     if strange and missing:
-        near = difflib.get_close_matches(strange[0], missing, n=1, cutoff=0.0)[0]
+        near = (*difflib.get_close_matches(strange[0], missing, n=1), "CLASS")[0]  # no suggestion without likeness
         raise ValueError(
             f"{options.data} has the labels {', '.join(sorted(labels))}; the model knows {', '.join(classes)}. Is {strange[0]!r} "
             f"one of {', '.join(missing)} by another name (--merge '{strange[0]} > {near}'), or is it to be left out "

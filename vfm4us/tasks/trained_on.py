@@ -14,6 +14,7 @@ from vfm4us.data.records import Record
 LOOKED_AT = 256, 32  # images of the training set, and of another one
 QUANTILES = (0.05, 0.5, 0.95)
 LIGHTER = 20  # grey levels above nearly all training images: what a negative is at the least
+RARELY = 0.1  # share of images that may look like negatives and be none
 LARGER = 2.0  # times: sides that differ by less are nothing to tell
 
 
@@ -46,7 +47,7 @@ def differences(known: Mapping[str, Any], root: Path, records: list[Record]) -> 
         if grey > high + LIGHTER and abs(255 - grey - middle) < abs(grey - middle) / 2:
             negatives.append(record.path)
     told = []
-    if negatives:
+    if len(negatives) > RARELY * len(looked_at):  # one light picture among many is none
         told.append(
             f"{len(negatives)} of {len(looked_at)} images that were looked at are light where the training images are dark (e.g. "
             f"{negatives[0]}): negatives (MONOCHROME1 saved as it was)? Invert them, or the figures mean nothing"
