@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv-lowest/bin/python
 [ -x "$python" ] || python3.11 -m venv .venv-lowest
+echo "installing the lowest versions into .venv-lowest (several GB, a few minutes)"
 "$python" -m pip install --quiet uv
 "$python" -m uv pip install --quiet --python "$python" --resolution lowest-direct -r pyproject.toml --all-extras
 "$python" -m uv pip install --quiet --python "$python" --no-deps -e .

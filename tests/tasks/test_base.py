@@ -168,4 +168,5 @@ def test_images_that_a_released_encoder_has_seen_are_warned_of(monkeypatch):
     assert "1 of 3 test images and 0 of 3 val images are among" in base.seen_by("open", dataset)
     assert base.seen_by("logs/mine", dataset) == ""
     monkeypatch.undo()
+    assert base.released.seen("a/vfm4us_resnet18_open.safetensors") == base.released.seen("open")
     assert len(base.released.seen("open")) > 7_000 and {len(d) for d in base.released.seen("open")} == {16}

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -408,6 +409,7 @@ def test_a_class_missing_in_val_and_test_one_image_per_class_and_an_unlabelled_o
     said = []
     result = task.TASK.run_seeds(build("finetune.epochs=1", path=manifest(tmp_path / "m", rows)), said.append)
     assert "3 classes, 3 train, 1 val, 2 test, 1 without label" in "\n".join(said)
+    assert re.search(r"WARNING: no val image of \w+, \w+", "\n".join(said)), "one val image, three classes"
     assert np.isfinite(result["auroc"]["mean"]) and set(k for k in result if k.startswith("recall")) == {
         "recall a",
         "recall b",

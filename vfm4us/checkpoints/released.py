@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 # Beside the package in the repository, or within it where it was installed.
@@ -51,9 +52,9 @@ def resolve(source: str | Path) -> tuple[Path, str | None]:
     )
 
 
-def seen(name: str) -> set[str]:
-    """First digits of the sha256 of every file that a released encoder was pretrained on; empty where that is not listed here."""
-    if name not in table():
+def seen(source: str) -> set[str]:
+    """First digits of the sha256 of every image that a released encoder, by its name or its file, was pretrained on; else none."""
+    if source not in table() and Path(source).name not in {entry["file"] for entry in table().values()}:
         return set()
     for folder in FOLDERS:
         file = folder / POOL
@@ -62,3 +63,10 @@ def seen(name: str) -> set[str]:
                 rows = list(csv.DictReader(stream))
             return {row[column] for row in rows for column in ("sha256", "original_sha256") if row[column]}
     return set()
+
+
+def count_seen(source: str, sha256: Iterable[str]) -> int:
+    """How many of these images, by the sha256 of their files, `source` was pretrained on, as far as `seen` knows."""
+    digests = seen(source)
+    length = len(next(iter(digests), ""))
+    return sum(digest[:length] in digests for digest in sha256)

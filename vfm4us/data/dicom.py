@@ -191,8 +191,8 @@ def _refuse_others(header) -> None:
         raise ValueError(f"DICOM: modality {shown}, not ultrasound (US)")
     if "Rows" not in header or "Columns" not in header:
         raise ValueError("DICOM: holds no image")
-    stored = _number(header, "BitsStored", 8)
-    if _number(header, "HighBit", stored - 1) != stored - 1:
+    stored = _number(header, "BitsStored", 0)
+    if stored and _number(header, "HighBit", stored - 1) != stored - 1:
         raise ValueError(
             f"DICOM: HighBit is {_number(header, 'HighBit', 0):.0f} for {stored:.0f} bits: pixels that begin above the lowest bit "
             "are not read here"

@@ -189,13 +189,14 @@ def read_manifest(path) -> list[Record]:
             defaults = [str(Record.__dataclass_fields__[name].default) for name in absent]
             place = {name: i for i, name in enumerate([*header, *absent])}
             width, cells = len(header), operator.itemgetter(*(place[name] for name in COLUMNS))
-            return [
-                # as COLUMNS, whose order is that of the fields
-                Record(a, b, c, d, e, f, g, int(h), int(i), int(j), int(k), int(m), int(n), o, p, int(q), r, s)
-                for a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s in (
-                    cells(row[:width] + defaults if defaults else row) for row in rows
-                )
-            ]
+            whole = [COLUMNS.index(name) for name in INTEGER_COLUMNS]
+            records = []
+            for row in rows:
+                values = list(cells(row[:width] + defaults if defaults else row))
+                for number in whole:
+                    values[number] = int(values[number])
+                records.append(Record(*values))  # COLUMNS are the first fields, in their order
+            return records
     except (StopIteration, LookupError, ValueError, csv.Error):
         return _read_row_by_row(path)
 

@@ -1,14 +1,16 @@
 """A contact sheet of what was packed: people see a wrong reading at once."""
 
 import os
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vfm4us.data.csv_files import shown
 from vfm4us.data.records import Record
 
 COUNT, COLUMNS, TILE, CAPTION = 8, 4, 240, 46  # images, in a row, pixels, pixels
+WIDTH = 36  # letters of a line below an image
 COLOURS = np.array(
     [(230, 60, 60), (60, 200, 80), (70, 120, 255), (240, 200, 40), (200, 80, 220), (60, 210, 210)], np.float32
 )
@@ -27,16 +29,26 @@ def write_sheet(path, records: list[Record], images, masks=None, targets=None, s
     heights = [max(pictures[place].height for place in row) + 6 for row in rows]  # no gap under a row of flat pictures
     sheet = Image.new("RGB", (COLUMNS * TILE, sum(heights) + len(rows) * CAPTION), (24, 24, 24))
     draw, top = ImageDraw.Draw(sheet), 0
+    font = _font()
     for row, height in zip(rows, heights, strict=True):
         for column, place in enumerate(row):
             left = column * TILE
             sheet.paste(pictures[place], (left + 3, top + 3))
             for line, text in enumerate(_caption(records[chosen[place]])):
-                draw.text((left + 5, top + height + 14 * line), text, fill=(235, 235, 235))
+                draw.text((left + 5, top + height + 14 * line), text, fill=(235, 235, 235), font=font)
         top += height + CAPTION
     temporary = f"{path}.tmp"
     sheet.save(temporary, format="PNG")
     os.replace(temporary, path)
+
+
+def _font():
+    """A font that knows more than Latin letters, where matplotlib, which brings it, is installed."""
+    try:
+        import matplotlib
+    except ImportError:  # a machine that only pretrains may lack it
+        return ImageFont.load_default()
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 10)
 
 
 def _chosen(records: list[Record], masked: bool, seed: int) -> list[int]:
@@ -66,9 +78,5 @@ def _picture(record: Record, image, mask, targets, index: int) -> Image.Image:
 
 def _caption(record: Record) -> list[str]:
     first = " ".join(part for part in (record.split, record.label and f"label {record.label}") if part) or "no label"
-    return [_ascii(record.id[-36:]), _ascii(first[:36]), _ascii(f"group {record.group}"[:36])]
-
-
-def _ascii(text: str) -> str:
-    """The built-in font knows Latin letters only."""
-    return shown(text).encode("latin-1", "replace").decode("latin-1")
+    name, group = shown(record.id), shown(f"group {record.group}")
+    return [f"…{name[1 - WIDTH :]}" if len(name) > WIDTH else name, shown(first)[:WIDTH], group[:WIDTH]]

@@ -276,6 +276,8 @@ class Task:
         self.report(model, about, root, cases, options)
         result = self.figures.evaluate([cases.outcome()]) if cases.records else {}
         said = self.conclusion(result)
+        if result and (few := few_groups([cases.outcome()])):
+            say(f"note: {few}")
         if cases.records and cases.without:
             say(
                 f"{len(cases.without)} images without a {self.truth} are left out of the metrics (e.g. {cases.without[0][0].path})"
@@ -392,12 +394,11 @@ def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> 
 
 def seen_by(weights: str, dataset: PreparedDataset) -> str:
     """A warning where files of the val or test split are among those that a released encoder was pretrained on; else nothing."""
-    digests = released.seen(weights)
-    length = len(next(iter(digests), ""))
-    seen = {s: [dataset.sha256[i][:length] in digests for i in dataset.indices(s)] for s in ("test", "val")}
-    if not digests or not any(map(any, seen.values())):
+    images = {split: dataset.indices(split) for split in ("test", "val")}
+    seen = {s: released.count_seen(weights, [dataset.sha256[i] for i in rows]) for s, rows in images.items()}
+    if not any(seen.values()):
         return ""
-    told = " and ".join(f"{sum(them)} of {len(them)} {split} images" for split, them in seen.items())
+    told = " and ".join(f"{seen[split]} of {len(rows)} {split} images" for split, rows in images.items())
     return f"WARNING: {told} are among those that {weights!r} was pretrained on, without labels: figures may flatter it"
 
 

@@ -331,7 +331,14 @@ class Classification(Task):
     def describe(self, data: LabelledData) -> str:
         counts = ", ".join(f"{len(getattr(data, split))} {split}" for split in ("train", "val", "test"))
         without = f", {data.unlabelled} without label left out" if data.unlabelled else ""
-        return f"{len(data.classes)} classes, {counts}{without}"
+        lacking = {
+            split: [name for k, name in enumerate(data.classes) if not (data.codes[getattr(data, split)] == k).any()]
+            for split in ("val", "test")
+        }
+        told = "".join(
+            f"; WARNING: no {split} image of {', '.join(names)}" for split, names in lacking.items() if names
+        )
+        return f"{len(data.classes)} classes, {counts}{without}{told}"
 
     def train(self, config: ClassificationConfig, data: LabelledData, encoder, folder, device):
         """A classifier by `mode`, calibrated on the validation images, and what it says of them."""

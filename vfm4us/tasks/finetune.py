@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vfm4us import log
 from vfm4us.checkpoints import LoadReport, load_encoder, resolve
 from vfm4us.data.pools import epoch_order
 from vfm4us.encoders import Encoder, EncoderSpec, family, names
@@ -153,8 +154,13 @@ class Finetuner(Training):
         batches(epoch) lists index arrays; loss(model, indices, generator) is a scalar; validate(model) has a `score`.
         """
         self._batches, self._loss, self._validate = batches, loss, validate
+        steps = len(batches(0))
+        least = f"; finetune.min_steps={self.config.min_steps} asks for so many" * (
+            self.config.min_steps > self.config.epochs
+        )
+        log.say(f"at most {self.config.epochs} epochs of {steps} steps{least}")
         # five copies of the weights are not written after every short epoch
-        Loop(self, self.folder, [(self.config.epochs, len(batches(0)))], self.device, each_epoch=False).run()
+        Loop(self, self.folder, [(self.config.epochs, steps)], self.device, each_epoch=False).run()
         self.averaged.load_state_dict(self.best_state)
         return self.averaged.eval()
 

@@ -91,7 +91,7 @@ class EvaluationConfig:
     checkpoint: str = option("", "trained model, or the run folder of train.py that holds it")
     data: str = option("", "folder of images as the task wants them, CSV manifest, or published dataset")
     split: str = option("all", "where the data have splits", choices=["all", "train", "val", "test"])
-    out: str = option(".", "folder for what is written")
+    out: str = option("evaluation", "folder for what is written, over what an earlier evaluation left there")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>")
 
 
