@@ -158,7 +158,7 @@ class Finetuner(Training):
         least = f"; finetune.min_steps={self.config.min_steps} asks for so many" * (
             self.config.min_steps > self.config.epochs
         )
-        log.say(f"at most {self.config.epochs} epochs of {steps} steps{least}")
+        log.note(f"at most {self.config.epochs} epochs of {steps} steps{least}")
         # five copies of the weights are not written after every short epoch
         Loop(self, self.folder, [(self.config.epochs, steps)], self.device, each_epoch=False).run()
         self.averaged.load_state_dict(self.best_state)
