@@ -64,10 +64,10 @@ def plain(*paths: str, first: int = 100):
     return build
 
 
-def text(path: str, content: str):
+def text(path: str, content: str, encoding: str = "utf-8"):
     def build(root: Path) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(content, encoding="utf-8")
+        (root / path).write_text(content, encoding=encoding)
 
     return build
 
@@ -342,6 +342,180 @@ TREES = {
         images=4,
         labels=("x", "y"),
         splits={"train": 2, "test": 2},
+    ),
+    "lists of splits": Tree(
+        "A list of names for each split",
+        (
+            pairs("images/us{}.png", "masks/us{}.png", 6),
+            text("train.txt", "us0\nus1\nus2\n"),
+            text("val.txt", "images/us3.png\n"),
+            text("test.txt", "us4.png\nus5.png\n"),
+        ),
+        images=6,
+        masks=6,
+        splits={"train": 3, "val": 1, "test": 2},
+        shown=True,
+    ),
+    "lists with labels": Tree(
+        "Lists of names and labels, names with spaces",
+        (
+            plain(*(f"img/us ({k}).png" for k in range(6))),
+            text("train.txt", "".join(f"img/us ({k}).png {k % 2}\n" for k in range(4))),
+            text("test.txt", "img/us (4).png 0\nimg/us (5).png 1\n"),
+        ),
+        images=6,
+        labels=("0", "1"),
+        splits={"train": 4, "test": 2},
+    ),
+    "lists that overlap": Tree(
+        "An image in two lists",
+        (
+            plain("1a.png", "2a.png", "3a.png"),
+            text("train.txt", "1a.png\n2a.png\n"),
+            text("test.txt", "2a.png\n3a.png\n"),
+        ),
+        error="2a.png is in test.txt and in train.txt: keep it in one",
+    ),
+    "lists of folds": Tree(
+        "Lists of several folds",
+        (
+            plain("a1.png", "a2.png", "a3.png"),
+            *(
+                text(f"{s}_{k}.txt", t)
+                for s, k, t in (("train", 0, "a1\na2\n"), ("test", 0, "a3\n"), ("test", 1, "a1\na2\n"))
+            ),
+        ),
+        images=3,
+        passed_over=3,
+    ),
+    "labels of val in a list": Tree(
+        "A val part whose labels stand in a list",
+        (
+            plain(*(f"train/{c}/{c}{k}.png" for c in ("n1", "n2") for k in (1, 2)), "val/v1.png", "val/v2.png"),
+            text("val.txt", "v1.png n1\nv2.png n2\n"),
+        ),
+        images=6,
+        labels=("n1", "n2"),
+        splits={"train": 4, "val": 2},
+    ),
+    "numbers for names of folders": Tree(
+        "A list that writes numbers where folders have names",
+        (
+            plain(*(f"train/{c}/{c}{k}.png" for c in "ab" for k in (1, 2)), "val/v1.png", "val/v2.png"),
+            text("val.txt", "v1.png 0\nv2.png 1\n"),
+        ),
+        error="val.txt has the labels 0, 1 and the folders are called a, b",
+    ),
+    "tables in folders": Tree(
+        "A table in each folder, for the names there",
+        (
+            plain(*(f"{s}/{k}.png" for s in ("train", "test") for k in range(4))),
+            *(
+                text(f"{s}/metadata.csv", "file_name,label\n0.png,x\n1.png,y\n2.png,x\n3.png,y\n")
+                for s in ("train", "test")
+            ),
+        ),
+        images=8,
+        labels=("x", "y"),
+        splits={"train": 4, "test": 4},
+    ),
+    "table of patients": Tree(
+        "A table with a row for each patient",
+        (
+            plain(*(f"P{p:02d}/{k}.png" for p in range(5) for k in (1, 2))),
+            text("patients.csv", "id;befund;alter\n" + "".join(f"P{p:02d};{'xy'[p % 2]};4{p}\n" for p in range(5))),
+        ),
+        images=10,
+        labels=("x", "y"),
+        groups=5,
+        shown=True,
+    ),
+    "table of ones": Tree(
+        "A column of 0 and 1 for each class",
+        (plain("img/a.png", "img/b.png"), text("t.csv", "image,cyst,mass,left\na,0.0,1.0,\nb,1.0,0.0,\n")),
+        images=2,
+        labels=("cyst", "mass"),
+    ),
+    "table without a header": Tree(
+        "A table without a header",
+        (
+            plain("img/a.png", "img/b.png", "img/c.png", "img/d.png"),
+            text("t.csv", "a.png,x\nb.png,y\nc.png,x\nd.png,y\n"),
+        ),
+        images=4,
+        labels=("x", "y"),
+    ),
+    "table in Windows letters": Tree(
+        "A table that is not in UTF-8",
+        (
+            plain("bilder/a.png", "bilder/b.png"),
+            text("t.csv", "Bild;Diagnose;Patient\na.png;bösartig;Müller\nb.png;groß;Äpple\n", "cp1252"),
+        ),
+        images=2,
+        labels=("bösartig", "groß"),
+        groups=2,
+    ),
+    "table in Russian letters": Tree(
+        "A table in an encoding that nothing tells",
+        (plain("a.png", "b.png"), text("t.csv", "file;label\na.png;киста\nb.png;норма\n", "cp1251")),
+        error="t.csv names images here and is not a CSV in UTF-8 .* save it as UTF-8, or say reading.table=none",
+    ),
+    "table in Chinese letters": Tree(
+        "The same in another",
+        (plain("a.png", "b.png"), text("t.csv", "file,label\na.png,良性\nb.png,恶性\n", "gbk")),
+        error="t.csv names images here and is not a CSV in UTF-8",
+    ),
+    "labels in JSON": Tree(
+        "Labels and patients in a JSON file",
+        (
+            plain(*(f"img/{k}a.png" for k in range(4))),
+            text("labels.json", '{"0a.png": "x", "1a.png": "y", "2a.png": "x", "3a.png": "y"}'),
+            text(
+                "info.json",
+                '[{"file_name": "0a.png", "patient": 1}, {"file_name": "1a.png", "patient": 2, "boxes": [1]}]',
+            ),
+        ),
+        images=4,
+        labels=("x", "y"),
+        groups=2,
+    ),
+    "splits in JSON": Tree(
+        "Splits in a JSON file, labels in lines of JSON",
+        (
+            plain(*(f"img/{k}a.png" for k in range(3))),
+            text(
+                "s.json",
+                '{"training": [{"image": "./img/0a.png"}, {"image": "./img/1a.png"}], "test": ["./img/2a.png"]}',
+            ),
+            text(
+                "metadata.jsonl", '{"file_name": "img/0a.png", "label": 0}\n{"file_name": "img/1a.png", "label": 1}\n'
+            ),
+        ),
+        images=3,
+        labels=("0", "1"),
+        splits={"train": 2, "test": 1},
+    ),
+    "table of masks": Tree(
+        "A table whose labels are the files of masks",
+        (
+            pairs("images/{}.png", "labels/{}.png"),
+            text("t.csv", "image,label\nimages/0.png,labels/0.png\nimages/1.png,labels/1.png\n"),
+        ),
+        images=3,
+        masks=3,
+        passed_over=1,
+    ),
+    "manifest of masks": Tree(
+        "The same in a manifest",
+        (pairs("i/{}.png", "m/{}.png", 2), text("manifest.csv", "image,label\ni/0.png,m/0.png\ni/1.png,m/1.png\n")),
+        images=2,
+        masks=2,
+    ),
+    "phases": Tree(
+        "A column that is called phase and is no split",
+        (plain("a.png", "b.png"), text("t.csv", "file,label,phase\na.png,x,arterial\nb.png,y,venous\n")),
+        images=2,
+        labels=("x", "y"),
     ),
     "boxes beside": Tree(
         "A table with several rows per image",

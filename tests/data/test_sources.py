@@ -147,9 +147,29 @@ def test_csv_errors_name_the_file_and_the_fault(tmp_path, text, words):
     assert str(path) in str(error.value)
 
 
-def test_csv_in_another_encoding_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="UTF-8"):
-        find_source(write_csv(tmp_path, "path,label\nä.png,x\n", encoding="latin-1"))
+@pytest.mark.parametrize(
+    "label, encoding, read",
+    [
+        ("bösartig", "cp1252", True),
+        ("Größe 3 cm²", "cp1252", True),
+        ("à revoir", "cp1252", True),
+        ("киста", "cp1251", False),
+        ("良性", "gbk", False),
+        ("żółty", "cp1250", False),
+        ("bösartig", "mac_roman", False),
+        ("bösartig", "cp850", False),
+    ],
+)
+def test_a_table_in_another_encoding_is_read_where_it_is_plain_which_one_and_refused_elsewhere(
+    tmp_path, label, encoding, read
+):
+    path = write_csv(tmp_path, f"path,label\na.png,{label}\n", encoding=encoding)
+    if not read:
+        with pytest.raises(ValueError, match="not plainly in Windows-1252: save it as UTF-8"):
+            understand(path, whole=False)
+        return
+    understood = understand(path, whole=False)
+    assert understood.records[0].label == label and any("Windows-1252" in note for note in understood.notes)
 
 
 def test_missing_and_empty_folders_say_what_to_do(tmp_path):

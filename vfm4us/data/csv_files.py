@@ -17,6 +17,7 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 MARKED = re.compile(r"'+[=+\-@\t\r]")
 MARKED_CELL = re.compile(r"(?:^|[,\"\n])'+[=+\-@\t\r]")  # somewhere in a text
 DELIMITERS = (",", ";", "\t", "|")
+WESTERN = frozenset(map(chr, range(0xC0, 0x100))) - set("×÷") | set("\xa0°µ±²³€§«»–—‘’“”„…")
 
 
 def write_rows(path, header, rows) -> None:
@@ -84,16 +85,41 @@ def unmarked(cell: str) -> str:
 
 
 def table_text(path: Path) -> str:
-    """The text of a CSV: UTF-8 with or without a byte-order mark, or UTF-16 with one (what spreadsheets write)."""
+    """The text of a CSV: UTF-8 with or without a byte-order mark, UTF-16 with one, or Windows-1252 (what spreadsheets write)."""
+    return decoded_table(path)[0]
+
+
+def decoded_table(path: Path) -> tuple[str, str]:
+    """The text of a CSV and its encoding: Windows-1252 where it is not UTF-8 and every other reading would be nonsense."""
     data = path.read_bytes()
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        place = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is not a CSV in UTF-8 ({place}): save it as UTF-8") from error
+        if encoding == "utf-16" or (text := _western(data)) is None:
+            place = f"{error.reason} at byte {error.start}"
+            raise ValueError(
+                f"{path} is not a CSV in UTF-8 ({place}) and not plainly in Windows-1252: save it as UTF-8"
+            ) from error
+        encoding = "Windows-1252"
     if "\0" in text or not text.strip():
         raise ValueError(f"{path} is {'empty' if not text.strip() else 'not text'}: give a CSV manifest or a folder")
+    return text, encoding
+
+
+def _western(data: bytes) -> str | None:
+    """The text of bytes in Windows-1252; None where its letters do not stand as in words of Western Europe."""
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    for run in re.finditer(r"[^\x00-\x7f]+", text):
+        around = text[max(0, run.start() - 1) : run.start()], text[run.end() : run.end() + 1]
+        letters = [bool(re.fullmatch("[A-Za-z]", side)) for side in around]
+        if not set(run[0]) <= WESTERN or len(run[0]) > 2 or (len(run[0]) == 2 and not any(letters)):
+            return None  # Cyrillic and Chinese letters stand side by side
+        if all(letters) and not all(c.isalpha() or c == "’" for c in run[0]):
+            return None  # a letter of another code page
     return text
 
 

@@ -4,15 +4,19 @@ Its columns of label, group and split are taken by the rules of a manifest (`vfm
 unless `reading.table` names the table: where the two differ, that is an error.
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfm4us.data.csv_files import guessed_delimiter, shown, table_rows, table_text
-from vfm4us.data.manifests import label_of, one_spelling_each, places_of
+from vfm4us.data import table_files
+from vfm4us.data.csv_files import shown
+from vfm4us.data.manifests import COLUMNS, label_of, name_files, one_spelling_each, places_of
 from vfm4us.data.reading import Reading
-from vfm4us.data.records import Record, natural_key, split_name, without_extension
+from vfm4us.data.records import SPLIT_SYNONYMS, SPLITS, Record, natural_key, split_name, without_extension
+from vfm4us.data.trees import NO_LABELS
 from vfm4us.data.understanding import Understanding
-from vfm4us.data.words import folder_of, same
+from vfm4us.data.words import folder_of, same, split_within
 
 ROLES = ("label", "group", "split")
 FEWEST = 2  # images that a table must name
@@ -22,7 +26,12 @@ NUMBERS_NAMED = 0.9  # share of rows and of images, where names are plain number
 
 @dataclass
 class Joined:
-    """A table and the images its rows name: `rows` by the record's place, `key` the column that names them."""
+    """A table and the images its rows name: `rows` by the record's place, `key` the column that names them.
+
+    named:   rows that name an image, or a group of images where `by_group`
+    headed:  whether its first row is a header
+    one_hot: columns of 0 and 1 of which each row has one 1, which is its label
+    """
 
     path: str
     header: list[str]
@@ -30,6 +39,10 @@ class Joined:
     rows: dict[int, list[str]]
     count: int
     places: dict[str, int]
+    named: int = 0
+    by_group: bool = False
+    headed: bool = True
+    one_hot: tuple[int, ...] = ()
 
 
 def join_tables(root: Path, tables: list[str], reading: Reading, understood: Understanding) -> None:
@@ -37,15 +50,16 @@ def join_tables(root: Path, tables: list[str], reading: Reading, understood: Und
 
     ValueError where two readings are possible.
     """
-    if reading.table and reading.table != "none" and reading.table not in tables:
+    given_tables = [table for table in tables if table == reading.table or table.endswith(f"/{reading.table}")]
+    if reading.table and reading.table != "none" and not given_tables:
         raise ValueError(
             f"reading: table={reading.table!r} is no table of {root}; there are: {', '.join(tables) or 'none'}"
         )
     if reading.table == "none" or not understood.records:
         return
-    tables = [reading.table] if reading.table else sorted(tables, key=natural_key)
+    tables = sorted(given_tables if reading.table else tables, key=natural_key)
     joined = [one for path in tables if (one := _joined(root, path, understood, bool(reading.table)))]
-    _splits_by_name(joined, understood)
+    _splits_by_name(root, joined, reading, understood)
     for role in ROLES:
         with_role = [one for one in joined if role in one.places]
         given: dict[int, tuple[str, Joined]] = {}
@@ -65,44 +79,103 @@ def join_tables(root: Path, tables: list[str], reading: Reading, understood: Und
     one_spelling_each(root, understood.records)
     for one in joined:
         _tell(one, understood)
+    used = [one for one in joined if one.places]
+    named = {place for one in used for place in one.rows}
+    if used and (lacking := [record.path for place, record in enumerate(understood.records) if place not in named]):
+        tables_told = ", ".join(one.path for one in used[:3]) + ", ..." * (len(used) > 3)
+        understood.notes.append(
+            f"{len(lacking)} of {len(understood.records)} images are not named by {tables_told}, e.g. {lacking[0]}"
+        )
 
 
 def _joined(root: Path, path: str, understood: Understanding, surely: bool) -> Joined | None:
     """The table with the column that names the images one to one; None where no column does, which is said."""
+    records = understood.records
     try:
-        text = table_text(root / path)
-        delimiter = guessed_delimiter(text)
-        rows = [row for _, row in table_rows(text, delimiter)] if delimiter else []
+        tables = table_files.tables_of(root / path)
     except ValueError as error:
-        understood.add(
-            "passed over", f"table that cannot be read: {str(error).removeprefix(str(root / path)).strip()}", path
-        )
+        if _names_any(root / path, records):
+            raise ValueError(
+                f"{root / path} names images here and {_reason(root / path, error)}, or say reading.table=none"
+            ) from error
+        understood.add("passed over", f"table that cannot be read: {_reason(root / path, error)}", path)
         return None
-    if len(rows) < 2:
-        return None
-    header, rows = [name.strip() for name in rows[0]], rows[1:]
-    names = _names(understood.records)
+    folder = path.rpartition("/")[0]
+    below = [place for place, record in enumerate(records) if folder and record.path.startswith(f"{folder}/")]
+    repeated, found = "", []
+    for rows in tables:
+        one = None
+        for names in [_names(records, below)] * bool(below) + [_names(records)]:
+            one, again = _by_names(root, path, rows, names, len(below or records), surely)
+            repeated = repeated or again
+            if one or again:
+                break
+        found += [one] * (one is not None)
+        if found and path.endswith((".txt", ".lst")):  # whole lines name images: words of them are not looked at
+            break
+    if not found and not repeated:
+        found = [one for rows in tables if (one := _by_groups(root, path, rows, records))]
+    if len(found) > 1:
+        raise ValueError(f"{root / path} has {len(found)} sheets that name images: save the one that counts as CSV")
+    if repeated and not found:
+        understood.add("passed over", f"table whose column {repeated!r} names images several times: not joined", path)
+    if found and (encoding := table_files.encoding_of(root / path)):
+        understood.notes.append(f"{path} is not in UTF-8: read as {encoding}")
+    return found[0] if found else None
+
+
+def _reason(path: Path, error: ValueError) -> str:
+    return str(error).removeprefix(str(path)).strip()
+
+
+def _names_any(path: Path, records: list[Record]) -> bool:
+    """Whether a text in an encoding that is not read names images here."""
+    if path.suffix.lower() not in table_files.TEXTS:
+        return False
+    names = _names(records)
+    cells = re.split(r"[,;\t|\r\n]", path.read_bytes()[:100_000].decode("latin-1"))
+    return (
+        sum(without_extension(cell) != cell and _named(cell, names) is not None for cell in map(str.strip, cells)) > 1
+    )
+
+
+def _cells(rows: list[list[str]], column: int) -> list[str]:
+    return [row[column].strip() if column < len(row) else "" for row in rows]
+
+
+def _by_names(
+    root: Path, path: str, rows: list[list[str]], names: dict, images: int, surely: bool
+) -> tuple[Joined | None, str]:
+    """The table by the column that names images, or a column that names them several times."""
+    if not rows:
+        return None, ""
+    ended = [cell for cell in rows[0] if without_extension(cell.strip()) != cell.strip()]
+    first_names = [
+        cell for cell in (rows[0] if len(rows[0]) == 1 else ended) if _named(cell.strip(), names) is not None
+    ]
+    headed = not first_names or same(rows[0][0].strip()) in COLUMNS["path"]
+    header = [name.strip() for name in rows[0]] if headed else [f"column {k}" for k in range(1, len(rows[0]) + 1)]
+    rows = rows[headed:]
+    fewest = 1 if _split_of(path) else FEWEST
     keys: dict[int, tuple[dict[int, list[str]], bool]] = {}
+    repeated = ""
     for column in range(len(header)):
-        cells = [row[column].strip() if column < len(row) else "" for row in rows]
+        cells = _cells(rows, column)
         hits = [
             (place, row) for cell, row in zip(cells, rows, strict=True) if (place := _named(cell, names)) is not None
         ]
         with_ending = all(without_extension(cell) != cell for cell in cells if cell)
-        if len(hits) < FEWEST or len(hits) < NAMED * len(rows):
+        if len(hits) < fewest or len(hits) < NAMED * len(rows):
             continue
-        if len({place for place, _ in hits}) < len(hits):
-            if not keys:
-                understood.add(
-                    "passed over", f"table whose column {header[column]!r} names images several times: not joined", path
-                )
-            return None
         numbers = all(cell.isdigit() for cell in cells if cell)
-        enough = min(len(hits) / len(rows), len(hits) / len(understood.records)) >= NUMBERS_NAMED
+        if len({place for place, _ in hits}) < len(hits):
+            repeated = repeated or header[column] * (not numbers)
+            continue
+        enough = min(len(hits) / len(rows), len(hits) / images) >= NUMBERS_NAMED
         if not numbers or enough or surely:
             keys[column] = (dict(hits), with_ending)
-    if not keys:
-        return None
+    if not keys or (repeated and not any(with_ending for _, with_ending in keys.values())):
+        return None, repeated
     surest = [column for column, (_, with_ending) in keys.items() if with_ending] or list(keys)
     first = surest[0]
     for other in surest[1:]:
@@ -111,16 +184,77 @@ def _joined(root: Path, path: str, understood: Understanding, surely: bool) -> J
                 f"{root / path} can be joined in two ways: its columns {header[first]!r} and {header[other]!r} name different "
                 "images in a row. Write a manifest.csv with the column path, or say reading.table=none"
             )
-    places = places_of(root / path, [name.lower() if k not in keys else "" for k, name in enumerate(header)])
-    places = {role: place for role, place in places.items() if role in ROLES}
-    return Joined(path, header, first, keys[first][0], len(rows), places)
+    named = keys[first][0]
+    one = Joined(path, header, first, named, len(rows), {}, len(named), headed=headed)
+    _roles(root, one, rows, keys)
+    return one, ""
 
 
-def _names(records: list[Record]) -> dict[str, int | None]:
-    """Every way to name an image -> its place; None where it could be several."""
-    names: dict[str, int | None] = {}
+def _by_groups(root: Path, path: str, rows: list[list[str]], records: list[Record]) -> Joined | None:
+    """The table by a column that names groups of images: a row for each patient."""
+    members: dict[str, list[int]] = {}
     for place, record in enumerate(records):
-        parts = record.path.split("/")
+        if record.group:
+            members.setdefault(record.group, []).append(place)
+    tails = Counter(same(group.rsplit("/", 1)[-1]) for group in members)
+    of = {tail: places for g, places in members.items() if tails[tail := same(g.rsplit("/", 1)[-1])] == 1}
+    headed = bool(rows) and not any(same(cell.strip()) in of for cell in rows[0])
+    header = (
+        [name.strip() for name in rows[0]]
+        if headed
+        else [f"column {k}" for k in range(1, len(rows[0]) + 1)]
+        if rows
+        else []
+    )
+    rows = rows[headed:]
+    for column in range(len(header)):
+        hits = [(same(cell), row) for cell, row in zip(_cells(rows, column), rows, strict=True) if same(cell) in of]
+        if len(hits) < FEWEST or len(hits) < NAMED * len(rows) or len({name for name, _ in hits}) < len(hits):
+            continue
+        named = {place: row for name, row in hits for place in of[name]}
+        one = Joined(path, header, column, named, len(rows), {}, len(hits), by_group=True, headed=headed)
+        _roles(root, one, rows, {column: None})
+        one.places.pop("group", None)
+        return one
+    return None
+
+
+def _roles(root: Path, one: Joined, rows: list[list[str]], keys) -> None:
+    """Which columns are label, group and split: by their header, by 0 and 1, without a header the only one that can be a label."""
+    header = [same(name) if k not in keys else "" for k, name in enumerate(one.header)]
+    if one.headed:
+        places = places_of(root / one.path, header, repeats=False)
+        one.places = {role: place for role, place in places.items() if role in ROLES}
+    else:
+        labels = [k for k in range(len(header)) if k not in keys and _may_be_labels(_cells(rows, k))]
+        words = [k for k in labels if not all(cell.isdigit() for cell in _cells(rows, k))]
+        if len(labels) == 1 and len(header) == 2 or len(words) == 1:
+            one.places = {"label": (words or labels)[0]}
+    if "label" in one.places and name_files(_cells(rows, one.places["label"])):
+        del one.places["label"]  # the files of masks
+    if "split" in one.places and header[one.places["split"]] != "split":
+        known = {"", *SPLITS, *SPLIT_SYNONYMS}
+        if not {cell.lower() for cell in _cells(rows, one.places["split"])} <= known:
+            del one.places["split"]  # a phase or a set of another kind
+    if "label" not in one.places and one.headed:
+        free = [k for k, name in enumerate(header) if name and k not in one.places.values()]
+        binary = [k for k in free if set(map(label_of, _cells(rows, k))) <= {"0", "1"}]
+        ones = [sum(label_of(row[k].strip()) == "1" for k in binary if k < len(row)) for row in rows]
+        if len(binary) > 1 and rows and set(ones) == {1}:
+            one.one_hot = tuple(binary)
+            one.places["label"] = binary[0]
+
+
+def _may_be_labels(cells: list[str]) -> bool:
+    values = set(cells) - {""}
+    return bool(values) and len(values) <= max(2, len(cells) / 2) and not name_files(cells)
+
+
+def _names(records: list[Record], places: list[int] | None = None) -> dict[str, int | None]:
+    """Every way to name an image, or one of those at `places` -> its place; None where it could be several."""
+    names: dict[str, int | None] = {}
+    for place in range(len(records)) if places is None else places:
+        parts = records[place].path.split("/")
         for begin in range(len(parts)):
             tail = same("/".join(parts[begin:]))
             for name in {tail, without_extension(tail)}:
@@ -143,7 +277,9 @@ def _named(cell: str, names: dict[str, int | None]) -> int | None:
 def _value(root: Path, one: Joined, role: str, row: list[str]) -> str:
     place = one.places[role]
     if place < 0:  # the table's name says the split
-        return folder_of(_stem(one.path)).split
+        return _split_of(one.path)
+    if role == "label" and one.one_hot:
+        return next(one.header[k] for k in one.one_hot if label_of(row[k].strip()) == "1")
     cell = label_of(row[place].strip() if place < len(row) else "")
     return split_name(cell, f"{root / one.path}") if role == "split" else cell
 
@@ -153,12 +289,38 @@ def _stem(path: str) -> str:
     return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _splits_by_name(joined: list[Joined], understood: Understanding) -> None:
+def _split_of(path: str) -> str:
+    """The split that the name of a table says: train.csv, test_list.txt, test_fold1.txt."""
+    stem = _stem(path)
+    return (
+        folder_of(stem).split
+        or split_within(re.sub(r"[-_ ]*(?:fold|cv)?[-_ ]*\d+$", "", stem) + "_.")[1]
+        or split_within(stem)[1]
+    )
+
+
+def _splits_by_name(root: Path, joined: list[Joined], reading: Reading, understood: Understanding) -> None:
     """train.csv and test.csv that name different images: their names say the splits."""
-    named = [one for one in joined if folder_of(_stem(one.path)).split]
-    places = [place for one in named for place in one.rows]
-    if len(named) < 2 or any("split" in one.places for one in joined) or len(set(places)) < len(places):
+    named = [one for one in joined if _split_of(one.path)]
+    if len(named) < 2 or any("split" in one.places for one in joined):
         return
+    first: dict[int, Joined] = {}
+    for one in named:
+        for place in one.rows:
+            other = first.setdefault(place, one)
+            if other is one:
+                continue
+            if any(re.search(r"\d", _stem(each.path)) for each in (one, other)):
+                understood.notes.append(
+                    f"{other.path}, {one.path} and the like name the same images: folds, which are not used (write a manifest.csv "
+                    "with the column split for one of them)"
+                )
+                return
+            if _split_of(other.path) != _split_of(one.path):
+                raise ValueError(
+                    f"{root}: {understood.records[place].path} is in {other.path} and in {one.path}: keep it in one, or say "
+                    "reading.table=none"
+                )
     for one in named:
         one.places["split"] = -1
 
@@ -176,9 +338,11 @@ def _take(
             place = differing[0]
             raise ValueError(
                 f"{root} can be read in two ways: {records[place].path} has the {role} {before[place]!r} by its folder and "
-                f"{given[place]!r} by {tables}. Say reading.table={of_role[0].path} to go by the table, or reading.table=none"
+                f"{given[place]!r} by {tables}. Say reading.table={_all_named(of_role)} to go by the table, or reading.table=none"
             )
         given = {place: value for place, value in given.items() if place not in before}
+    if role == "label":
+        _check_numbers(root, records, given, of_role)
     if role == "group":
         divided = _divided(before, given)
         if divided:
@@ -188,8 +352,32 @@ def _take(
     for place, value in given.items():
         setattr(records[place], role, value)
     if given:
+        if role == "label":
+            understood.notes = [note for note in understood.notes if note != NO_LABELS]
         where = f"by {tables}"
         setattr(understood, {"label": "labels", "group": "groups", "split": "splits"}[role], where)
+
+
+def _all_named(tables: list[Joined]) -> str:
+    """What reading.table must say to mean these tables: their file name, where it is one in several folders."""
+    names = {one.path.rsplit("/", 1)[-1] for one in tables}
+    return names.pop() if len(names) == 1 < len(tables) else tables[0].path
+
+
+def _check_numbers(root: Path, records: list[Record], given: dict[int, str], of_role: list[Joined]) -> None:
+    """ValueError where a table writes numbers for classes that folders call by name."""
+    named = sorted({record.label for place, record in enumerate(records) if place not in given and record.label})
+    numbers = sorted({value for value in given.values() if value.isdigit()})
+    if (
+        len(named) > 1
+        and numbers
+        and not any(label.isdigit() for label in named)
+        and len(numbers) == len(set(given.values()))
+    ):
+        raise ValueError(
+            f"{root}: {of_role[0].path} has the labels {', '.join(numbers[:4])} and the folders are called {', '.join(named[:4])}: "
+            "write the names of the folders into the table, or say reading.table=none"
+        )
 
 
 def _divided(before: dict[int, str], given: dict[int, str]) -> list[str]:
@@ -203,29 +391,32 @@ def _divided(before: dict[int, str], given: dict[int, str]) -> list[str]:
 def _tell(one: Joined, understood: Understanding) -> None:
     """The table among the files, with the columns that were taken for what and those that were not."""
     key = shown(one.header[one.key])
+    what = "groups" if one.by_group else "images"
     taken = [
-        f"{one.header[place]!r} is the {role}" if place >= 0 else "its name is the split"
+        "its name is the split"
+        if place < 0
+        else f"the one of {', '.join(one.header[k] for k in one.one_hot)} that is 1 is the label"
+        if role == "label" and one.one_hot
+        else f"{one.header[place]!r} is the {role}"
         for role, place in one.places.items()
     ]
-    unused = [name for k, name in enumerate(one.header) if name and k != one.key and k not in one.places.values()]
+    used = {one.key, *one.places.values(), *one.one_hot}
+    unused = [name for k, name in enumerate(one.header) if name and k not in used]
     left = f"; not used: {', '.join(unused[:8])}{' ...' * (len(unused) > 8)}" * bool(unused)
-    if unused and "label" not in one.places and not any(record.label for record in understood.records):
+    if unused and "label" not in one.places and one.headed and not any(record.label for record in understood.records):
         understood.notes.append(
             f"no image has a label, and no column of {one.path} is called label: if one of {', '.join(unused[:8])} is, call it so"
         )
     if not taken:
         understood.add(
             "passed over",
-            f"table that names images by {key!r}: no column is a label, a group or a split{left}",
+            f"table that names {what} by {key!r}: no column is a label, a group or a split{left}",
             one.path,
         )
         return
-    understood.add("table", f"joined by its column {key!r}: {'; '.join(taken)}{left}", one.path)
-    lacking = len(understood.records) - len(one.rows)
-    if lacking:
-        first = next(record.path for place, record in enumerate(understood.records) if place not in one.rows)
-        understood.notes.append(f"{one.path} does not name {lacking} of {len(understood.records)} images, e.g. {first}")
-    if one.count > len(one.rows):
+    of_groups = ", which names groups" * one.by_group
+    understood.add("table", f"joined by its column {key!r}{of_groups}: {'; '.join(taken)}{left}", one.path)
+    if one.count > one.named:
         understood.notes.append(
-            f"{one.count - len(one.rows)} of {one.count} rows of {one.path} name no image that is there"
+            f"{one.count - one.named} of {one.count} rows of {one.path} name no image that is there"
         )

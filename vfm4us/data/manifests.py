@@ -6,21 +6,30 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from vfm4us.data.csv_files import delimiter_of, shown, table_rows, table_text
-from vfm4us.data.records import Record, image_files, joined_paths, split_name, without_extension
+from vfm4us.data.csv_files import decoded_table, delimiter_of, shown, table_rows, table_text
+from vfm4us.data.records import IMAGE_EXTENSIONS, Record, image_files, joined_paths, split_name, without_extension
 from vfm4us.data.understanding import Understanding
 from vfm4us.data.words import is_litter, same
 
 # the first word that a table has is taken; the field's own spellings follow ours
 COLUMNS = {
-    "path": "path image_path imagepath img_path filepath file_path filename file_name image_name image img file".split(),
-    "label": "label class class_name classname category diagnosis pathology".split(),
+    "path": (
+        "path image_path imagepath img_path filepath file_path filename file_name image_name image img file image_filename "
+        "dateiname datei bild bilddatei fichier imagen archivo imagem arquivo immagine 文件名 图像 файл"
+    ).split(),
+    "label": (
+        "label class class_name classname category diagnosis pathology classification class_label label_name diagnose befund "
+        "klasse diagnostic diagnostico diagnóstico diagnosi clase classe étiquette etiqueta etichetta 类别 标签 诊断 "
+        "диагноз класс choice"
+    ).split(),
     "group": (
         "group group_id patient patient_id patientid patient_num patient_no patient_name pat_id mrn "
         "subject subject_id subjectid subj participant participant_id pid person person_id "
-        "case case_id caseid exam exam_id study study_id studyid video video_id videoid clip clip_id"
+        "case case_id caseid exam exam_id study study_id studyid video video_id videoid clip clip_id patient_number caseno "
+        "patientennummer patienten_id fallnummer paciente paciente_id id_paciente paziente id_paziente id_patient 患者 患者id 病人 "
+        "пациент"
     ).split(),
-    "split": "split subset partition set fold_name phase".split(),
+    "split": "split subset partition set fold_name phase data_split dataset_split".split(),
     "mask": "mask mask_path maskpath mask_file masks segmentation segmentation_path annotation_path".split(),
     "target": "target target_path high_quality".split(),
 }
@@ -97,7 +106,9 @@ def understand_manifest(path: Path, understood: Understanding, whole: bool = Tru
     whole: look for names that are near to missing ones; an error where most images are not there
     """
     understood.layout = "a CSV manifest"
-    text = table_text(path)
+    text, encoding = decoded_table(path)
+    if encoding == "Windows-1252":
+        understood.notes.append(f"{path.name} is not in UTF-8: read as {encoding}")
     delimiter = delimiter_of(text, COLUMNS["path"])
     if delimiter is None:
         first_line = text.lstrip("\r\n").split("\n", 1)[0]
@@ -108,10 +119,11 @@ def understand_manifest(path: Path, understood: Understanding, whole: bool = Tru
     disk = NamesOnDisk(path.parent)
     header, places, records, line_of = None, {}, [], {}
     missing, respelled, unlabelled = [], [], 0
-    for line, row in table_rows(text, delimiter):
+    table = list(table_rows(text, delimiter))
+    for line, row in table:
         if header is None:
             header = [name.strip().lower() for name in row]
-            places = _columns(path, header, understood)
+            places = _columns(path, header, [cells for _, cells in table[1:]], understood)
             continue
         where = f"{path} line {line}"
         if len(row) > len(header):
@@ -167,9 +179,13 @@ def _beside_the_table(root: Path, understood: Understanding) -> None:
         understood.add("passed over", "images that the table does not name", *others)
 
 
-def places_of(path: Path, header: list[str]) -> dict[str, int]:
-    """Where each of our columns stands in a header in small letters; ValueError where one is named twice."""
-    repeated = [name for name, count in Counter(header).items() if name and count > 1]
+def places_of(path: Path, header: list[str], repeats: bool = True) -> dict[str, int]:
+    """Where each of our columns stands in a header in small letters; ValueError where one is named twice.
+
+    repeats: whether other columns that are named twice are an error, too
+    """
+    ours = {name for spellings in COLUMNS.values() for name in spellings}
+    repeated = [name for name, count in Counter(header).items() if name and count > 1 and (repeats or name in ours)]
     if repeated:
         raise ValueError(f"{path} names the column {repeated[0]} twice: keep one")
     plain = [re.sub(r"[\s-]+", "_", name) for name in header]
@@ -183,9 +199,12 @@ def places_of(path: Path, header: list[str]) -> dict[str, int]:
     return places
 
 
-def _columns(path: Path, header: list[str], understood: Understanding) -> dict[str, int]:
-    """`places_of`, with what was taken for what and what is not used."""
+def _columns(path: Path, header: list[str], rows: list[list[str]], understood: Understanding) -> dict[str, int]:
+    """`places_of`, with what was taken for what and what is not used; a column `label` that names files is the mask."""
     places = places_of(path, header)
+    label = places.get("label", -1)
+    if label >= 0 and "mask" not in places and name_files([row[label].strip() for row in rows if label < len(row)]):
+        places["mask"] = places.pop("label")
     for column, place in places.items():
         if header[place] != column:
             understood.notes.append(f"the column {header[place]!r} is taken for {column}")
@@ -194,6 +213,12 @@ def _columns(path: Path, header: list[str], understood: Understanding) -> dict[s
     if unknown:
         understood.notes.append(f"columns not used: {', '.join(unknown[:12])}{' ...' if len(unknown) > 12 else ''}")
     return places
+
+
+def name_files(cells: list[str]) -> bool:
+    """Whether the cells of a column are names of images or arrays: no labels, but masks."""
+    filled = [cell for cell in cells if cell]
+    return bool(filled) and all(cell.lower().endswith((*IMAGE_EXTENSIONS, ".npy", ".nii.gz")) for cell in filled)
 
 
 def label_of(text: str) -> str:

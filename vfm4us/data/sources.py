@@ -7,7 +7,7 @@ import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from vfm4us.data import frames, layouts, polygons
+from vfm4us.data import frames, layouts, polygons, table_files
 from vfm4us.data.containers import Told, one_record_per_image
 from vfm4us.data.csv_files import shown
 from vfm4us.data.joined_tables import join_tables
@@ -33,7 +33,8 @@ from vfm4us.data.words import is_litter, says_outlines
 BEFORE_A_NUMBER = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)[ _-]*[(\[]?\d")  # benign (12), non_tumour-3
 BEHIND_A_NUMBER = re.compile(r"\d[ _-]*([^\W\d_]+\d?)$")  # p12_clean, 000_label1
 MOST_LABELS = 20  # different words that are taken for labels
-TABLES = (".csv", ".tsv", ".txt")
+TABLES = table_files.TEXTS
+MOST_TABLES = 50  # beside images, of one ending: more are notes on single images
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 ARRAYS = (".npy",)
@@ -206,8 +207,25 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
         understand_tree(path, images, arrays, reading, understood)
         understood.records.sort(key=lambda record: natural_key(record.path))
         _empty_classes(path, understood, files, empty)
-        join_tables(path, [file for file in files if file.lower().endswith(TABLES)], reading, understood)
+        join_tables(path, _tables_among(files, understood), reading, understood)
     _remaining(path, files, understood)
+
+
+def _tables_among(files: list[str], understood: Understanding) -> list[str]:
+    """Files that may be tables of images: not those of the name of one image, nor many JSON files."""
+    stems = {without_extension(record.path.rsplit("/", 1)[-1]) for record in understood.records}
+    by_ending: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        name = file.rsplit("/", 1)[-1]
+        ending = os.path.splitext(name)[1].lower()
+        if ending in (*TABLES, *table_files.OTHERS) and name[: -len(ending)] not in stems and not name.startswith("~$"):
+            by_ending[ending].append(file)
+    return [
+        file
+        for ending, several in by_ending.items()
+        for file in several
+        if len(several) <= MOST_TABLES or ending in (".csv", ".tsv")
+    ]
 
 
 def _all_files(root: Path) -> tuple[list[str], list[str]]:

@@ -23,6 +23,7 @@ LABEL_PATIENTS = 5  # so many patient folders beside each other are patients, no
 WORD_BEFORE = re.compile(r"^([^\W\d_]+)[-_ ]*(.*\d.*)$")
 WORD_BEHIND = re.compile(r"^(.*\d.*?)[-_ ]+([^\W\d_]+)$")
 MOST_CLASSES = 12  # folders whose files are looked at, whether they are masks
+NO_LABELS = "the first folders are patients, so that there are no labels"
 MOST_WORDS = 6  # of names in one folder that are compared
 
 
@@ -645,7 +646,7 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
         for item in items:
             item.rest = ()  # one folder around images/ and masks/
     tops = {item.rest[0] for item in items if item.rest}
-    surely = all(re.match("(?i)(pat|subj|person|volunteer)", top) for top in tops)
+    surely = all(re.match(r"(?i)(pat|subj|sub[-_]|person|volunteer|proband|pac|paz|mrn)", top) for top in tops)
     patients = len(tops) >= (2 if surely else LABEL_PATIENTS) and all(map(words.is_patient_folder, tops))
     patients = patients or reading.folders == "patients"
     deeper = defaultdict(set)
@@ -726,7 +727,7 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
         )
         understood.groups = understood.groups or "by the names of varied copies"
     if patients and not any(r.label for r in understood.records):
-        understood.notes.append("the first folders are patients, so that there are no labels")
+        understood.notes.append(NO_LABELS)
 
 
 def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -> None:

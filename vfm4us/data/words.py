@@ -47,7 +47,10 @@ LITTER = frozenset(
 ) | {"system volume information"}
 THUMBNAILS = re.compile(r"(?i)(synophoto_.*|synoindex_.*|syno@.*|thumbs?|\.?thumbnails?|_thumbs?|albumart.*)")
 
-PATIENT = "patient|patients|pat|subject|subj|sub|case|person|volunteer|proband|study|exam|fall|pt|pid|p"
+PATIENT = (
+    "patient|patients|patiente|pat|subject|subj|sub|case|person|volunteer|proband|study|exam|fall|pt|pid|p|mrn|paciente|pac|"
+    "paziente|paz|пациент|患者|病人"
+)
 PATIENT_NAME = re.compile(rf"(?i)(?:{PATIENT})[-_ #]*\d+[a-z]?")
 PATIENT_IN_NAME = re.compile(rf"(?i)(?:^|[-_ /])((?:{PATIENT})[-_ #]?\d+)(?=[-_ .]|$)")
 CLIP_IN_NAME = re.compile(r"(?i)^(.*?(?:^|[-_ ])(?:clip|video|vid|cine|loop|movie|sweep)[-_ ]?\d+)(?=[-_ .]|$)")

@@ -1,0 +1,98 @@
+"""Rows of tables that lie beside images, in files that are no CSV."""
+
+import json
+import zipfile
+
+import pytest
+from making_trees import plain
+
+from vfm4us.data.sources import understand
+from vfm4us.data.table_files import tables_of
+
+MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+LINKS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+
+
+def excel(path, *sheets, before=""):
+    """An Excel file of sheets, each a list of rows; text goes to the shared strings, None leaves a cell out."""
+    strings, parts = [], {}
+    for number, rows in enumerate(sheets, start=1):
+        lines = []
+        for r, row in enumerate(rows, start=1):
+            cells = []
+            for c, value in enumerate(row):
+                place = f'r="{chr(65 + c)}{r}"'
+                if isinstance(value, str):
+                    strings.append(value)
+                    cells.append(f'<c {place} t="s"><v>{len(strings) - 1}</v></c>')
+                elif value is not None:
+                    cells.append(f"<c {place}><v>{value}</v></c>")
+            lines.append(f'<row r="{r}">{"".join(cells)}</row>')
+        parts[f"xl/worksheets/sheet{number}.xml"] = f"{before}<worksheet {MAIN}>{''.join(lines)}</worksheet>"
+    numbers = range(1, len(sheets) + 1)
+    parts["xl/workbook.xml"] = (
+        f'<workbook {MAIN} xmlns:r="{LINKS}">' + "".join(f'<sheet r:id="r{k}"/>' for k in numbers) + "</workbook>"
+    )
+    parts["xl/_rels/workbook.xml.rels"] = (
+        "<a>" + "".join(f'<b Id="r{k}" Target="worksheets/sheet{k}.xml"/>' for k in numbers) + "</a>"
+    )
+    parts["xl/sharedStrings.xml"] = (
+        f"<sst {MAIN}>" + "".join(f"<si><t>{s[:1]}</t><r><t>{s[1:]}</t></r></si>" for s in strings) + "</sst>"
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in parts.items():
+            archive.writestr(name, text)
+
+
+def test_an_excel_file_beside_images_is_joined_by_the_sheet_that_names_them(tmp_path):
+    plain("a.png", "b.png", "c.png")(tmp_path)
+    rows = [
+        ["File", "Befund", "Age", "Patient"],
+        ["a.png", "Zyste", 40, 7.0],
+        ["b.png", None, 50, "8.0"],
+        ["c.png", "Tumor"],
+    ]
+    excel(tmp_path / "Liste.xlsx", [["notes", "of 2024"], ["x", "y"]], rows, [])
+    (tmp_path / "~$Liste.xlsx").write_bytes(b"x")  # what Excel leaves while a file is open
+    understood = understand(tmp_path)
+    assert [(record.label, record.group) for record in understood.records] == [("Zyste", "7"), ("", "8"), ("Tumor", "")]
+    [table] = [kind for kind in understood.kinds if kind.role == "table"]
+    assert "'Befund' is the label; 'Patient' is the group; not used: Age" in table.what
+    excel(tmp_path / "Liste.xlsx", rows, rows)
+    with pytest.raises(ValueError, match="Liste.xlsx has 2 sheets that name images"):
+        understand(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda path: path.write_bytes(b"PK no zip"), "no Excel file that can be read"),
+        (lambda path: excel(path, [["a"], ["b"]], before="<!DOCTYPE x>"), "names entities"),
+    ],
+)
+def test_a_damaged_excel_file_is_said(tmp_path, damage, words):
+    plain("a.png", "b.png")(tmp_path)
+    damage(tmp_path / "t.xlsx")
+    [kind] = [kind for kind in understand(tmp_path).kinds if kind.role == "passed over"]
+    assert words in kind.what and kind.paths == ["t.xlsx"]
+
+
+@pytest.mark.parametrize(
+    "content, rows",
+    [
+        ({"a.png": "x", "b.png": "x"}, [["file", "label"], ["a.png", "x"], ["b.png", "x"]]),
+        (
+            {"a.png": 41.5, "b.png": 3, "c.png": 5},
+            [["file", "value"], ["a.png", "41.5"], ["b.png", "3"], ["c.png", "5"]],
+        ),
+        ({"labels": [["a.png", 0], ["b.png", 0]]}, [["file", "label"], ["a.png", "0"], ["b.png", "0"]]),
+        ({"train": ["a"], "val": ["b"]}, [["file", "split"], ["a", "train"], ["b", "val"]]),
+        ({"images": [{"file": "a", "n": None, "box": [1]}]}, [["file", "n"], ["a", ""]]),
+        ({"shapes": [{"points": [[1, 2]]}], "imagePath": "a.png"}, None),
+        ([1, 2, 3], None),
+        ("text", None),
+    ],
+)
+def test_json_is_a_table_where_it_is_flat(tmp_path, content, rows):
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert tables_of(tmp_path / "t.json") == ([rows] if rows else [])
