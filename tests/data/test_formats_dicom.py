@@ -109,10 +109,170 @@ def test_pixels_laid_down_otherwise_than_the_header_says_are_refused(tmp_path, k
 
 
 def test_frames_beyond_their_number_are_refused(tmp_path):
-    ds = dicom_dataset(np.stack([speckle(k) for k in range(3)]))
+    loop = np.stack([speckle(k) for k in range(3)])
+    ds = dicom_dataset(loop)
     ds.NumberOfFrames = 2
     with pytest.raises(ValueError, match="bytes of pixels, its header says"):
         only(save_dicom(tmp_path / "a.dcm", ds))
+    ds = encapsulated(dicom_dataset(loop), [jpeg(frame) for frame in loop], uid.JPEGBaseline8Bit)
+    ds.NumberOfFrames = 2
+    with pytest.raises(ValueError, match="holds 3 compressed frames, its header says 2"):
+        only(save_dicom(tmp_path / "b.dcm", ds))
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.RLELossless])
+def test_compressed_frames_whose_number_is_missing_are_all_read(tmp_path, syntax):
+    loop = np.stack([speckle(k) for k in range(3)])
+    ds = dicom_dataset(loop)
+    if syntax == uid.RLELossless:
+        ds.compress(syntax)
+    else:
+        encapsulated(ds, [jpeg(frame) for frame in loop], syntax)
+    del ds.NumberOfFrames
+    path = save_dicom(tmp_path / "a.dcm", ds)
+    told = frames.contents_of(path)
+    assert told.count == 3 and any("does not say how many frames" in note for note in told.notes)
+    assert difference(only(path, [2])[0], loop[2]) < 3
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_of_a_loop_cut_short_the_whole_frames_are_read(tmp_path, compressed):
+    loop = np.stack([speckle(k) for k in range(4)])
+    ds = dicom_dataset(loop)
+    if compressed:
+        encapsulated(ds, [jpeg(frame) for frame in loop], uid.JPEGBaseline8Bit)
+    path = save_dicom(tmp_path / "a.dcm", ds)
+    path.write_bytes(path.read_bytes()[:-1000])
+    told = frames.contents_of(path)
+    assert told.count == 3 and any("fewer frames" in note for note in told.notes)
+    assert len(only(path, range(4))) == 3
+
+
+# colours that are not what the header says
+
+
+def tissue() -> np.ndarray:
+    """RGB: grey but for two boxes, black around it, as a screen is."""
+    rgb = np.repeat(speckle()[..., None], 3, axis=2)
+    rgb[:12] = 0
+    rgb[30:40, 30:50], rgb[45:55, 30:50] = (200, 40, 20), (20, 40, 220)
+    return rgb
+
+
+def with_marker(stream: bytes, marker: bytes) -> bytes:
+    """A JPEG stream with another marker in the place of JFIF's."""
+    stream = stream[:2] + marker + stream[20:]
+    return stream + b"\0" * (len(stream) % 2)
+
+
+def adobe(transform: int) -> bytes:
+    return b"\xff\xee\x00\x0eAdobe\x00\x64\0\0\0\0" + bytes([transform])
+
+
+@pytest.mark.parametrize(("said", "marker"), [("RGB", "jfif"), ("RGB", "adobe"), ("YBR_FULL_422", "adobe")])
+def test_a_jpeg_that_says_luminance_and_chroma_is_read_so_whatever_the_header_says(tmp_path, said, marker):
+    stream = jpeg(tissue(), subsampling=0)
+    ds = dicom_dataset(tissue(), said)
+    encapsulated(ds, [with_marker(stream, adobe(1)) if marker == "adobe" else stream], uid.JPEGBaseline8Bit)
+    path = save_dicom(tmp_path / "a.dcm", ds)
+    assert difference(only(path)[0], luminance(tissue())) < 1.5
+    assert any("luminance and chroma" in note for note in frames.contents_of(path).notes) == (said == "RGB")
+
+
+def test_a_jpeg_of_rgb_is_read_so_whatever_the_header_says(tmp_path):
+    stream = jpeg(tissue(), keep_rgb=True, subsampling=0)
+    ds = encapsulated(
+        dicom_dataset(tissue(), "YBR_FULL_422"), [stream + b"\0" * (len(stream) % 2)], uid.JPEGBaseline8Bit
+    )
+    path = save_dicom(tmp_path / "a.dcm", ds)
+    assert difference(only(path)[0], luminance(tissue())) < 1.5
+    assert any("says YBR_FULL_422, but its pixels are RGB" in note for note in frames.contents_of(path).notes)
+
+
+def test_colours_that_nothing_tells_are_the_headers_unless_their_grey_says_otherwise(tmp_path):
+    bands = [Image.fromarray(tissue()[..., k]) for k in range(3)]
+    file = io.BytesIO()
+    Image.merge("YCbCr", bands).save(file, "JPEG", quality=95, subsampling=0)  # RGB, stored as it is
+    ds = encapsulated(dicom_dataset(tissue(), "RGB"), [with_marker(file.getvalue(), b"")], uid.JPEGBaseline8Bit)
+    assert difference(only(save_dicom(tmp_path / "a.dcm", ds))[0], luminance(tissue())) < 1.5
+    ds = encapsulated(dicom_dataset(tissue(), "RGB"), [with_marker(jpeg(tissue()), b"")], uid.JPEGBaseline8Bit)
+    with pytest.raises(ValueError, match="grey only as YBR_FULL: put PhotometricInterpretation right"):
+        only(save_dicom(tmp_path / "b.dcm", ds))
+    for name, syntax in (("c.dcm", uid.RLELossless), ("d.dcm", uid.JPEG2000Lossless)):
+        ds = dicom_dataset(tissue(), "RGB")
+        ds.compress(syntax)
+        ds.PhotometricInterpretation = "YBR_FULL"
+        with pytest.raises(ValueError, match="grey only as RGB: put PhotometricInterpretation right"):
+            only(save_dicom(tmp_path / name, ds))
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("held", ["RGB", "YBR_FULL"])
+@pytest.mark.parametrize("said", ["RGB", "YBR_FULL"])
+@pytest.mark.parametrize("planes_said", [False, True, None])
+def test_uncompressed_colours_are_read_as_they_lie(tmp_path, planes, held, said, planes_said):
+    rgb = tissue()
+    values = rgb if held == "RGB" else np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    ds = dicom_dataset(np.ascontiguousarray(values), said)
+    if planes:
+        ds.PixelData = np.ascontiguousarray(values.transpose(2, 0, 1)).tobytes()
+    if planes_said is None:
+        del ds.PlanarConfiguration
+    else:
+        ds.PlanarConfiguration = int(planes_said)
+    path = save_dicom(tmp_path / "a.dcm", ds)
+    assert difference(only(path)[0], luminance(rgb)) < 1
+    notes = " ".join(frames.contents_of(path).notes)
+    assert ("read as what they are" in notes) == (held != said)
+    assert ("PlanarConfiguration" in notes) == (planes != bool(planes_said))
+
+
+# reasons
+
+
+def test_reasons_say_what_is_wrong_not_that_a_file_is_truncated(tmp_path):
+    def reason(name, ds):
+        path = save_dicom(tmp_path / name, ds)
+        with pytest.raises(ValueError, match="DICOM") as told:
+            only(path)
+        assert "truncated" not in str(told.value)
+        return str(told.value)
+
+    stream = jpeg(speckle())
+    ds = encapsulated(dicom_dataset(speckle()), [jpeg(tissue())], uid.JPEGBaseline8Bit)
+    assert "hold 3 values a pixel, its header says 1" in reason("a.dcm", ds)
+    ds = encapsulated(dicom_dataset(speckle()), [stream], uid.JPEGLSLossless)
+    assert "compressed as JPEG, its header says JPEG-LS" in reason("b.dcm", ds)
+    ds = dicom_dataset(speckle())
+    ds.PixelData = stream + b"\0" * (len(stream) % 2)
+    assert "says that its pixels are not compressed, but they are" in reason("c.dcm", ds)
+    plain = save_dicom(tmp_path / "e.dcm", dicom_dataset(speckle())).read_bytes()
+    (tmp_path / "e.dcm").write_bytes(plain.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0", 1))
+    with pytest.raises(ValueError, match="but its pixels are not compressed"):
+        only(tmp_path / "e.dcm")
+    for lacking, words in (("PixelData", "holds no pixels"), ("PhotometricInterpretation", "lacks Photometric")):
+        ds = dicom_dataset(speckle())
+        delattr(ds, lacking)
+        assert words in reason(f"{lacking}.dcm", ds)
+    ds = dicom_dataset(speckle())
+    ds.SamplesPerPixel = 2
+    assert "SamplesPerPixel is 2" in reason("f.dcm", ds)
+
+
+def test_sixteen_bits_have_one_range_over_all_frames(tmp_path):
+    loop = np.stack([speckle(0) // 8, speckle(1)])
+    path = save_dicom(tmp_path / "a.dcm", dicom_dataset(loop.astype(np.uint16) * 16, bits=16))
+    assert all(difference(*pair) < 1 for pair in zip(only(path, [0, 1]), loop, strict=True))
+
+
+def test_a_dark_frame_of_a_palette_stays_dark(tmp_path):
+    ds = dicom_dataset(np.zeros((64, 80), np.uint8), "PALETTE COLOR")
+    words = np.arange(256, dtype="<u2") * 257
+    words[0] = 200
+    for name in ("Red", "Green", "Blue"):
+        setattr(ds, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(ds, f"{name}PaletteColorLookupTableData", words.tobytes())
+    assert not only(save_dicom(tmp_path / "a.dcm", ds))[0].any()
 
 
 def test_a_window_is_applied_as_a_viewer_does(tmp_path):

@@ -1,5 +1,9 @@
 """From whatever numbers a file holds to grey in 8 bits."""
 
+import os
+import threading
+from collections.abc import Callable, Iterable
+
 import numpy as np
 from PIL import Image
 
@@ -52,18 +56,42 @@ def full_range(pixels: np.ndarray) -> tuple[float, float]:
     is not black; 0 and 1 for fractions in [0, 1]; the minimum and the maximum for anything else (negative, 32-bit, larger).
     Raises ValueError for NaN and infinity.
     """
-    flat = pixels.reshape(-1)
-    whole = pixels.dtype.kind in "biu"
-    low, high = float(flat.min()), float(flat.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("holds pixels that are not finite (NaN or infinity)")
-    if not whole:
-        whole = all((part == np.round(part)).all() for part in _stripes(flat))
+    return common_range([pixels])
+
+
+def common_range(parts: Iterable[np.ndarray]) -> tuple[float, float]:
+    """`full_range` of several arrays together, such as the frames of a clip; one after the other is looked at."""
+    lows, highs, whole = [], [], True
+    for pixels in parts:
+        flat = pixels.reshape(-1)
+        low, high = float(flat.min()), float(flat.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("holds pixels that are not finite (NaN or infinity)")
+        lows.append(low)
+        highs.append(high)
+        if whole and pixels.dtype.kind not in "biu":
+            whole = all((part == np.round(part)).all() for part in _stripes(flat))
+    if not lows:
+        raise ValueError("holds no pixels")
+    low, high = min(lows), max(highs)
     if low >= 0 and high <= 1 and not whole:
         return 0.0, 1.0
     if low >= 0 and high <= 65535 and (whole or high <= 255):
         return 0.0, next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
     return low, high
+
+
+_LAST = threading.local()
+
+
+def range_of_file(path, find: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """The range of all images of a file, which `find` looks for; each thread keeps that of its last file."""
+    status = os.stat(path)
+    asked = (str(path), status.st_size, status.st_mtime_ns)
+    if getattr(_LAST, "asked", None) != asked:
+        _LAST.asked, _LAST.range = None, find()
+        _LAST.asked = asked
+    return _LAST.range
 
 
 def to_8_bit(pixels: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
