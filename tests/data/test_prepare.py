@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making_trees import speckle
+from making_trees import plain, speckle
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -730,3 +731,36 @@ def test_no_val_is_taken_from_the_train_of_a_table_that_leaves_an_image_to_its_g
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     dataset = prepare(root, tmp_path / "out", size=64, progress=False)
     assert sorted(set(dataset.splits.tolist())) == ["test", "train"] and dataset.records[0].split == "train"
+
+
+def test_images_that_move_to_another_split_as_the_source_grows_are_warned_of_and_the_old_manifest_keeps_them(
+    tmp_path,
+):
+    root = tmp_path / "set"
+    plain(*(f"{c}/{c}{k}.png" for c in "ab" for k in range(15)))(root)
+    first = open_or_prepare(root, tmp_path / "cache", 32)
+    assert not any("another split" in words for words in first.description["warnings"])
+    plain(*(f"{c}/{c}{k}.png" for c in "ab" for k in range(15, 22)), first=300)(root)
+    second = open_or_prepare(root, tmp_path / "cache", 32)
+    before = dict(zip(first.ids, first.splits.tolist(), strict=True))
+
+    def moved(dataset):
+        return sum(before.get(i, split) != split for i, split in zip(dataset.ids, dataset.splits.tolist(), strict=True))
+
+    [warning] = [words for words in second.description["warnings"] if "another split" in words]
+    assert moved(second) and f"{moved(second)} of its 30 images are in another split now" in warning
+    shutil.copy(first.folder / "manifest.csv", root / "splits.csv")  # as the warning says
+    third = open_or_prepare(root, tmp_path / "cache", 32)
+    assert len(third) == 44 and moved(third) == 0 and set(third.splits) == {"train", "val", "test"}
+
+
+def test_another_source_does_not_replace_a_prepared_dataset_and_a_moved_one_is_the_same(tmp_path):
+    plain("a/1.png", "b/2.png")(tmp_path / "one")
+    plain("a/3.png", "b/4.png")(tmp_path / "two")
+    prepare(tmp_path / "one", tmp_path / "out", size=32, progress=False)
+    with pytest.raises(ValueError, match=r"out holds images of .*one, and not of .*two: choose another folder"):
+        prepare(tmp_path / "two", tmp_path / "out", size=32, progress=False)
+    (tmp_path / "one").rename(tmp_path / "three")
+    assert len(prepare(tmp_path / "three", tmp_path / "out", size=48, progress=False)) == 2
+    plain("a/5.png")(tmp_path / "three")  # the same source, changed: packed anew
+    assert len(prepare(tmp_path / "three", tmp_path / "out", size=48, progress=False)) == 3

@@ -40,7 +40,7 @@ from vfm4us.data.decode import held_grey, read_grey
 from vfm4us.data.limits import MINIMUM_SIDE, check_size, file_bytes
 from vfm4us.data.masks import IGNORE, MaskCoding, mask_coding, read_masks, shrunk
 from vfm4us.data.reading import Reading, reading_of
-from vfm4us.data.records import COLUMNS, Record, natural_key, write_manifest
+from vfm4us.data.records import COLUMNS, Record, natural_key, read_manifest, write_manifest
 from vfm4us.data.sheet import write_sheet
 from vfm4us.data.sources import is_table, list_source, source_root, understand
 from vfm4us.data.understanding import Understanding
@@ -129,8 +129,8 @@ def prepare(
     (processes, by default one per core, up to 16; a set of a few seconds' work is packed here). What the source is understood
     to be is printed with `progress` and lies in understood.json, with eight of its images in understood.png; `understood` is
     given where it was printed already.
-    Raises FileNotFoundError and ValueError (source, options, everything rejected, a group in two splits) and OSError
-    (disk full).
+    Raises FileNotFoundError and ValueError (source, options, everything rejected, a group in two splits, `out` holds another
+    source) and OSError (disk full).
     """
     source, out = Path(source), Path(os.path.abspath(out))
     splits = splitting.check_fractions(splits)
@@ -157,6 +157,7 @@ def prepare(
         if _is_of_plan(out, plan):
             _remove_notes(out)
             return PreparedDataset(out)
+        _check_source(out, plan)
         if understood is None:
             understood = understand(source, reading)
             if progress:
@@ -498,9 +499,11 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
         else:
             path.unlink(missing_ok=True)
     images = np.load(partial / "images.npy", mmap_mode="r")
-    grouped = [bool(record.group) for record in records]
+    grouped, drawn = [bool(record.group) for record in records], [not record.split for record in records]
     crossing, hidden = _complete_groups_and_splits(records, images, plan, is_table(Path(plan["source"])))
-    hidden += hidden_groups(records, grouped)
+    hidden += hidden_groups(records, grouped) + _moved(
+        [r for r, is_open in zip(records, drawn, strict=True) if is_open], out, plan
+    )
     understood.warnings += hidden
     if progress and hidden:
         log.note("\n".join(f"  warning  {words}" for words in hidden), logging.WARNING)
@@ -547,6 +550,56 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
     os.rename(partial, out)
     _sync_folder(out.parent)
     _remove_notes(out)
+
+
+def _check_source(out: Path, plan: dict) -> None:
+    """ValueError where `out` holds another source, which this one would replace; a folder that was moved is the same source."""
+    if not is_prepared(out):
+        return
+    earlier = _read_json(out / "dataset.json")
+    same = earlier.get("fingerprint") == plan["fingerprint"]
+    if not same and (source := earlier.get("source", plan["source"])) != plan["source"]:
+        raise ValueError(
+            f"{out} holds images of {source}, and not of {plan['source']}: choose another folder, or delete it first"
+        )
+
+
+def _moved(records: list[Record], out: Path, plan: dict) -> list[str]:
+    """A warning where images whose splits are drawn are in another one than in an earlier packing of the same source."""
+    if plan["fractions"] is None:
+        return []
+    told = ("source", "fractions", "seed")
+    earlier = [
+        folder
+        for folder in (out, *sorted(out.parent.iterdir()))
+        if (folder / "dataset.json").is_file()
+        and all((description := _read_json(folder / "dataset.json")).get(key) == plan[key] for key in told)
+        and description.get("complete")
+    ]
+    if not earlier:
+        return []
+    latest = max(earlier, key=lambda folder: (folder / "dataset.json").stat().st_mtime_ns)
+    try:
+        before = {
+            (record.path, record.frame, record.crop): record.split for record in read_manifest(latest / "manifest.csv")
+        }
+    except (OSError, ValueError):  # a damaged one has nothing to compare
+        return []
+    moves = Counter(
+        (was, record.split)
+        for record in records
+        if (was := before.get((record.path, record.frame, record.crop), record.split)) != record.split
+    )
+    if not moves:
+        return []
+    words = ", ".join(f"{count} from {was} to {now}" for (was, now), count in moves.most_common())
+    keep = f"copy {latest / 'manifest.csv'} into the folder of images as splits.csv"
+    if is_table(Path(plan["source"])):
+        keep = f"take the column split of {latest / 'manifest.csv'} into the table"
+    return [
+        f"the source has changed since {latest.name} was packed, and {sum(moves.values())} of its {len(before)} images are in "
+        f"another split now ({words}): do not measure a model of then on the test of now. To keep the splits, {keep}"
+    ]
 
 
 def _remove_notes(out: Path) -> None:
