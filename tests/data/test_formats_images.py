@@ -1,5 +1,6 @@
 """One image is the same image however it is held, and what is in no known range is refused."""
 
+import io
 import warnings
 
 import numpy as np
@@ -88,8 +89,12 @@ def test_a_batch_keeps_its_size_and_its_colours():
     with pytest.warns(UserWarning, match="divided by 4095"):
         assert (image_batch(wide)[0][:, 0].numpy().astype(int) - batch[:2] <= 1).all()
     assert image_batch(batch[:0])[0].shape == (0, 1, 64, 80)
-    with pytest.warns(UserWarning, match="taken for three grey images"):
-        assert image_batch(batch[:3])[0].shape == (3, 1, 64, 80)
+    with pytest.raises(
+        ValueError, match=r"one image in colour or three grey ones: give images\[None\] .* images\[:, None\]"
+    ):
+        image_batch(batch[:3])
+    assert image_batch(batch[:3][None])[0].shape == (1, 3, 64, 80)
+    assert image_batch(batch[:3][:, None])[0].shape == image_batch(batch[:3, ..., None])[0].shape == (3, 1, 64, 80)
 
 
 def test_an_array_with_one_or_four_channels_is_one_image_or_refused():
@@ -97,6 +102,91 @@ def test_an_array_with_one_or_four_channels_is_one_image_or_refused():
     assert (image_batch(grey[..., None], 80)[0] == image_batch(grey, 80)[0]).all()
     with pytest.raises(ValueError, match=r"an image of shape \(64, 80, 4\) is not understood"):
         image_batch(np.repeat(grey[..., None], 4, 2), 80)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "'' is no path"),
+        ([" "], "' ' is no path"),
+        ("a\0b", "is no path"),
+        ("https://example.org/a.png", "is an address, which is not fetched"),
+        (["file:///a.png"], "is an address"),
+        (b"a.png", "string of bytes is no image: give the file's path"),
+        ([b"\x89PNG"], "string of bytes"),
+        (io.BytesIO(b"\x89PNG"), r"open file is no image: .*PIL.Image.open\(file\)"),
+        ({"image": 1}, "a dict is no image"),
+        ({"a.png"}, "a set is no image: it has no order"),
+        (None, "None is no image: give a path"),
+        ([None], "None is no image"),
+        (lambda: 1, "a function is no image"),
+        ([[speckle(), speckle()]], "a batch is given by itself, not in a list"),
+        (np.ma.masked_greater(speckle(), 200), r"masked array hides \d+ of its numbers: .*images.filled\(0\)"),
+        (np.stack([speckle()] * 2, -1), "of one with transparency"),
+        (np.zeros((2, 0, 40)), "too small"),
+        (np.zeros((3, 40, 3)), "too small"),
+        (np.zeros((17, 400)), "too narrow"),
+        (np.zeros((20, 20), [("a", "u1")]), "is not understood"),
+        (np.full((20, 20), 1j), "a signal.*logarithm of its envelope"),
+        (Image.new("L", (0, 20)), "0 x 20 pixels is too small"),
+        (torch.empty(2, 1, 20, 20, device="meta"), "device meta has no numbers"),
+        (torch.eye(20).to_sparse(), r"images.to_dense\(\)"),
+        ([torch.zeros(20, 20, dtype=torch.float4_e2m1fn_x2)], "float4_e2m1fn_x2 is not understood"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_to_give(given, message):
+    with pytest.raises(ValueError, match=message):
+        image_batch(given)
+
+
+def test_paths_that_are_not_there_are_answered_with_what_is(tmp_path, monkeypatch):
+    Image.fromarray(speckle()).save(tmp_path / "scan.png")
+    np.save(tmp_path / "scan.npy", speckle())
+    monkeypatch.chdir(tmp_path)
+    for given in ("scam.png", ["scam.png"]):
+        with pytest.raises(FileNotFoundError, match=r"scam.png does not exist \(looked from .*did you mean scan.png"):
+            image_batch(given)
+    with pytest.raises(FileNotFoundError, match=r"give sorted\(glob.glob\('\*.png'\)\)"):
+        image_batch("*.png")
+    with pytest.raises(ValueError, match=r"np.load\('scan.npy'\)"):
+        image_batch("scan.npy")
+    with pytest.raises(ValueError, match="a folder is given by itself"):
+        image_batch(["."])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    same("scan.png", "~/scan.png", ["~/scan.png"], (name for name in ["scan.png"]), np.array(["scan.png"]))
+
+
+def test_tensors_of_any_kind_and_place_in_memory_are_the_same_image():
+    grey, half = speckle(), torch.from_numpy(speckle() / 256)  # exact in 8 bits of fraction
+    same(
+        half.float(),
+        half.bfloat16().requires_grad_(),
+        half.half(),
+        half.double(),
+        half.T.contiguous().T,
+        half.numpy()[::-1][::-1],
+    )
+    assert image_batch(half.to(torch.float8_e4m3fn))[0].dtype == torch.float32
+    same(grey, np.asfortranarray(grey), grey.astype(">u2"), np.ma.masked_array(grey), iter([grey]))
+
+
+def test_frames_that_are_left_out_and_ranges_that_are_guessed_are_told(tmp_path):
+    pages = [Image.fromarray(speckle(k)) for k in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match="pages.tif: 1 of its 3 frames are taken.*frames: all"):
+        image_batch(tmp_path / "pages.tif")
+    with pytest.warns(UserWarning, match="pages.tif has 3 frames: in a list the first alone"):
+        image_batch([tmp_path / "pages.tif"])
+    with Image.open(tmp_path / "pages.tif") as opened, pytest.warns(UserWarning, match="this is the first alone"):
+        image_batch(opened)
+    below = Image.fromarray(speckle().astype(np.int32) - 100)
+    below.save(tmp_path / "below.tif")
+    for given in (below, tmp_path / "below.tif"):
+        with pytest.warns(UserWarning, match="numbers below 0, .* is stretched"):
+            image_batch(given)
+    for black in (speckle() // 200, speckle() / 255**2):
+        with pytest.warns(UserWarning, match="which is black"):
+            image_batch(black)
 
 
 def test_dicom_and_clips_are_taken_like_images(tmp_path, monkeypatch):

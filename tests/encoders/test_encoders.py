@@ -115,10 +115,21 @@ def test_embed_refuses_floats_whose_range_is_not_that_of_images(images):
         Encoder(EncoderSpec(in_channels=1)).embed(images)
 
 
+def test_arguments_that_cannot_be_meant_are_refused():
+    encoder, images = Encoder(EncoderSpec(in_channels=1)), torch.zeros(2, 1, 32, 32)
+    for arguments in ({"patches": -1}, {"batch_size": 0}, {"size": "224"}, {"size": 0}, {"patch_size": 0.5}):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))}=.*expected a whole number"):
+            encoder.embed(images, **arguments)
+    with pytest.raises(ValueError, match=r"valid of shape \(1, 4\): expected \(2, 4\)"):
+        encoder.embed(images, patches=2, valid=[[0, 0, 32, 32]])
+    with pytest.raises(ValueError, match=r"torch.uint8: images.float\(\) / 255"):
+        encoder(images.byte())
+
+
 def test_a_bag_of_patches_is_the_mean_of_unit_patch_vectors():
     torch.manual_seed(0)
     encoder = Encoder(EncoderSpec(in_channels=1)).eval()
-    images = torch.rand(3, 48, 48)
+    images = torch.rand(4, 48, 48)
     bag = encoder.embed(images, patches=4)
     corners = [images[:, None, y : y + 24, x : x + 24] for y in (0, 24) for x in (0, 24)]
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -9,6 +10,11 @@ from PIL import Image
 
 PHOTOMETRIC = 262  # tag of a TIFF
 STRIPE = 500_000  # pixels that are converted at a time
+FULL = tuple(2.0**bits - 1 for bits in (1, 8, 10, 12, 14, 16))
+STRETCHED = (
+    "an image with numbers below 0, beyond 16 bits or with fractions beyond 1 is stretched from its minimum to its maximum: "
+    "where brightness must compare between images, bring all to one range first"
+)
 
 
 def grey_of_image(image: Image.Image, turned: bool | None = None) -> np.ndarray:
@@ -16,13 +22,17 @@ def grey_of_image(image: Image.Image, turned: bool | None = None) -> np.ndarray:
 
     Colour becomes luminance (ITU-R 601), transparency is composited on black, 1-bit becomes 0 and 255, wider numbers are
     brought to 8 bits as `full_range` says and, where the file says that 0 is white, turned round. turned: `white_is_zero` of the
-    file, for a copy that no longer knows. Raises ValueError for NaN and infinity.
+    file, for a copy that no longer knows. Raises ValueError for NaN and infinity; warns where numbers lie in no known range.
     """
     mode = image.mode
     if mode in ("L", "1") and "transparency" not in image.info:
         return np.asarray(image if mode == "L" else image.convert("L"))
     if mode == "F" or mode.startswith("I"):
-        grey = to_8_bit(np.asarray(image))
+        pixels = np.asarray(image)
+        low, high = full_range(pixels)
+        if low or high not in FULL:
+            warnings.warn(STRETCHED, stacklevel=2)
+        grey = to_8_bit(pixels, (low, high))
         return 255 - grey if (white_is_zero(image) if turned is None else turned) else grey
     if mode == "LAB":  # PIL cannot convert it; its first channel is lightness
         return np.asarray(image.getchannel(0))
@@ -77,7 +87,7 @@ def common_range(parts: Iterable[np.ndarray]) -> tuple[float, float]:
     if low >= 0 and high <= 1 and not whole:
         return 0.0, 1.0
     if low >= 0 and high <= 65535 and (whole or high <= 255):
-        return 0.0, next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
+        return 0.0, next(full for full in FULL[1:] if high <= full)
     return low, high
 
 

@@ -76,7 +76,7 @@ def understand(path, reading: Reading | dict | None = None, whole: bool = True) 
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give a folder of images or a CSV manifest{_nearest(path)}")
+        raise FileNotFoundError(f"{path} does not exist: give a folder of images or a CSV manifest{nearest(path)}")
     if (path / "dataset.json").is_file() and (path / "images.npy").is_file():
         raise ValueError(f"{path} is already a prepared dataset: open it with PreparedDataset, or give its source")
     reading = reading_of(path, reading)
@@ -362,7 +362,7 @@ def _say_counts(understood: Understanding) -> None:
         understood.splits = "none: made by groups"
 
 
-def _nearest(path: Path) -> str:
+def nearest(path: Path) -> str:
     """A hint at the entry of the parent folder whose name is nearest to a mistyped one."""
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)

@@ -180,6 +180,10 @@ class Encoder(nn.Module):
         """(N, 1 or 3, H, W) in [0, 1] -> the body's channels, normalised; resampled where the family has a fixed window."""
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"encoder input must be (N, 1 or 3, H, W), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"encoder input must be float in [0, 1], got {x.dtype}: images.float() / 255, or encoder.embed"
+            )
         if x.shape[1] == 3 and self.spec.in_channels == 1:
             x = luminance(x)
         if not self.any_size and x.shape[-2:] != (self.spec.image,) * 2:
@@ -211,11 +215,24 @@ class Encoder(nn.Module):
         valid:   (N, 4) top, left, height, width of the part of each image that is no padding; patches stay inside
         patch_size: side to which a patch is resized; 0 for half the image's side
         size:    longer side that images other than a batch are resized to, px
+        Raises ValueError and FileNotFoundError as `image_batch`.
         """
         from vfm4us.data.images import image_batch  # only this call knows of files; the encoders lie below them
 
+        for name, value, low in (
+            ("patches", patches, 0),
+            ("patch_size", patch_size, 0),
+            ("batch_size", batch_size, 1),
+            ("size", size, 16),
+        ):
+            if not isinstance(value, int | np.integer) or value < low:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least {low}")
         images, sizes = image_batch(images, size)
         valid = sizes if valid is None else valid
+        if valid is not None and tuple(np.shape(valid)) != (len(images), 4):
+            raise ValueError(
+                f"valid of shape {tuple(np.shape(valid))}: expected ({len(images)}, 4), a row for each image"
+            )
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:

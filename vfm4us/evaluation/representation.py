@@ -121,7 +121,9 @@ def embed_dataset(
 ) -> Tensor:
     """Vectors (len(rows), width) of some images of a prepared dataset, float32 whatever the network's `precision`."""
     with autocast(next(encoder.parameters()).device, precision):
-        return encoder.embed(torch.from_numpy(dataset.images[rows]), patches=patches, valid=dataset.valid[rows])
+        return encoder.embed(
+            torch.from_numpy(dataset.images[rows])[:, None], patches=patches, valid=dataset.valid[rows]
+        )
 
 
 class CentralSquares:

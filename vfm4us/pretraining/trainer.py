@@ -378,7 +378,7 @@ class Trainer(Training):
             sides = []
             for pool, items in zip((training, held_out), chosen, strict=True):
                 images, valid = pool.batch(items)
-                sides.append(encoder.embed(images, patches=patches, valid=valid))
+                sides.append(encoder.embed(images[:, None], patches=patches, valid=valid))
                 if not sides[-1].isfinite().all():
                     raise FloatingPointError(
                         f"training has failed by step {self.loop.total}: the embeddings of stage {self.config.stages[index].name} "

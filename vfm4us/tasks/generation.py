@@ -30,7 +30,7 @@ from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import RESAMPLING, Fingerprints, PreparedDataset, packed_size
 from vfm4us.data.decode import read_grey, read_record
-from vfm4us.data.images import image_array, image_batch, image_records
+from vfm4us.data.images import given_images, image_array, image_batch, image_records
 from vfm4us.data.masks import read_masks
 from vfm4us.data.pools import epoch_order
 from vfm4us.data.records import Record
@@ -320,11 +320,9 @@ def draw_grid(path: Path, generators: nn.ModuleDict, low: Tensor, high: Tensor, 
 def enhance_all(model: nn.Module, images, size: int, tile: int = 512, overlap: int = 64) -> Iterator[np.ndarray]:
     """The enhanced version, uint8 (H, W), of each image at its own size, one after the other.
 
-    images: a folder, a CSV manifest, a file, or a list of what `image_array` takes: paths, PIL images, arrays; RGB becomes grey.
+    images: a folder, a CSV manifest, an image, or a list of such, as `image_batch` takes; RGB becomes grey.
     """
-    if isinstance(images, str | Path):
-        images = image_records(images)
-    for image in images:
+    for image in given_images(images):
         array = image_array(image)
         if array.dtype != np.uint8:
             array = (array * 255).round().clip(0, 255).astype(np.uint8)

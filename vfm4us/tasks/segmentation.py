@@ -27,7 +27,7 @@ from vfm4us.config import to_dict
 from vfm4us.data.codings import read_as_trained
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.decode import read_record
-from vfm4us.data.images import image_array, image_batch, image_records
+from vfm4us.data.images import given_images, image_array, image_batch
 from vfm4us.data.masks import MaskCoding, read_masks
 from vfm4us.data.records import Record
 from vfm4us.encoders import Encoder
@@ -228,12 +228,10 @@ def predict(model: nn.Module, images: Tensor, flips: bool = False) -> Tensor:
 def segment(model: Segmenter, images, size: int, flips: bool = False, batch_size: int = 16) -> Iterator[np.ndarray]:
     """Class numbers uint8 (H, W), 0 is background, of each image at its own size, one after the other.
 
-    images: a folder, a CSV manifest, a file, or a list of what `image_batch` takes: paths, PIL images, arrays. Each is resized
-    and padded to `size` px as the training images were; the logits are cut to what is no padding and resized bilinearly.
+    images: a folder, a CSV manifest, an image, or a list of such, as `image_batch` takes. Each is resized and padded to `size` px
+    as the training images were; the logits are cut to what is no padding and resized bilinearly.
     """
-    if isinstance(images, str | Path):
-        images = image_records(images)
-    images = list(images)
+    images = list(given_images(images))
     device = next(model.parameters()).device
     for start in range(0, len(images), batch_size):
         arrays = [image_array(image) for image in images[start : start + batch_size]]
