@@ -394,6 +394,49 @@ def test_without_regions_the_whole_frame_is_taken_and_said(tmp_path):
     assert told.crops == [""] and told.spacing_mm == "0.1 0.2" and "whole frame" in told.notes[0]
 
 
+def test_regions_of_a_picture_that_was_resized_are_not_used(tmp_path):
+    for name, reaching in (("a.dcm", region(0, 0, 700, 900)), ("b.dcm", region(20, 30, 60, 60))):
+        pixels = dicom_dataset(speckle(), SequenceOfUltrasoundRegions=[reaching], PixelSpacing=["0.1", "0.1"])
+        told = frames.contents_of(save_dicom(tmp_path / name, pixels))
+        assert told.crops == [""] and told.spacing_mm == ""
+        assert any("reaches beyond the picture" in note and "whole frame" in note for note in told.notes)
+    by_one = frames.contents_of(scanned(tmp_path, region(0, 0, 65, 81), name="c.dcm"))
+    assert by_one.crops == [""] and by_one.spacing_mm == "0.2 0.2"
+    told = frames.contents_of(scanned(tmp_path, region(0, 0, 4, 4), name="d.dcm"))
+    assert any("incomplete or tiny: the whole frame" in note for note in told.notes)
+
+
+def test_of_an_enhanced_volume_all_slices_are_taken_and_none_of_flow(tmp_path):
+    def item(**keys):
+        made = pydicom.Dataset()
+        for name, value in keys.items():
+            setattr(made, name, value)
+        return made
+
+    def volume(name, *meanings):
+        measures = item(PixelSpacing=["0.3", "0.4"])
+        codes = [item(CodeValue=meaning[:3], CodeMeaning=meaning) for meaning in meanings]
+        kinds = [item(ImageDataTypeSequence=[item(ImageDataTypeCodeSequence=[code])]) for code in codes]
+        ds = dicom_dataset(np.stack([speckle(k) for k in range(3)]), SOPClassUID=dicom.VOLUME_CLASS)
+        ds.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[measures])]
+        ds.PerFrameFunctionalGroupsSequence = kinds
+        return save_dicom(tmp_path / name, ds)
+
+    told = frames.contents_of(volume("a.dcm", "Tissue Intensity"))
+    assert frames.frame_rule("per second").chosen(told) == [0, 1, 2] and told.spacing_mm == "0.3 0.4"
+    for name, kinds in (("b.dcm", ["Tissue Intensity", "Other"]), ("c.dcm", ["Flow Velocity"])):
+        with pytest.raises(ValueError, match="other data than tissue"):
+            frames.contents_of(volume(name, *kinds))
+
+
+def test_a_frame_time_in_seconds_is_no_rate(tmp_path):
+    loop = np.stack([speckle(k) for k in range(3)])
+    told = frames.contents_of(save_dicom(tmp_path / "a.dcm", dicom_dataset(loop, FrameTime="0.04")))
+    assert told.rate is None
+    told = frames.contents_of(save_dicom(tmp_path / "b.dcm", dicom_dataset(loop, FrameTime="0.04", CineRate="30")))
+    assert told.rate == 30
+
+
 # what is no ultrasound image
 
 

@@ -31,6 +31,12 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 PHYSICAL_CM = 3  # of PhysicalUnitsXDirection
 MAXIMUM_FRAMES = 1_000_000
 MINIMUM_REGION = 16  # pixels
+BEYOND_BY = 0.02  # of its size, by which a region may reach beyond the picture
+BEYOND = "names a region that reaches beyond the picture, which was cut or resized after the scan"
+MAXIMUM_RATE = 1000  # frames a second; what says more has another unit
+VOLUME_CLASS = STORAGE + "6.2"
+FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+NO_TISSUE = ("flow", "velocity", "variance", "power", "doppler", "elasti")
 OVERLAP = 0.01  # share of a B-mode region that colour Doppler may cover
 _PALETTE = [f"{c}PaletteColorLookupTable{what}" for c in ("Red", "Green", "Blue") for what in ("Descriptor", "Data")]
 _SEGMENTED = [f"Segmented{c}PaletteColorLookupTableData" for c in ("Red", "Green", "Blue")]
@@ -41,6 +47,7 @@ TAGS = [
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
     *("PixelSpacing", "SequenceOfUltrasoundRegions", "UltrasoundColorDataPresent"),
+    *FUNCTIONAL_GROUPS,
     *("FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate"),
     *_PALETTE,
     *_SEGMENTED,
@@ -68,13 +75,17 @@ def contents(path, regions=("b-mode",)) -> Contents:
     pixels = dicom_pixels.find(path, header, begin)
     told = Contents("DICOM", count=pixels.count, rate=_rate(header), group=_patient(header), notes=pixels.notes)
     height, width = pixels.height, pixels.width
-    described = _regions(header, height, width)
+    described, unusable = _regions(header, height, width)
+    if header.get("SOPClassUID") == VOLUME_CLASS:
+        _volume(header, told)
     if described:
         told.crops, told.spacing_mm, told.left_out = _taken(described, regions, height, width)
     else:
-        spacing = numbers_of(header, "PixelSpacing")
-        told.spacing_mm = _spacing(spacing[0], spacing[1]) if len(spacing) == 2 else ""
-        told.notes.append("names no region: the whole frame is taken, with whatever is written beside the image")
+        spacing = [] if unusable == BEYOND else numbers_of(header, "PixelSpacing")
+        told.spacing_mm = told.spacing_mm or (_spacing(spacing[0], spacing[1]) if len(spacing) == 2 else "")
+        told.notes.append(
+            f"{unusable or 'names no region'}: the whole frame is taken, with whatever is written beside the image"
+        )
         if number_of(header, "UltrasoundColorDataPresent", 0) == 1:
             told.notes.append("says that it holds colour Doppler, not where: its colours become grey")
     if not told.group:
@@ -185,17 +196,38 @@ def _rate(header) -> float | None:
     steps = [step for step in numbers_of(header, "FrameTimeVector")[1:] if step > 0]
     if not time and steps:
         time = sum(steps) / len(steps)
-    if time > 0:
-        return 1000 / time
-    return number_of(header, "CineRate", 0) or number_of(header, "RecommendedDisplayFrameRate", 0) or None
+    rates = [1000 / time if time > 0 else 0, number_of(header, "CineRate", 0)]
+    rates.append(number_of(header, "RecommendedDisplayFrameRate", 0))
+    return next((rate for rate in rates if 0 < rate <= MAXIMUM_RATE), None)
+
+
+def _volume(header, told: Contents) -> None:
+    """Slices follow each other in space. ValueError where frames hold anything but tissue."""
+    groups = [item for keyword in FUNCTIONAL_GROUPS for item in header.get(keyword) or []]
+    kinds = {
+        (str(code.get("CodeValue")), str(code.get("CodeMeaning")).lower())
+        for group in groups
+        for kind in group.get("ImageDataTypeSequence") or []
+        for code in kind.get("ImageDataTypeCodeSequence") or []
+    }
+    if len({value for value, _ in kinds}) > 1 or any(word in meaning for _, meaning in kinds for word in NO_TISSUE):
+        raise ValueError("DICOM: a volume that holds other data than tissue, such as flow: export the tissue alone")
+    told.rate = 0
+    spacings = {
+        _spacing(*numbers)
+        for group in groups
+        for measures in group.get("PixelMeasuresSequence") or []
+        if len(numbers := numbers_of(measures, "PixelSpacing")) == 2
+    }
+    told.spacing_mm = spacings.pop() if len(spacings) == 1 else ""
 
 
 # regions
 
 
-def _regions(header, height: int, width: int) -> list[tuple]:
-    """(kind, top, left, bottom, right, spacing) of each region of the frame, bottom and right exclusive."""
-    regions = []
+def _regions(header, height: int, width: int) -> tuple[list[tuple], str]:
+    """(kind, top, left, bottom, right, spacing) of each region of the frame, bottom and right exclusive; why none can be used."""
+    regions, unusable = [], ""
     try:
         items = list(header.get("SequenceOfUltrasoundRegions") or [])
     except TypeError:
@@ -203,8 +235,11 @@ def _regions(header, height: int, width: int) -> list[tuple]:
     for item in items:
         corner = [number_of(item, f"RegionLocation{name}", -1) for name in ("MinY0", "MinX0", "MaxY1", "MaxX1")]
         top, left, bottom, right = (int(value) for value in corner)
+        if bottom > height * (1 + BEYOND_BY) or right > width * (1 + BEYOND_BY):
+            return [], BEYOND
         bottom, right = min(bottom + 1, height), min(right + 1, width)
         if min(top, left) < 0 or bottom - top < MINIMUM_REGION or right - left < MINIMUM_REGION:
+            unusable = "names a region that is incomplete or tiny"
             continue
         form, data = number_of(item, "RegionSpatialFormat", 0), number_of(item, "RegionDataType", 0)
         kind = {1: "b-mode", 2: "m-mode", 3: "spectral"}.get(int(form), "other")
@@ -214,7 +249,7 @@ def _regions(header, height: int, width: int) -> list[tuple]:
         steps = [abs(number_of(item, f"PhysicalDelta{axis}", 0)) for axis in "YX"]
         spacing = _spacing(10 * steps[0], 10 * steps[1]) if units == [PHYSICAL_CM, PHYSICAL_CM] else ""
         regions.append((kind, top, left, bottom, right, spacing))
-    return regions
+    return regions, unusable
 
 
 def _taken(described: list[tuple], wanted, height: int, width: int) -> tuple[list[str], str, list[str]]:

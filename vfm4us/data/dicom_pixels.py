@@ -35,7 +35,7 @@ LUMA_FIRST = ("YBR_FULL", "YBR_FULL_422")  # their first channel is the luminanc
 UNKNOWN_LENGTH = 0xFFFFFFFF
 ITEM, END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 CODESTREAM_BEGINS = (b"\xff\xd8", b"\xff\x4f", b"\0\0\0\x0c")  # JPEG and JPEG-LS, JPEG 2000 bare and in a box
-LOOKED_AT = 30_000  # pixels that are looked at to tell colours apart
+LOOKED_AT = 10_000  # pixels that are looked at to tell colours apart
 GREY, MOSTLY, HARDLY = 6, 0.75, 0.25  # grey levels of compressed pixels that count as no colour; shares of the pixels
 EXACTLY, NEARLY_ALL, BETTER = 2, 0.9, 0.1  # the same of uncompressed pixels
 
@@ -214,16 +214,18 @@ def _look_at_colours(file, pixels: Pixels) -> None:
         file.seek(pixels.start + place)
         return np.frombuffer(file.read(count), np.uint8)
 
-    interleaved = part(3 * begin, 3 * some).reshape(-1, 3)
-    planes = np.stack([part(k * plane + begin, some) for k in range(3)], axis=-1)
-    share = {
-        (colour, planar): grey
-        for planar, sample in ((False, interleaved), (True, planes))
-        for colour, grey in _grey_shares(sample, EXACTLY).items()
-    }
+    def shares(planar: bool) -> dict[tuple[str, bool], float]:
+        planes = [part(k * plane + begin, some) for k in range(3)] if planar else []
+        sample = np.stack(planes, axis=-1) if planar else part(3 * begin, 3 * some)
+        return {(colour, planar): grey for colour, grey in _grey_shares(sample, EXACTLY).items()}
+
     said = pixels.colour, number_of(pixels.header, "PlanarConfiguration", 0) == 1
-    best = max(share, key=lambda laid: (share[laid], laid == said))
     pixels.colour, pixels.planar = said
+    share = shares(said[1])
+    if share[said] > 1 - BETTER:
+        return
+    share |= shares(not said[1])
+    best = max(share, key=lambda laid: share[laid])
     if share[best] >= NEARLY_ALL and share[best] >= share[said] + BETTER:
         pixels.colour, pixels.planar = best
         if best[0] != said[0]:
