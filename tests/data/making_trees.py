@@ -713,8 +713,45 @@ TREES = {
     ),
     "versions": Tree(
         "Two versions of the same images",
-        (plain(*(f"noisy/{i}.png" for i in range(4)), first=0), plain(*(f"clean/{i}.png" for i in range(4)), first=0)),
-        error="two versions of the same images",
+        (plain(*(f"one/{i}.png" for i in range(4)), first=0), plain(*(f"two/{i}.png" for i in range(4)), first=0)),
+        error="two versions of the same images.*reading.targets=two",
+    ),
+    "versions, said": Tree(
+        "The same, decided",
+        (plain(*(f"one/{i}.png" for i in range(4)), first=0), plain(*(f"two/{i}.png" for i in range(4)), first=0)),
+        images=4,
+        targets=4,
+        reading={"targets": "two"},
+    ),
+    "two qualities by words": Tree(
+        "Two qualities under other words, in splits",
+        (
+            plain(*(f"{s}/noisy/noisy_{s}{i}.png" for s in ("train", "test") for i in range(2)), first=0),
+            plain(*(f"{s}/clean/clean_{s}{i}.png" for s in ("train", "test") for i in range(2)), first=0),
+        ),
+        images=4,
+        targets=4,
+        splits={"train": 2, "test": 2},
+    ),
+    "two qualities by endings": Tree(
+        "Two qualities by endings of names",
+        (plain(*(f"x{i}_lr.png" for i in range(3)), first=0), plain(*(f"x{i}_HR.png" for i in range(3)), first=0)),
+        images=3,
+        targets=3,
+        shown=True,
+    ),
+    "two endings, said": Tree(
+        "Endings that say nothing, decided",
+        (plain(*(f"x{i}_a.png" for i in range(3)), first=0), plain(*(f"x{i}_b.png" for i in range(3)), first=0)),
+        images=3,
+        targets=3,
+        reading={"targets": "_b"},
+    ),
+    "low and high risk": Tree(
+        "Classes called low and high",
+        (plain(*(f"{c}/{i}.png" for c in ("low", "high") for i in range(3))),),
+        images=6,
+        labels=("high", "low"),
     ),
     "folds": Tree(
         "Folds", (plain(*(f"fold{k}/{k}{i}.png" for k in range(3) for i in range(2))),), error="parts of one set"

@@ -29,6 +29,7 @@ class Reading:
     blank:       fill burnt-in text and calipers with their neighbourhood
     images:      folders of images
     masks:       folders of masks, or endings of their names such as _tumor
+    targets:     folders or endings of the images of high quality that belong to the others, which are of low quality
     passed_over: folders or endings that are not used
     folders:     what the first folders are: classes, splits or patients; below: the folders below them are the classes;
                  both: a class is a folder with one below it
@@ -48,6 +49,7 @@ class Reading:
     blank: bool = False
     images: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
     folders: str = ""
     table: str = ""
@@ -64,7 +66,7 @@ class Reading:
         from vfm4us.data.dicom import REGIONS
 
         object.__setattr__(self, "frames", str(frame_rule(self.frames)))
-        for name in ("regions", "images", "masks", "passed_over"):
+        for name in ("regions", "images", "masks", "targets", "passed_over"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(item) for item in value))
         for name in (

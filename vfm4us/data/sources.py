@@ -130,8 +130,8 @@ def _labels_in_names(reading: Reading, understood: Understanding) -> None:
     endings = [BEHIND_A_NUMBER.search(frames.stem_of(Path(record.path).name)) for record in understood.records]
     if told := _different(endings):
         understood.notes.append(
-            f"names end with different words ({told}), which are not used: if these are labels or pairs, write a manifest.csv with "
-            "a label or a target column"
+            f"names end with different words ({told}), which are not used: if the one is the target of the other, "
+            "say reading.targets=ENDING; if these are labels, write a manifest.csv with a label column"
         )
 
 
@@ -182,7 +182,9 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
     files = [file for file in files if not is_litter(file)]
     images = [file for file in files if is_read(path / file)]
     published = (
-        None if reading.plan().keys() & {"images", "masks", "passed_over", "folders"} else layouts.recognise(path)
+        None
+        if reading.plan().keys() & {"images", "masks", "targets", "passed_over", "folders"}
+        else layouts.recognise(path)
     )
     if published is not None:
         name, records = published

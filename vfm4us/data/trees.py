@@ -22,6 +22,7 @@ LABEL_PATIENTS = 5  # so many patient folders beside each other are patients, no
 
 WORD_BEFORE = re.compile(r"^([^\W\d_]+)[-_ ]*(.*\d.*)$")
 WORD_BEHIND = re.compile(r"^(.*\d.*?)[-_ ]+([^\W\d_]+)$")
+ENDING_WORD = re.compile(r"[-_ .]+[^\W\d_]+$")
 MOST_CLASSES = 12  # folders whose files are looked at, whether they are masks
 NO_LABELS = "the first folders are patients, so that there are no labels"
 MOST_WORDS = 6  # of names in one folder that are compared
@@ -56,6 +57,8 @@ def understand_tree(root: Path, images: list[str], arrays: list[str], reading, u
     _splits_or_classes(root, items, reading, understood)
     if any(item.domain for item in items):
         return _domains(items, understood)
+    if not any(item.role == "mask" and item.word for item in items):
+        _known_qualities(root, items, understood)
     if any(item.role in ("low", "high") for item in items):
         _quality_pairs(root, items, understood)
     else:
@@ -91,7 +94,12 @@ def _item(path: str) -> Item:
 
 def _apply_reading(items: list[Item], reading, understood: Understanding) -> None:
     """Folders or endings that the reading names as images, masks or passed over."""
-    for role, names in (("image", reading.images), ("mask", reading.masks), ("left", reading.passed_over)):
+    for role, names in (
+        ("image", reading.images),
+        ("mask", reading.masks),
+        ("high", reading.targets),
+        ("left", reading.passed_over),
+    ):
         for name in names:
             hit = False
             for item in items:
@@ -110,8 +118,15 @@ def _apply_reading(items: list[Item], reading, understood: Understanding) -> Non
                     if item.role == "left" and item.role_folder == name or item.word == name:
                         understood.add("passed over", f"as reading.passed_over says ({name})", item.path)
             if not hit:
-                key = {"image": "images", "mask": "masks", "left": "passed_over"}[role]
+                key = {"image": "images", "mask": "masks", "high": "targets", "left": "passed_over"}[role]
                 raise ValueError(f"reading: {key}={name!r} is no folder and no ending of a file here")
+    if reading.targets:
+        bases = {words.same(item.base) for item in items if item.role == "high"}
+        for item in items:
+            if item.role in ("", "image"):
+                item.role, plain = "low", ENDING_WORD.sub("", item.stem)
+                if item.word == "" and words.same(item.stem) not in bases and words.same(plain) in bases:
+                    item.base = plain
 
 
 # ---- splits ---------------------------------------------------------------------------------------------------------
@@ -213,18 +228,58 @@ def _domains(items: list[Item], understood: Understanding) -> None:
 # ---- pairs of two qualities -----------------------------------------------------------------------------------------
 
 
+def _known_qualities(root: Path, items: list[Item], understood: Understanding) -> None:
+    """noisy/ with clean/, x_lr.png with x_hr.png: words of two qualities whose files pair one to one and show the same pictures."""
+    by_folder: dict[tuple[str, str], dict[tuple, Item]] = defaultdict(dict)
+    by_name: dict[tuple[str, str], dict[tuple, Item]] = defaultdict(dict)
+    for item in items:
+        if item.role == "left":
+            continue
+        stem, quality, word = words.without_quality(item.stem)
+        if quality:
+            by_name[quality, word][tuple(item.parts), words.same(stem)] = item
+        for place, part in enumerate(item.parts):
+            if quality_of := words.quality_of_folder(part):
+                key = tuple(item.parts[:place] + item.parts[place + 1 :]), words.same(stem)
+                by_folder[quality_of, part][key] = item
+                break
+    for found in (by_folder, by_name):
+        lows, highs = ([name for name in found if name[0] == quality] for quality in ("low", "high"))
+        if len(lows) != 1 or len(highs) != 1:
+            continue
+        low, high = found[lows[0]], found[highs[0]]
+        both = sorted(low.keys() & high.keys())
+        pairs = [(low[key].path, high[key].path) for key in both]
+        if len(both) < 2 or len(both) < 0.8 * max(len(low), len(high)) or not looks.same_pictures(root, pairs):
+            continue
+        for role, members, (_, word) in (("low", low, lows[0]), ("high", high, highs[0])):
+            for key, item in members.items():
+                item.role, item.base, item.word, item.role_folder = role, key[1], "", word
+                item.rest = tuple(part for part in item.rest if part != word)
+        if any(words.folder_of(word).role not in ("low", "high") for _, word in (lows[0], highs[0])):
+            understood.notes.append(
+                f"{highs[0][1]!r} is taken for the target of {lows[0][1]!r}: the names pair, and show the same pictures "
+                f"(e.g. {pairs[0][0]} and {pairs[0][1]})"
+            )
+        return
+
+
 def _quality_pairs(root: Path, items: list[Item], understood: Understanding) -> None:
     understood.layout = "pairs of two qualities"
     targets: dict[tuple, list[Item]] = defaultdict(list)
+    loosely: dict[tuple, list[Item]] = defaultdict(list)
     for item in items:
         if item.role == "high":
             targets[_key(item)].append(item)
+            loosely[_key(item, loose=True)].append(item)
     low = [item for item in items if item.role == "low"]
+    once = Counter(_key(item, loose=True) for item in low)
     if not low:
         raise ValueError(f"{root} holds images of high quality and no folder low_quality/ beside them: nothing pairs")
     used = set()
     for item in low:
-        pair = _best(item, targets.get(_key(item), []))
+        key = _key(item, loose=True)
+        pair = _best(item, targets.get(_key(item)) or (loosely[key] if len(loosely[key]) == once[key] == 1 else []))
         if pair:
             item.masks, item.word = [pair.path], "target"
             used.add(pair.path)
@@ -519,7 +574,7 @@ def _unnamed_mask_folders(root: Path, items: list[Item], understood: Understandi
 
 def _key(item: Item, loose: bool = False) -> tuple:
     """What an image and its mask have in common: split, folders between, name."""
-    stem = item.base if item.role == "mask" and item.word else item.stem
+    stem = item.base if (item.role == "mask" and item.word) or item.role in ("low", "high") else item.stem
     return (item.split, () if loose else tuple(words.same(part) for part in item.rest), words.same(stem))
 
 
@@ -819,9 +874,8 @@ def _classes_or_else(root: Path, items: list[Item], understood: Understanding) -
                 raise ValueError(
                     f"{root} can be read in two ways: {first}/ and {second}/ are classes, or two versions of the same "
                     "images (e.g. "
-                    f"{pairs[0][0]} and {pairs[0][1]}). Say reading.folders=classes; call pairs low_quality/ and "
-                    "high_quality/, or name "
-                    "them in a manifest.csv with the columns path,target; or pass one over with reading.passed_over"
+                    f"{pairs[0][0]} and {pairs[0][1]}). Say reading.folders=classes, or for pairs reading.targets={second} "
+                    f"(or {first}), or pass one over with reading.passed_over"
                 )
 
 

@@ -26,6 +26,15 @@ IMAGES = frozenset(
 )
 LOW = frozenset("lq lowquality".split())
 HIGH = frozenset("hq highquality".split())
+# words of two qualities, where the files pair and show the same pictures: what is given, and what is wanted of it
+GIVEN = LOW | frozenset(
+    "noisy noise noised degraded corrupted speckled speckle lr lowres lowresolution low input inputs source blurred blurry blur "
+    "raw original originals compressed".split()
+)
+WANTED = HIGH | frozenset(
+    "clean cleaned hr highres highresolution high target targets despeckled denoised enhanced sharp reference gt "
+    "groundtruth".split()
+)
 SPLITS = {
     **dict.fromkeys("train training trainset trainingset traindata trn trainval trainvalidation".split(), "train"),
     **dict.fromkeys("val valid validation validate validating valset validset validationset dev devset".split(), "val"),
@@ -172,6 +181,30 @@ def without_role(stem: str) -> tuple[str, str]:
     ):
         return "", of_stem[0]  # mask.png beside image.png, in a folder for each patient
     return stem, ""
+
+
+QUALITY_WORDS = "|".join(sorted(GIVEN | WANTED, key=len, reverse=True))
+QUALITY_BEHIND = re.compile(rf"(?i)^(.+?)[-_ .]+({QUALITY_WORDS})$")
+QUALITY_BEFORE = re.compile(rf"(?i)^({QUALITY_WORDS})[-_ .]+(.+)$")
+
+
+def quality_of_folder(name: str) -> str:
+    """ "low" or "high" where a folder is called by a word of one of two qualities alone, as `noisy_images`; else ""."""
+    words = [word for word in words_of(name) if word not in FILLERS and word not in ("image", "images", "img", "imgs")]
+    joined = "".join(words)
+    return "low" if joined in GIVEN else "high" if joined in WANTED else ""
+
+
+@lru_cache(maxsize=200_000)
+def without_quality(stem: str) -> tuple[str, str, str]:
+    """A file's name without the word of a quality, the quality and that word: `x_noisy` -> x, low, noisy; `x` -> x and nothing."""
+    if match := QUALITY_BEHIND.match(stem):
+        rest, word = match[1], match[2].lower()
+    elif match := QUALITY_BEFORE.match(stem):
+        rest, word = match[2], match[1].lower()
+    else:
+        return stem, "", ""
+    return rest, "low" if word in GIVEN else "high", word
 
 
 def is_fold(name: str) -> bool:
