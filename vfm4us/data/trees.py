@@ -281,7 +281,7 @@ def _quality_pairs(root: Path, items: list[Item], understood: Understanding) -> 
         key = _key(item, loose=True)
         pair = _best(item, targets.get(_key(item)) or (loosely[key] if len(loosely[key]) == once[key] == 1 else []))
         if pair:
-            item.masks, item.word = [pair.path], "target"
+            item.masks, item.word, item.rest = [pair.path], "target", pair.rest
             used.add(pair.path)
             understood.add("target", "high quality, of the same name", pair.path)
         else:
