@@ -379,15 +379,19 @@ def tsne(path: Path, features: np.ndarray, labels: list[str], limit: int = 2000)
     _save(figure, path)
 
 
-def heat_maps(path: Path, images: np.ndarray, heat: np.ndarray, titles: list[str]) -> None:
-    """Images (N, H, W) in [0, 1], two rows of four, each beside itself with the map (N, H, W) in [0, 1] laid over."""
-    rows = max(1, -(-len(images) // 4))
-    figure = Figure(figsize=(13, 1.95 * rows), layout="constrained")
-    grid = figure.subplots(rows, 8, squeeze=False)
-    for axis in grid.flat:
+def heat_maps(path: Path, images: np.ndarray, heat: np.ndarray, titles: list[str], rows: list[str]) -> None:
+    """Images (N, H, W) in [0, 1], each beside itself with the map (N, H, W) in [0, 1] laid over; `rows`: a title for each row."""
+    columns = max(1, len(images) // len(rows))
+    figure = Figure(figsize=(3.25 * columns, 2.25 * len(rows)), layout="constrained")
+    parts = figure.subfigures(len(rows), squeeze=False)[:, 0]
+    for part, row in zip(parts, rows, strict=True):
+        part.suptitle(row, fontsize=9, x=0.005, ha="left")
+    grid = [part.subplots(1, 2 * columns, squeeze=False)[0] for part in parts]
+    for axis in np.ravel(grid):
         axis.axis("off")
     for i, (image, over) in enumerate(zip(images, heat, strict=True)):
-        plain, coloured = grid[i // 4][2 * (i % 4)], grid[i // 4][2 * (i % 4) + 1]
+        row, place = divmod(i, columns)
+        plain, coloured = grid[row][2 * place : 2 * place + 2]
         plain.imshow(image, cmap="gray", vmin=0, vmax=1)
         plain.set_title(titles[i], fontsize=7, loc="left")
         coloured.imshow(image, cmap="gray", vmin=0, vmax=1)

@@ -102,6 +102,17 @@ def test_figures_agree_with_scikit_learn_and_pairing_makes_differences_narrow():
     assert a.minus(a) == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
 
+def test_a_perfect_score_of_few_groups_is_not_shown_as_certain():
+    labels, groups = np.arange(16) % 2, (np.arange(16) // 2).astype(str)
+    perfect = probe_table.figures_of(outcome(labels, groups, labels * 1.0))["knn"]["auroc"]
+    assert perfect.interval() == pytest.approx((1.0, 0.6306, 1.0), abs=1e-4)  # 8 right of 8
+    assert perfect.summary()["low"] == pytest.approx(0.6306, abs=1e-4)
+    more = probe_table.figures_of(outcome(np.arange(40) % 2, np.arange(40).astype(str), np.arange(40) % 2 * 1.0))
+    assert probe_table.mean_of([perfect, more["knn"]["auroc"]]).interval() == perfect.interval()
+    same = probe_table.figures_of(outcome(labels, groups, np.full(16, 0.5)))["knn"]["auroc"]
+    assert same.interval() == (0.5, 0.5, 0.5)  # one answer for all images: nothing is left to chance
+
+
 def test_seeds_that_differ_make_the_interval_wider():
     rng = np.random.default_rng(4)
     labels, groups = np.arange(300) % 2, np.arange(300).astype(str)

@@ -1,5 +1,6 @@
 """A process that hangs or dies is named, and does not leave the others waiting in silence."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -80,3 +81,31 @@ def test_a_process_that_is_busy_alone_is_waited_for(run):
     code, out, err, _ = run('with processes.busy("packing images"):\n    time.sleep(6)')
     assert code == 0 and "rank 0 done" in out, err
     assert "packing images" in err
+
+
+COLLECTIVE = {
+    "all_reduce",
+    "all_gather",
+    "broadcast",
+    "broadcast_object_list",
+    "barrier",
+    "reduce",
+    "gather",
+    "scatter",
+}
+
+
+def test_every_collective_call_is_announced_so_that_a_process_that_hangs_is_named():
+    """In what is written here; those within packages are announced by hand."""
+    found, dumb = 0, []
+    for file in sorted((ROOT / "vfm4us").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            body = getattr(node, "body", None)
+            for before, here in zip([None, *body], body, strict=False) if isinstance(body, list) else ():
+                call = here.value if isinstance(here, ast.Expr) else None
+                text = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+                if text.startswith("dist.") and text.removeprefix("dist.") in COLLECTIVE:
+                    found += 1
+                    if before is None or ast.unparse(before) != "come_to_meeting()":
+                        dumb.append(f"{file.relative_to(ROOT)}:{here.lineno} {text}")
+    assert found >= 7 and not dumb, dumb

@@ -394,14 +394,18 @@ def _cross_fitted(a: np.ndarray, codes, groups, classes: int, scaling: str, repe
 
 @dataclass
 class Figure:
-    """A score of one row and task: of each seed, and in each resample of groups its mean over seeds."""
+    """A score of one row and task: of each seed, and in each resample of `groups` groups its mean over seeds."""
 
     per_seed: np.ndarray
     resamples: np.ndarray
+    groups: int
 
     def interval(self) -> tuple[float, float, float]:
-        """Mean over seeds, and the 95 % interval over seeds and groups."""
-        return _bounded(self.per_seed, self.resamples)
+        """Mean over seeds, and the 95 % interval over seeds and groups; of all right or all wrong that of a share of the groups."""
+        mean, low, high = statistics.interval(self.per_seed, self.resamples[np.isfinite(self.resamples)])
+        if low == high and mean in (0.0, 1.0):
+            low, high = statistics.share_limits(mean, self.groups)
+        return mean, low, high
 
     def minus(self, other: "Figure") -> dict[str, float]:
         """Mean, 95 % limits and p of the difference, paired in the images."""
@@ -417,13 +421,10 @@ class Figure:
         return {"mean": mean, "low": max(0.0, low), "high": min(1.0, high), "per_seed": self.per_seed.tolist()}
 
 
-def _bounded(per_seed: np.ndarray, resamples: np.ndarray) -> tuple[float, float, float]:
-    return statistics.interval(per_seed, resamples[np.isfinite(resamples)])
-
-
 def mean_of(figures: list[Figure]) -> Figure:
-    """The mean over tasks of one row."""
-    return Figure(np.mean([f.per_seed for f in figures], axis=0), np.mean([f.resamples for f in figures], axis=0))
+    """The mean over tasks of one row; it counts as many groups as the smallest of them."""
+    per_seed, resamples = (np.mean([getattr(f, name) for f in figures], axis=0) for name in ("per_seed", "resamples"))
+    return Figure(per_seed, resamples, min(f.groups for f in figures))
 
 
 def figures_of(outcome: Outcome, resamples: int = RESAMPLES) -> dict[str, dict[str, Figure]]:
@@ -441,6 +442,7 @@ def figures_of(outcome: Outcome, resamples: int = RESAMPLES) -> dict[str, dict[s
             measure: Figure(
                 np.array([np.mean([s[measure][0] for s in seed]) for seed in single]),
                 np.mean([np.mean([s[measure] for s in seed], axis=0) for seed in several], axis=0),
+                len(np.unique(outcome.groups)),
             )
             for measure in MEASURES
         }

@@ -32,7 +32,7 @@ from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
 from vfm4us.runtime.device import autocast, choose_attention, choose_device, choose_precision, device_name
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.loop import NEVER, PLACE, Loop, Training, cosine_with_warmup
-from vfm4us.runtime.processes import agreed, average_gradients, barrier, busy, processes
+from vfm4us.runtime.processes import agreed, average_gradients, barrier, busy, come_to_meeting, processes
 from vfm4us.runtime.rng import generator
 from vfm4us.runtime.run import RunFolder
 
@@ -311,6 +311,7 @@ class Trainer(Training):
         self.method.optimizer = self.method.new_optimizer()
         if self.world_size > 1:
             for tensor in self.network.state_dict().values():
+                come_to_meeting()
                 dist.broadcast(tensor, 0)
 
     def seen(self, values: dict[str, float]) -> None:

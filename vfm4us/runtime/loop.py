@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vfm4us import checkpoints, log
 from vfm4us.runtime import signals
+from vfm4us.runtime.processes import come_to_meeting
 from vfm4us.runtime.run import RunFolder
 
 NEVER = {"score": -math.inf, "epoch": -1}
@@ -276,6 +277,7 @@ class Loop:
         if self.world_size > 1:
             here = [resumed, self.stage, self.epoch, self.step]
             first = [list(here)]
+            come_to_meeting()
             dist.broadcast_object_list(first, 0)
             if first[0] != here:
                 raise ValueError(

@@ -219,19 +219,24 @@ def _pictures(
     confusion = sk.confusion_matrix(labels, probabilities.argmax(1), labels=range(len(classes)))
     plots.confusion_matrix(where / "confusion.png", confusion, classes)
     plots.roc_curves(where / "roc.png", labels, probabilities, classes)
-    plots.reliability(where / "reliability.png", labels, {"before temperature": uncalibrated, "after": probabilities})
+    series = {"before temperature": uncalibrated, "after": probabilities}
+    if np.array_equal(uncalibrated, probabilities):
+        series = {"no temperature was fitted": probabilities}
+    plots.reliability(where / "reliability.png", labels, series)
     features = model.encoder.embed(torch.from_numpy(data.dataset.images[data.test])[:, None])
     plots.tsne(where / "tsne.png", features.numpy(), [classes[c] for c in labels])
     if not isinstance(model.head, NeighbourHead):  # votes have no useful gradient
         sure = probabilities[np.arange(len(labels)), labels]
         order = np.argsort(sure)
-        chosen = np.concatenate([order[::-1][:4], order[:4]])  # the best four, then the worst four
+        rows = {"most convincing: the true class is given the most": order[::-1][:4]}
+        rows |= {"least convincing: the true class is given the least": order[:4]}
+        chosen = np.concatenate(list(rows.values()))
         images = data.images(data.test[chosen])
         maps = grad_cam(model, images, probabilities[chosen].argmax(1))
         titles = [
             f"{classes[labels[i]]}\nas {classes[probabilities[i].argmax()]}, p(true) {sure[i]:.2f}" for i in chosen
         ]
-        plots.heat_maps(where / "grad_cam.png", images[:, 0].numpy(), maps, titles)
+        plots.heat_maps(where / "grad_cam.png", images[:, 0].numpy(), maps, titles, list(rows))
 
 
 def grad_cam(model: Classifier, images: Tensor, targets) -> np.ndarray:

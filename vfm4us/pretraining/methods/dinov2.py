@@ -17,6 +17,7 @@ from vfm4us.pretraining.tokens import (
     join_tokens,
     split_into_tokens,
 )
+from vfm4us.runtime.processes import come_to_meeting
 
 
 class Distilled(nn.Module):
@@ -84,6 +85,7 @@ def masked_cross_entropy(ibot, teacher: Tensor, student: Tensor, weights: Tensor
     """
     wanted = ((teacher - ibot.center.value) / temperature).softmax(-1)
     loss = -(wanted * (student / ibot.student_temp).log_softmax(-1)).sum(-1)
+    come_to_meeting()
     ibot.center.update(teacher)
     return (loss * weights).sum()
 
@@ -101,6 +103,7 @@ def sinkhorn_centre(logits: Tensor, temperature: float, iterations: int = 3) -> 
         prototypes = torch.logsumexp(scaled + crops, 0)
         if dist.is_available() and dist.is_initialized():
             parts = [torch.empty_like(prototypes) for _ in range(dist.get_world_size())]
+            come_to_meeting()
             dist.all_gather(parts, prototypes)
             prototypes = torch.logsumexp(torch.stack(parts), 0)
         crops = -torch.logsumexp(scaled - prototypes, 1, keepdim=True)
@@ -197,6 +200,7 @@ class DINOv2(Baseline):
                     network.ibot.center.center = sinkhorn_centre(teacher_hidden, temperature).view(1, -1)
             targets = (teacher_class - network.dino.center[0]) / temperature
             p = targets.softmax(-1)
+            come_to_meeting()  # the loss sums the centre over all processes
             dino = network.dino(list(teacher_class.chunk(2)), student_class, teacher_temp=temperature)
             ibot = dino.new_zeros(())
             if any_hidden:

@@ -13,6 +13,7 @@ from vfm4us.encoders import Encoder
 from vfm4us.pretraining.method import Baseline
 from vfm4us.pretraining.pictures import Picture, Rows
 from vfm4us.pretraining.sections import SimCLRConfig
+from vfm4us.runtime.processes import come_to_meeting
 
 
 class ProjectedEncoder(nn.Module):
@@ -67,6 +68,7 @@ class SimCLR(Baseline):
             cosine = F.normalize(z[0], dim=-1) @ F.normalize(z[1], dim=-1).T
             same = cosine.diagonal().mean()
             other = (cosine.sum() - cosine.diagonal().sum()) / max(1, cosine.numel() - len(cosine))
+        come_to_meeting()  # the loss gathers the crops of all processes
         with torch.autocast(z.device.type, enabled=False):
             return self.objective(z[0], z[1]), {"same_image": same, "other_images": other}
 
