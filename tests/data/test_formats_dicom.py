@@ -7,7 +7,7 @@ import pytest
 from making_formats import PLANTED, dicom_dataset, encapsulated, region, save_dicom, speckle
 from PIL import Image
 
-from vfm4us.data import dicom, frames, pseudonyms
+from vfm4us.data import dicom, frames, pseudonyms, sources
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom import uid  # noqa: E402
@@ -518,6 +518,58 @@ def test_the_group_is_a_keyed_hash_of_the_patient(tmp_path, monkeypatch):
     assert group("a.dcm") != same
     nobody = dicom_dataset(speckle(), patient=False)
     assert frames.contents_of(save_dicom(tmp_path / "d.dcm", nobody)).group == ""
+
+
+def test_an_id_is_one_however_its_letters_are_written_and_none_where_it_names_nobody(tmp_path):
+    def told(name, identity, **tags):
+        return frames.contents_of(save_dicom(tmp_path / name, dicom_dataset(speckle(), PatientID=identity, **tags)))
+
+    groups = [told(f"{k}.dcm", identity).group for k, identity in enumerate(("ab 12", "AB12 ", "Ab12"))]
+    assert len(set(groups)) == 1
+    anonymous = told("4.dcm", "ANONYMOUS", StudyInstanceUID="1.2.3")
+    assert anonymous.group != told("5.dcm", "Anonymous", StudyInstanceUID="1.2.4").group
+    assert any("names nobody: its study is the group" in note for note in anonymous.notes)
+    assert told("6.dcm", "0000", StudyInstanceUID="1.2.3").group == anonymous.group
+
+
+def archive(root, **patients):
+    """Two files of each patient, in a folder by its name: folder -> PatientID."""
+    for seed, (folder, identity) in enumerate(patients.items()):
+        for number in range(2):
+            path = root / folder.replace("__", "/") / f"IM{number}"
+            save_dicom(path, dicom_dataset(speckle(10 * seed + number), PatientID=identity))
+    return sources.understand(root)
+
+
+def test_folders_of_one_patient_each_are_no_classes(tmp_path):
+    told = archive(tmp_path / "a", berta="P1", carla="P2", dora="P3")
+    assert not any(record.label for record in told.records) and len({record.group for record in told.records}) == 3
+    assert any("3 first folders holds the files of one patient" in note for note in told.notes)
+    assert [kind.what for kind in told.kinds if kind.role == "image"] == ["without a label"]
+    named = sources.find_source(tmp_path / "a")  # what scripts that pack nothing read
+    assert [(r.label, r.group) for r in named] == [(r.label, r.group) for r in told.records]
+    told = archive(tmp_path / "b", benign__1="P1", benign__2="P2", malignant__3="P3", malignant__4="P4")
+    assert {record.label for record in told.records} == {"benign", "malignant"}
+    told = sources.understand(tmp_path / "a", {"folders": "classes"})
+    assert {record.label for record in told.records} == {"berta", "carla", "dora"}
+
+
+def test_a_patient_in_several_folders_is_one_group(tmp_path):
+    told = archive(
+        tmp_path / "a", benign__study_1="P1", benign__study_2="P1", malignant__study_3="P2", malignant__study_4="P3"
+    )
+    assert len({record.group for record in told.records}) == 3
+    assert any("1 patients lie in several of these folders" in note for note in told.notes)
+    same = dict.fromkeys(("benign__study_1", "benign__study_2", "malignant__study_3", "malignant__study_4"), "P1")
+    told = archive(tmp_path / "b", **same)
+    assert len({record.group for record in told.records}) == 4
+    assert any("name one patient" in warning for warning in told.warnings)
+
+
+def test_ids_that_are_nearly_the_same_are_told(tmp_path):
+    told = archive(tmp_path / "a", a="00471-1", b="4711", c="9")
+    assert any("1 IDs of patients are written in several ways" in warning for warning in told.warnings)
+    assert not archive(tmp_path / "b", a="471", b="4711").warnings
 
 
 def test_a_path_that_names_the_patient_is_told(tmp_path):

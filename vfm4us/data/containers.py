@@ -25,6 +25,8 @@ class Told:
     notes:    sentence -> how many files it is true of
     examples: sentence -> the first of them
     refused:  path -> reason
+    patients: path of a DICOM file -> its patient, or its study where it names none
+    alike:    what spellings of one patient's ID have in common -> patient -> the first file that spells it so
     """
 
     files: Counter = field(default_factory=Counter)
@@ -33,6 +35,8 @@ class Told:
     notes: Counter = field(default_factory=Counter)
     examples: dict = field(default_factory=dict)
     refused: dict = field(default_factory=dict)
+    patients: dict = field(default_factory=dict)
+    alike: dict = field(default_factory=dict)
 
     def note(self, sentence: str, path: str) -> None:
         """Count a sentence about one more file, and keep the first as its example."""
@@ -81,6 +85,10 @@ def one_record_per_image(root, records: list[Record], reading: Reading, told: To
         told.files[contents.kind] += 1
         told.frames[contents.kind] += contents.count
         told.taken[contents.kind] += len(images)
+        if contents.kind == "DICOM" and contents.group:
+            told.patients[record.path] = contents.group
+            if contents.alike:
+                told.alike.setdefault(contents.alike, {}).setdefault(contents.group, record.path)
         for sentence in (*contents.notes, *(f"left out: {what}" for what in sorted(set(contents.left_out)))):
             told.note(sentence, record.path)
         if contents.rate is None and contents.count > 1 and rule.kind == "per second":

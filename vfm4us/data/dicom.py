@@ -33,6 +33,35 @@ MAXIMUM_FRAMES = 1_000_000
 MINIMUM_REGION = 16  # pixels
 BEYOND_BY = 0.02  # of its size, by which a region may reach beyond the picture
 BEYOND = "names a region that reaches beyond the picture, which was cut or resized after the scan"
+NOBODY = (  # what is written into PatientID in the place of an ID, its letters and digits in capitals
+    *(
+        "",
+        "ANON",
+        "ANONYM",
+        "ANONYMOUS",
+        "ANONYMIZED",
+        "ANONYMISED",
+        "ANONYMOUSPATIENT",
+        "DEIDENTIFIED",
+        "REMOVED",
+        "NONE",
+    ),
+    *(
+        "UNKNOWN",
+        "UNNAMED",
+        "NOID",
+        "NONAME",
+        "NA",
+        "NULL",
+        "NAN",
+        "PATIENT",
+        "PATIENTID",
+        "NAME",
+        "ID",
+        "TEST",
+        "DEFAULT",
+    ),
+)
 MAXIMUM_RATE = 1000  # frames a second; what says more has another unit
 VOLUME_CLASS = STORAGE + "6.2"
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -73,7 +102,8 @@ def contents(path, regions=("b-mode",)) -> Contents:
     if not 1 <= count <= MAXIMUM_FRAMES:
         raise ValueError(f"DICOM: NumberOfFrames is {count:.0f}")
     pixels = dicom_pixels.find(path, header, begin)
-    told = Contents("DICOM", count=pixels.count, rate=_rate(header), group=_patient(header), notes=pixels.notes)
+    told = Contents("DICOM", count=pixels.count, rate=_rate(header), notes=pixels.notes)
+    _tell_patient(header, told)
     height, width = pixels.height, pixels.width
     described, unusable = _regions(header, height, width)
     if header.get("SOPClassUID") == VOLUME_CLASS:
@@ -88,8 +118,6 @@ def contents(path, regions=("b-mode",)) -> Contents:
         )
         if number_of(header, "UltrasoundColorDataPresent", 0) == 1:
             told.notes.append("says that it holds colour Doppler, not where: its colours become grey")
-    if not told.group:
-        told.notes.append("names neither patient nor study: its frames are a group of their own")
     if _names_the_patient(path, header):
         told.notes.append("its path holds the patient's ID or name, and manifest.csv repeats paths: rename it")
     return told
@@ -176,19 +204,31 @@ def _refuse_others(header) -> None:
         raise ValueError("DICOM: RescaleSlope is 0, which makes every pixel the same")
 
 
-def _patient(header) -> str:
-    for keyword in ("PatientID", "StudyInstanceUID"):
-        identity = str(header.get(keyword) or "").strip()
-        if identity:
-            return pseudonym(keyword, identity, str(header.get("IssuerOfPatientID") or ""))
-    return ""
+def _patient_id(header) -> str:
+    """The PatientID without spaces and in capitals, as scanners write one ID in several ways; "" where it names nobody."""
+    identity = "".join(str(header.get("PatientID") or "").upper().split())
+    bare = "".join(letter for letter in identity if letter.isalnum())
+    return "" if bare in NOBODY or len(set(bare)) <= 1 and not bare.strip("0X") else identity
+
+
+def _tell_patient(header, told: Contents) -> None:
+    identity, issuer = _patient_id(header), str(header.get("IssuerOfPatientID") or "")
+    study = str(header.get("StudyInstanceUID") or "").strip()
+    if identity:
+        told.group = pseudonym("PatientID", identity, issuer)
+        told.alike = pseudonym("alike", "".join(letter for letter in identity if letter.isalnum()).lstrip("0"))
+    elif study:
+        told.group = pseudonym("StudyInstanceUID", study, issuer)
+        told.notes.append("its PatientID names nobody: its study is the group, and a patient may have several")
+    else:
+        told.notes.append("names neither patient nor study: its frames are a group of their own")
 
 
 def _names_the_patient(path, header) -> bool:
     path = str(path).lower()
     words = str(header.get("PatientName") or "").lower().replace("^", " ").replace("=", " ").split()
     words.append(str(header.get("PatientID") or "").strip().lower())
-    return any(len(word) > 3 and word in path for word in words)
+    return any(len(word) > 3 and word in path for word in words if word.upper() not in NOBODY)
 
 
 def _rate(header) -> float | None:

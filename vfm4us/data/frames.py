@@ -40,6 +40,7 @@ class Contents:
     rate:       frames a second; None where the file does not say. A volume's slices follow each other in space: 0
     spacing_mm: row and column distance of the native pixels, as "0.2 0.2"; "" where unknown
     group:      who it is of, never in clear: a salted hash; "" where the file does not say
+    alike:      the same for all spellings of one patient's ID, a hash as well; "" where the file does not say
     crops:      "top left height width" in native pixels of each part that is an image of its own; "" is all of it
     labels:     of each frame, where the file says them, and
     splits:     train, val or test of each frame
@@ -52,6 +53,7 @@ class Contents:
     rate: float | None = None
     spacing_mm: str = ""
     group: str = ""
+    alike: str = ""
     crops: list[str] = field(default_factory=lambda: [""])
     labels: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ from vfm4us.data.csv_files import shown
 from vfm4us.data.joined_tables import join_tables
 from vfm4us.data.manifests import main_columns_of, understand_manifest
 from vfm4us.data.masks import CodingOfSet
-from vfm4us.data.pseudonyms import PREFIX
+from vfm4us.data.patients import BY_FIRST_FOLDER, settle
 from vfm4us.data.reading import FILE as READING_FILE
 from vfm4us.data.reading import Reading, reading_of
 from vfm4us.data.records import (
@@ -53,7 +53,9 @@ def find_source(path, reading: Reading | dict | None = None) -> list[Record]:
     reading: which frames and regions those are, and what decides where a folder can be read in two ways
     """
     reading = reading_of(Path(path), reading)
-    return one_record_per_image(source_root(path), list_source(path, reading), reading)
+    understood = _of_source(path, reading, whole=False)
+    _images_of(source_root(path), reading, understood)
+    return _with_coding(path, reading, understood).records
 
 
 def list_source(path, reading: Reading | dict | None = None) -> list[Record]:
@@ -74,12 +76,24 @@ def understand(path, reading: Reading | dict | None = None, whole: bool = True) 
     whole: look into files that hold several images as well, and count every file that is not used
     Raises FileNotFoundError or ValueError naming the path, what was found and what to do.
     """
+    reading = reading_of(Path(path), reading)
+    understood = _of_source(path, reading, whole)
+    if whole:
+        _look_into_files(source_root(path), reading, understood)
+        understood.labels = understood.labels or "by the file" * any(record.label for record in understood.records)
+        understood.splits = understood.splits or "by the file" * any(record.split for record in understood.records)
+    _say_counts(understood)
+    return _with_coding(path, reading, understood)
+
+
+@one_walk()
+def _of_source(path, reading: Reading, whole: bool) -> Understanding:
+    """What the files of a source are by their places, their names and tables; none that holds several images is looked into."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a folder of images or a CSV manifest{nearest(path)}")
     if (path / "dataset.json").is_file() and (path / "images.npy").is_file():
         raise ValueError(f"{path} is already a prepared dataset: open it with PreparedDataset, or give its source")
-    reading = reading_of(path, reading)
     understood = Understanding(source=str(path), layout="", reading=reading.plan())
     manifest = path if path.is_file() else path / "manifest.csv"
     if path.is_file() and not _is_table(path):
@@ -98,12 +112,11 @@ def understand(path, reading: Reading | dict | None = None, whole: bool = True) 
         says_outlines(mask) for record in understood.records for mask in record.mask_paths
     )
     if not understood.labels and any(record.label for record in understood.records):
-        understood.labels = "by the first folder" if not understood.layout.startswith("published") else "as published"
-    if whole:
-        _look_into_files(source_root(path), reading, understood)
-        understood.labels = understood.labels or "by the file" * any(record.label for record in understood.records)
-        understood.splits = understood.splits or "by the file" * any(record.split for record in understood.records)
-    _say_counts(understood)
+        understood.labels = BY_FIRST_FOLDER if not understood.layout.startswith("published") else "as published"
+    return understood
+
+
+def _with_coding(path, reading: Reading, understood: Understanding) -> Understanding:
     shared = CodingOfSet(source_root(path), understood.records, reading, understood.fill_outlines)
     for record in understood.records:
         record.coding = shared if record.mask else None
@@ -298,9 +311,7 @@ def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
 
 def _look_into_files(root: Path, reading: Reading, understood: Understanding) -> None:
     """Of files that hold several images one record per image; what their headers say is noted."""
-    told = Told()
-    understood.records = one_record_per_image(root, understood.records, reading, told)
-    understood.notes += told.lines()
+    told = _images_of(root, reading, understood)
     for kind in understood.kinds:
         if kind.role == "image":
             kind.paths = [path for path in kind.paths if path not in told.refused]
@@ -311,15 +322,14 @@ def _look_into_files(root: Path, reading: Reading, understood: Understanding) ->
         clips = any(count for kind, count in told.files.items() if kind != "volume")
         if not understood.groups and any(record.group for record in understood.records):
             understood.groups = "one per file that holds several images" if clips else "one per volume"
-    hashed = [record for record in understood.records if record.group.startswith(PREFIX)]
-    if hashed:
-        others = any(record.group and not record.group.startswith(PREFIX) for record in understood.records)
-        understood.groups = "of DICOM files the patient, as a keyed hash" + "; of other clips the file" * others
-        if len({record.group for record in hashed}) == 1 < len({record.path for record in hashed}):
-            understood.warnings.append(
-                f"all {len({record.path for record in hashed})} DICOM files name one patient: if the same ID was written into all, "
-                "tell the patients apart in a manifest.csv with a column group"
-            )
+
+
+def _images_of(root: Path, reading: Reading, understood: Understanding) -> Told:
+    told = Told()
+    understood.records = one_record_per_image(root, understood.records, reading, told)
+    understood.notes += told.lines()
+    settle(understood, told, reading)
+    return told
 
 
 def _say_counts(understood: Understanding) -> None:
