@@ -663,7 +663,156 @@ TREES = {
         images=2,
         labels=("a", "b"),
     ),
+    "days": Tree(
+        "Folders of days",
+        (plain(*(f"{d}/IM{k}.png" for d in ("20190103", "2019-02-14", "20200311") for k in (1, 2))),),
+        images=6,
+        groups=3,
+    ),
+    "a server's folders": Tree(
+        "Folders of patients, studies and series as servers name them",
+        (plain(*(f"DICOM/PA00000{p}/ST00000{s}/SE000000/IM{p}{s}.png" for p in range(3) for s in range(2))),),
+        images=6,
+        groups=3,
+        shown=True,
+    ),
+    "UIDs": Tree(
+        "UIDs below classes",
+        (plain(*(f"{c}/1.2.840.1.{p}/{c}{p}.png" for c in "ab" for p in (1, 2))),),
+        images=4,
+        labels=("a", "b"),
+        groups=4,
+    ),
+    "BIDS": Tree(
+        "BIDS, few subjects",
+        (plain(*(f"sub-{p:02d}/ses-{v:02d}/us/sub-{p:02d}_ses-{v:02d}_us.png" for p in (1, 2) for v in (1, 2))),),
+        images=4,
+        groups=2,
+    ),
+    "sides below classes": Tree(
+        "Left and right below classes",
+        (plain(*(f"{c}/{s}/{k}{s}{c}.png" for c in "ab" for s in ("left", "right") for k in (1, 2))),),
+        images=8,
+        labels=("a", "b"),
+    ),
+    "sides below patients": Tree(
+        "Left and right below patients, below classes",
+        (plain(*(f"{c}/{c}{p}/{s}/1.png" for c in "ab" for p in (1, 2) for s in ("left", "right"))),),
+        images=8,
+        labels=("a", "b"),
+        groups=4,
+    ),
+    "videos below patients": Tree(
+        "Videos of a patient are of one group",
+        (
+            plain(
+                *(
+                    f"{c}/patient{c}{p}/video{v}/1.png".replace("patienta", "patient1").replace("patientb", "patient2")
+                    for c in "ab"
+                    for p in (1, 2)
+                    for v in (1, 2)
+                )
+            ),
+        ),
+        images=8,
+        labels=("a", "b"),
+        groups=4,
+    ),
+    "views in names": Tree(
+        "Two views of one patient",
+        (plain(*(f"{c}/{c}{p}_{v}.png" for c in "ab" for p in (1, 2) for v in ("long", "trans"))),),
+        images=8,
+        labels=("a", "b"),
+        groups=4,
+    ),
+    "groups in names, said": Tree(
+        "The number of the patient before the number of the image, decided",
+        (plain(*(f"{p}_{k}.png" for p in range(3) for k in range(2))),),
+        images=6,
+        groups=3,
+        reading={"groups": "names"},
+    ),
+    "predictions beside": Tree(
+        "Predictions beside images and masks",
+        (
+            pairs("images/{}.png", "masks/{}.png"),
+            lambda root: [mask(root / f"predictions/{i}.png", i + 1) for i in range(3)][0],
+        ),
+        images=3,
+        masks=3,
+        passed_over=3,
+    ),
+    "a copy beside": Tree(
+        "A copy of the images beside images and masks",
+        (pairs("images/{}.png", "masks/{}.png"), plain(*(f"images - Copy/{i}.png" for i in range(3)), first=0)),
+        error="further images in images - Copy/: a copy, a class, or images without masks",
+    ),
+    "channels": Tree(
+        "nnU-Net with two channels",
+        (
+            pairs("imagesTr/u_{:03d}_0000.png", "labelsTr/u_{:03d}.png"),
+            plain("imagesTr/u_000_0001.png", "imagesTr/u_001_0001.png"),
+        ),
+        images=3,
+        masks=3,
+        passed_over=2,
+    ),
+    "VOC": Tree(
+        "Pascal VOC, as annotation tools write it",
+        (
+            pairs("JPEGImages/a{}.png", "SegmentationClass/a{}.png"),
+            lambda root: [mask(root / f"SegmentationObject/a{i}.png", i) for i in range(3)][0],
+            text("Annotations/a0.xml", "<annotation/>"),
+            text("ImageSets/Segmentation/train.txt", "a0\na1\n"),
+            text("ImageSets/Segmentation/val.txt", "a2\n"),
+        ),
+        images=3,
+        masks=3,
+        splits={"train": 2, "val": 1},
+        passed_over=4,
+    ),
+    "img_dir": Tree(
+        "Folders img_dir and ann_dir with splits below",
+        (
+            pairs("img_dir/train/{}.png", "ann_dir/train/{}.png"),
+            pairs("img_dir/val/{}.png", "ann_dir/val/{}.png", 2, first=9),
+        ),
+        images=5,
+        masks=5,
+        splits={"train": 3, "val": 2},
+    ),
+    "other alphabets": Tree(
+        "Words in other alphabets",
+        (
+            pairs("обучение/изображения/{}.png", "обучение/маски/{}.png"),
+            pairs("тест/изображения/{}.png", "тест/маски/{}.png", 2, first=9),
+        ),
+        images=5,
+        masks=5,
+        splits={"train": 3, "test": 2},
+    ),
     # two readings
+    "hospitals": Tree(
+        "A folder for each hospital",
+        (plain(*(f"Hospital_{h}/{h}{k}.png" for h in "AB" for k in (1, 2))),),
+        error="parts of one set",
+    ),
+    "hospitals, said": Tree(
+        "The same without classes, decided",
+        (plain(*(f"Hospital_{h}/{h}{k}.png" for h in "AB" for k in (1, 2))),),
+        images=4,
+        reading={"folders": "below"},
+    ),
+    "folds with splits": Tree(
+        "Folds with splits of their own",
+        (plain(*(f"fold{f}/{s}/{f}{s}.png" for f in (1, 2) for s in ("train", "test"))),),
+        error="holds 2 folds .*each with splits of its own: give one of them",
+    ),
+    "names of people": Tree(
+        "Many folders with few images",
+        (plain(*(f"{a}{b} x/1.png" for a in "abcdef" for b in "abcd")),),
+        error="its 24 folders .* with 1 images each are classes, or patients",
+    ),
     "organs and findings": Tree(
         "Classes at two levels",
         (plain(*(f"{o}/{c}/{i}.png" for o in ("breast", "liver") for c in ("cyst", "mass") for i in (1, 2))),),

@@ -35,7 +35,8 @@ class Reading:
                  both: a class is a folder with one below it
     table:       a table beside the images that is joined to them, over what folders say; "none": no table is
     labels:      "names": the words with which the names of files begin, before a number, are the labels
-    groups:      "none": splits go by image and duplicate cluster, whatever names and folders say
+    groups:      "none": splits go by image and duplicate cluster, whatever names and folders say; "names": the name of a file
+                 before its last number is the group
     ignore:      pixel value of masks that counts nowhere; "none": no value does
     values:      what several values in masks are: binary (all above 0 are one class) or classes
     background:  pixel value of masks that is no class
@@ -86,8 +87,8 @@ class Reading:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"reading: {name}={getattr(self, name)!r}: use one of {', '.join(choices[1:])}")
-        if self.groups not in ("", "none"):
-            raise ValueError(f"reading: groups={self.groups!r}: use none, or name groups in a manifest.csv")
+        if self.groups not in ("", "none", "names"):
+            raise ValueError(f"reading: groups={self.groups!r}: use none, or names, or name groups in a manifest.csv")
         for name in ("ignore", "background"):
             value = getattr(self, name)
             if value not in ("", "none") and not value.isdigit():

@@ -28,10 +28,12 @@ from vfm4us.data.records import (
 )
 from vfm4us.data.trees import understand_tree
 from vfm4us.data.understanding import Understanding
-from vfm4us.data.words import is_litter, says_outlines
+from vfm4us.data.words import folder_of, is_litter, says_outlines
 
 BEFORE_A_NUMBER = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)[ _-]*[(\[]?\d")  # benign (12), non_tumour-3
 BEHIND_A_NUMBER = re.compile(r"\d[ _-]*([^\W\d_]+\d?)$")  # p12_clean, 000_label1
+LAST_NUMBER = re.compile(r"^(.*[^\W_])[-_ .()]+\d+\)?$")  # 12_3, IMG_004_1
+MOST_ALONE = 0.7  # of images may be groups of their own, where names hold two numbers
 MOST_LABELS = 20  # different words that are taken for labels
 TABLES = table_files.TEXTS
 MOST_TABLES = 50  # beside images, of one ending: more are notes on single images
@@ -103,6 +105,7 @@ def _of_source(path, reading: Reading, whole: bool) -> Understanding:
     else:
         _folder(path, reading, understood)
     _labels_in_names(reading, understood)
+    _groups_in_names(reading, understood)
     if reading.groups == "none":
         for record in understood.records:
             record.group = ""
@@ -121,6 +124,30 @@ def _with_coding(path, reading: Reading, understood: Understanding) -> Understan
     for record in understood.records:
         record.coding = shared if record.mask else None
     return understood
+
+
+def _groups_in_names(reading: Reading, understood: Understanding) -> None:
+    """Take what stands before the last number of a name as the group where that is asked for; say so where it could be meant."""
+    names = [LAST_NUMBER.match(frames.stem_of(record.path)) for record in understood.records]
+    if reading.groups == "names":
+        if strange := [record.path for record, name in zip(understood.records, names, strict=True) if not name]:
+            raise ValueError(f"reading: groups=names: {strange[0]} has no number behind something else")
+        for record, name in zip(understood.records, names, strict=True):
+            record.group = name[1]
+        understood.groups = "by the names of files before their last number"
+        return
+    if any(record.group for record in understood.records) or reading.groups or not names or not all(names):
+        return
+    groups = Counter(name[1] for name in names)
+    if MOST_ALONE * len(names) > len(groups) > 1 and all(
+        re.search(r"\d", group.rsplit("/", 1)[-1]) for group in groups
+    ):
+        example = next(
+            record.path for record, name in zip(understood.records, names, strict=True) if groups[name[1]] > 1
+        )
+        understood.notes.append(
+            f"names hold two numbers, e.g. {example}: if the first is the patient ({len(groups)} of them), say reading.groups=names"
+        )
 
 
 def _labels_in_names(reading: Reading, understood: Understanding) -> None:
@@ -153,6 +180,8 @@ def _different(words: list) -> str:
     if not words or not all(words):
         return ""
     counts = Counter(word[1] for word in words)
+    if all(folder_of(word).split for word in counts):  # what is a split already
+        return ""
     if not (1 < len(counts) <= MOST_LABELS and min(counts.values()) > 1):
         return ""
     return ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))

@@ -17,6 +17,7 @@ from vfm4us.data.understanding import Understanding
 MOST_FAMILIES = 60  # endings of names that are looked at
 MOSTLY = 0.9  # share of the files whose names say a split
 NUMBERED = 10  # more folders named by a number alone are as often patients as classes
+MANY_FOLDERS, FEW_IMAGES = 20, 6  # so many folders with fewer images each are not taken for classes without asking
 LABEL_PATIENTS = 5  # so many patient folders beside each other are patients, not classes
 
 
@@ -134,6 +135,7 @@ def _apply_reading(items: list[Item], reading, understood: Understanding) -> Non
 
 def _splits_or_classes(root: Path, items: list[Item], reading, understood: Understanding) -> None:
     """Whether folders named like splits are splits; they are where two of them lie there, or one with images and masks."""
+    _several_folds(root, items)
     names = {item.split for item in items if item.split}
     folders = sorted({part for item in items for part in item.parts if words.folder_of(part).split})
     if not names and not reading.folders and _splits_within_names(root, items, understood):
@@ -162,6 +164,19 @@ def _splits_or_classes(root: Path, items: list[Item], reading, understood: Under
         "(prepare_data.py --reading folders=splits, or a reading.yaml in the folder), or write a manifest.csv with a "
         "split column"
     )
+
+
+def _several_folds(root: Path, items: list[Item]) -> None:
+    """ValueError for folds that hold a train and a test of their own: the same images in both, taken together."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if len(item.parts) > 1:
+            splits[item.parts[0]].add(item.split)
+    if len(splits) > 1 and all(words.is_fold(top) and len(of - {""}) > 1 for top, of in splits.items()):
+        raise ValueError(
+            f"{root} holds {len(splits)} folds ({_some(sorted(splits))}), each with splits of its own: give one of them, e.g. "
+            f"{root / min(splits)}"
+        )
 
 
 def _splits_within_names(root: Path, items: list[Item], understood: Understanding) -> bool:
@@ -349,7 +364,7 @@ def _masks(root: Path, items: list[Item], arrays: set[str], reading, understood:
     for image in images:
         image.masks.sort(key=natural_key)
     beside = any(mask.role_folder == "" for mask, _ in matched)
-    places = sorted({"/".join(m.parts) or "." for m, _ in matched})
+    places = sorted({"/".join(m.parts) or "." for m, _ in matched if (m.role_folder or "", m.word) in main})
     what = (
         f"by its ending or beginning, as {matched[0][0].path}" if beside else f"in {_some(places)}, of the image's name"
     )
@@ -357,11 +372,53 @@ def _masks(root: Path, items: list[Item], arrays: set[str], reading, understood:
     for mask in masks:
         if mask.path not in used:
             understood.add("unmatched", "a mask without an image", mask.path)
+    _further_channels(images, understood)
+    _others_beside(root, images, understood)
+    images = [image for image in images if image.role != "left"]
     missing = [image for image in images if not image.masks]
     if missing:
         understood.notes.append(f"{len(missing)} of {len(images)} images have no mask, e.g. {missing[0].path}")
     if by_class:
         understood.notes.append(f"masks lie in one folder ({by_class}), taken as class 1")
+
+
+def _further_channels(images: list[Item], understood: Understanding) -> None:
+    """Leave out x_0001 beside x_0000, where masks are named x: further channels of an image in nnU-Net's form."""
+    first = {image.stem[:-5] for image in images if image.stem.endswith("_0000") and image.masks}
+    if not first:
+        return
+    known = {(*image.parts, image.stem) for image in images}
+    for image in images:
+        channel = re.fullmatch(r"(.+)_(\d{4})", image.stem)
+        if channel and channel[2] != "0000" and (*image.parts, f"{channel[1]}_0000") in known:
+            image.role = "left"
+            understood.add("passed over", "further channels of images: x_0001 beside x_0000", image.path)
+
+
+def _others_beside(root: Path, images: list[Item], understood: Understanding) -> None:
+    """Folders beside images/ and masks/: more masks (predictions, edges) are left out, anything else is an error."""
+    masked = {
+        words.same(image.stem): image for image in images if image.masks and image.role == "image" and not image.rest
+    }
+    strange: dict[str, list[Item]] = defaultdict(list)
+    for image in images:
+        if not image.masks and image.role == "" and image.rest and image.rest[0] == image.parts[0] and not image.split:
+            strange[image.rest[0]].append(image)
+    if not masked or any(image.masks and image.rest for image in images):
+        return
+    for name, members in sorted(strange.items()):
+        if (looks.share_of_masks(root, [item.path for item in members]) or 0) > 0.5:
+            for item in members:
+                item.role = "left"
+                understood.add(
+                    "passed over", f"{name}/: further masks (predictions, edges?) beside those that are used", item.path
+                )
+            continue
+        raise ValueError(
+            f"{root} holds images with masks (e.g. {next(iter(masked.values())).path}) and further images in {name}/: a copy, "
+            f"a class, or images without masks? Pass them over with reading.passed_over={name}, or say reading.images=[{name}, "
+            f"{next(iter(masked.values())).role_folder}]"
+        )
 
 
 def _masked_beside_others(root: Path, images: list[Item], masks: list[Item]) -> None:
@@ -675,12 +732,34 @@ def _main_kind(
             f"{first[1] or first[0]} is taken for the mask; further kinds of masks are left out: {names}"
         )
         return {first}
+    if one := _same_in_another_form(root, matched, list(kinds)):
+        others = [kind[0] or kind[1] for kind in kinds if kind != one]
+        understood.notes.append(
+            f"{one[0] or one[1]} is taken for the mask; the same in another form is left out: {_some(others)}"
+        )
+        return {one}
     raise ValueError(
         f"{root} can be read in two ways: images have masks called {first[1] or first[0]!r} ({count}) and "
         f"{second[1] or second[0]!r} ({next_count}). Say which with reading.masks={first[1] or first[0]}, or write one "
         "mask per "
         "image with class numbers 1, 2, ... and name it in the mask column of a manifest.csv"
     )
+
+
+def _same_in_another_form(
+    root: Path, matched: list[tuple[Item, Item]], kinds: list[tuple[str, str]]
+) -> tuple[str, str] | None:
+    """The kind that counts of VOC's classes and objects, and of images and arrays; None for others."""
+    classes = [
+        kind for kind in kinds if not {"object", "objects", "instance", "instances"} & set(words.words_of(kind[0]))
+    ]
+    if len(classes) == 1:
+        return classes[0]
+    arrays = {
+        kind for kind in classes if all(m.path.endswith(".npy") for m, _ in matched if (m.role_folder, m.word) == kind)
+    }
+    pictures = [kind for kind in classes if kind not in arrays]
+    return pictures[0] if len(pictures) == 1 else None
 
 
 # ---- labels and groups ----------------------------------------------------------------------------------------------
@@ -703,27 +782,33 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
     tops = {item.rest[0] for item in items if item.rest}
     surely = all(re.match(r"(?i)(pat|subj|sub[-_]|person|volunteer|proband|pac|paz|mrn)", top) for top in tops)
     patients = len(tops) >= (2 if surely else LABEL_PATIENTS) and all(map(words.is_patient_folder, tops))
-    patients = patients or reading.folders == "patients"
+    ids = bool(tops) and all(words.is_date(top) or words.is_number_of_server(top) for top in tops)
+    patients = patients or reading.folders == "patients" or (ids and not reading.folders)
+    days = ids and patients and any(map(words.is_date, tops))
     deeper = defaultdict(set)
     for item in items:
         if len(item.rest) > 1:
             deeper[item.rest[0]].add(item.rest[1:])
     if not patients and not reading.folders:
         _classes_at_one_level(understood.source, tops, deeper)
+        _few_in_each(understood.source, tops, items)
+    kinds = {rest[0] for several in deeper.values() for rest in several}
+    if patients and (len(kinds) < 2 or any(map(words.is_no_class, kinds))):
+        kinds = set()  # visits, days or sides below patients are no labels
     below = [rest for several in deeper.values() for rest in several]
     named = bool(below) and all(
-        any(words.is_patient_folder(part) or words.is_clip_folder(part) for part in rest) for rest in below
+        any(map(words.is_no_class, rest)) and not all(map(words.is_side, rest)) for rest in below
     )
-    many = bool(below) and len(below) >= 2 * max(1, len(deeper)) and reading.folders not in ("below", "both")
-    originals = _originals(items)
+    sides = all(words.is_side(rest[0]) for rest in below)
+    many = bool(below) and not sides and len(below) >= 2 * len(deeper) and reading.folders not in ("below", "both")
+    originals, views = _originals(items), {} if reading.groups else _views(items)
     by_name = varied = 0
     for item in items:
         label = group = ""
         if patients:
             group = item.rest[0] if item.rest else ""
-            label = (
-                item.rest[1] if len(item.rest) > 1 and len({r for s in deeper.values() for r in s}) < len(below) else ""
-            )
+            repeated = len({r for several in deeper.values() for r in several}) < len(below)
+            label = item.rest[1] if len(item.rest) > 1 and kinds and repeated else ""
         elif item.rest:
             label = item.rest[0]
             if reading.folders == "below":
@@ -731,7 +816,7 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
             elif reading.folders == "both":
                 label = " ".join(item.rest[:2])
             if len(item.rest) > 1 and (named or many):
-                group = "/".join(item.rest)
+                group = "/".join(_patient_of(item.rest))
         record = Record(id=without_extension(item.path), path=item.path, label=label, group=group, split=item.split)
         if item.word == "target":
             record.target = item.masks[0]
@@ -746,6 +831,8 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
             # numbers of patients begin anew in other folders only by chance; those of clips do so always
             record.group = whose if words.PATIENT_IN_NAME.search(item.stem) else "/".join((*item.parts, whose))
             by_name += 1
+        elif not group and item.path in views:
+            record.group = views[item.path]
         elif not group and (original := originals.get(item.path, "")):
             record.group = original
             varied += 1
@@ -754,7 +841,7 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
     _apart_in_splits(understood)
     groups = {record.group for record in understood.records if record.group}
     if patients:
-        understood.groups = f"folders of patients, e.g. {sorted(tops)[0]}/"
+        understood.groups = f"folders of {'days' if days else 'patients'}, e.g. {sorted(tops)[0]}/"
     elif named or many:
         understood.groups = f"folders below the classes, e.g. {'/'.join(sorted(below)[0])}/"
         if twice := sorted(rest for rest, times in Counter(below).items() if times > 1):
@@ -781,7 +868,17 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
             "its original; copies in val and test are no independent images"
         )
         understood.groups = understood.groups or "by the names of varied copies"
-    if patients and not any(r.label for r in understood.records):
+    if any(record.group == views.get(record.path) for record in understood.records):
+        example = next(record for record in understood.records if record.group == views.get(record.path))
+        understood.groups = (
+            understood.groups or f"by the names of files without the view: {example.path} belongs to {example.group}"
+        )
+    if days:
+        understood.notes.append(
+            "the first folders are days, which are taken for groups and not for classes: a patient who came on several days may "
+            "lie in two splits"
+        )
+    if patients and not days and not any(r.label for r in understood.records):
         understood.notes.append(NO_LABELS)
 
 
@@ -793,11 +890,7 @@ def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -
             "classes, or patients. Say reading.folders=classes or reading.folders=patients"
         )
     counts = Counter(name for several in deeper.values() for name in {rest[0] for rest in several})
-    plain = [
-        name
-        for name in counts
-        if not (name.isdigit() or words.is_patient_folder(name) or words.is_clip_folder(name) or words.is_fold(name))
-    ]
+    plain = [name for name in counts if not (name.isdigit() or words.is_no_class(name) or words.is_fold(name))]
     repeated = sorted(name for name in plain if counts[name] > 1)
     if len(repeated) > 1 and len(repeated) >= 0.5 * len(counts):
         first = sorted(deeper)
@@ -806,6 +899,34 @@ def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -
             f"({_some(repeated)}). Say reading.folders=classes, reading.folders=below, or reading.folders=both for classes such as "
             f"{first[0] + ' ' + repeated[0]!r}"
         )
+
+
+def _few_in_each(source: str, tops: set[str], items: list[Item]) -> None:
+    """ValueError where very many folders hold very few images each: patients more often than classes."""
+    if len(tops) > MANY_FOLDERS and len(items) < FEW_IMAGES * len(tops):
+        raise ValueError(
+            f"{source} can be read in two ways: its {len(tops)} folders ({_some(sorted(tops, key=natural_key))}) with "
+            f"{len(items) / len(tops):.0f} images each are classes, or patients. Say reading.folders=classes or "
+            "reading.folders=patients"
+        )
+
+
+def _patient_of(rest: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders of one patient, below a class: without visits, days and sides below that."""
+    while len(rest) > 2 and words.is_no_class(rest[-1]) and not words.is_patient_folder(rest[-1]):
+        rest = rest[:-1]
+    return rest
+
+
+def _views(items: list[Item]) -> dict[str, str]:
+    """Path of an image -> the group of those that differ in the view alone: 003_L with 003_R, left/003 with right/003."""
+    by_name: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        sides = [part for part in item.rest if words.is_side(part)]
+        base = words.without_view(item.stem) or (item.stem if sides else "")
+        if base:
+            by_name["/".join((*(part for part in item.parts if not words.is_side(part)), base))].append(item)
+    return {item.path: name for name, several in by_name.items() if len(several) > 1 for item in several}
 
 
 def _originals(items: list[Item]) -> dict[str, str]:
@@ -857,7 +978,7 @@ def _classes_or_else(root: Path, items: list[Item], understood: Understanding) -
     if all(map(words.is_fold, names)):
         raise ValueError(
             f"{root} can be read in two ways: {_some(names)} are classes, or parts of one set. Say "
-            "reading.folders=classes or, where classes lie below, reading.folders=below, give one of "
+            "reading.folders=classes, or reading.folders=below (the classes lie below them, or there are none), give one of "
             "them, or write a manifest.csv with the columns path,label,group,split"
         )
     if len(names) <= MOST_CLASSES:

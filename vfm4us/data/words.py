@@ -10,7 +10,8 @@ MASKS = frozenset(
     "annotation annotations annot annots anno annos label labels labelmap labelmaps contour contours outline outlines boundary "
     "boundaries delineation delineations roi rois lesion lesions tumor tumors tumour tumours nodule nodules masque "
     "masques maske "
-    "masken mascara mascaras máscara máscaras maschera maschere segmentierung manual".split()
+    "masken mascara mascaras máscara máscaras maschera maschere segmentierung manual ann anns msk msks lbl lbls маска маски maski "
+    "maskeler 掩膜 掩码 标签 标注 分割 金标准 マスク 마스크".split()
 )
 # words that are as often the name of a class: they are masks only where the files pair and look like masks
 PERHAPS_MASKS = frozenset("lesion lesions tumor tumors tumour tumours nodule nodules manual label labels".split())
@@ -22,7 +23,8 @@ OVERLAYS = frozenset(
 )
 IMAGES = frozenset(
     "image images img imgs picture pictures photo photos raw original originals org orig source src input inputs frames "
-    "scan scans bild bilder bmode us ultrasound".split()
+    "scan scans bild bilder bmode us ultrasound imagenes imágenes imagens immagini изображения снимки obrazy görüntüler 原图 图像 "
+    "图片 画像 이미지".split()
 )
 LOW = frozenset("lq lowquality".split())
 HIGH = frozenset("hq highquality".split())
@@ -40,12 +42,18 @@ SPLITS = {
     **dict.fromkeys("val valid validation validate validating valset validset validationset dev devset".split(), "val"),
     **dict.fromkeys("test testing testset testingset testdata tst holdout heldout".split(), "test"),
     **dict.fromkeys(
-        "entrenamiento entrainement entraînement treinamento treino addestramento eğitim 训练 训练集".split(), "train"
+        "entrenamiento entrainement entraînement apprentissage treinamento treino addestramento eğitim обучение 训练 训练集 学習 "
+        "훈련".split(),
+        "train",
     ),
-    **dict.fromkeys("validacion validación validacao validação validazione validierung 验证 验证集".split(), "val"),
-    **dict.fromkeys("prueba pruebas teste testes prüfung 测试 测试集".split(), "test"),
+    **dict.fromkeys(
+        "validacion validación validacao validação validazione validierung валидация 验证 验证集 検証 검증".split(),
+        "val",
+    ),
+    **dict.fromkeys("prueba pruebas teste testes prüfung тест 测试 测试集 テスト 시험".split(), "test"),
 }
 SHORT_SPLITS = {"tr": "train", "ts": "test", "te": "test", "va": "val", "vl": "val"}  # nnU-Net: imagesTr, labelsTs
+FORMS = frozenset("jpeg jpg png bmp tif tiff dicom dir dirs".split())  # beside a word for images they say nothing
 FILLERS = frozenset("set sets data dataset datasets folder split splits part subset cohort public published".split())
 # whether there are masks is no class
 LABELLED = frozenset("labelled labeled unlabelled unlabeled annotated unannotated supervised unsupervised".split())
@@ -63,14 +71,32 @@ PATIENT = (
 PATIENT_NAME = re.compile(rf"(?i)(?:{PATIENT})[-_ #]*\d+[a-z]?")
 PATIENT_IN_NAME = re.compile(rf"(?i)(?:^|[-_ /])((?:{PATIENT})[-_ #]?\d+)(?=[-_ .]|$)")
 CLIP_IN_NAME = re.compile(r"(?i)^(.*?(?:^|[-_ ])(?:clip|video|vid|cine|loop|movie|sweep)[-_ ]?\d+)(?=[-_ .]|$)")
-FOLD_NAME = re.compile(r"(?i)(?:fold|cv|split|part|batch|chunk|center|centre|site|hospital)[-_ ]?\d+")
+FOLD_NAME = re.compile(
+    r"(?i)(?:fold|kfold|k|cv|split|batch|chunk)[-_ ]?\d+|"
+    r"(?:part|set|center|centre|site|hospital|clinic|klinik|institution)(?:[-_ ]?\d+|[-_ ][a-z]|(?-i:[A-Z]))"
+)
 FRAME_IN_NAME = re.compile(r"(?i)^(.+?)[-_ ]*(?:frame|frm|frames|fr|slice|slc)[-_ ]?\d+$")
 
 
 WHOLE = frozenset(SPLITS) | MASKS | OVERLAYS | IMAGES
 CLIP_FOLDER = re.compile(
-    r"(?i)(?:video|vid|clip|cine|loop|movie|sweep|seq|sequence|series|visit|session|acq|acquisition)[-_ #]*\d+[a-z]?"
+    r"(?i)(?:video|vid|clip|cine|loop|movie|sweep|seq|sequence|series|visit|session|ses|acq|acquisition)[-_ #]*\d+[a-z]?"
 )
+MONTH, DAY = "(?:0[1-9]|1[0-2])", "(?:0[1-9]|[12][0-9]|3[01])"
+DATE = rf"(?:19|20)\d\d([-_.]?){MONTH}\1{DAY}|{DAY}[-_.]{MONTH}[-_.](?:19|20)\d\d"
+DATE_FOLDER = re.compile(rf"(?:{DATE})(?:[-_ T]?\d{{2}}[-_.:]?\d{{2}}(?:[-_.:]?\d{{2}})?)?")
+# what servers call patients, studies and series: UIDs, UUIDs, hashes, PA000001/ST000002/SE000003
+NUMBER_OF_SERVER = re.compile(
+    r"(?i)\d+(?:\.\d+){4,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?=.*\d)(?=.*[a-f])[0-9a-f]{16,64}|(?:pa|st|se|ser|im)\d{3,}"
+)
+SIDES = frozenset(
+    "l r lt rt li re left right links rechts izquierda derecha gauche droite sinistra destra esquerda direita".split()
+)
+VIEWS = SIDES | frozenset(
+    "long longitudinal trans transv transverse transversal sag sagittal ax axial cor coronal cc mlo 2ch 3ch 4ch a2c a3c a4c psax "
+    "plax längs quer".split()
+)
+VIEW_BEHIND = re.compile(rf"(?i)^(.*\d.*?)[-_ .]+(?:{'|'.join(sorted(VIEWS, key=len, reverse=True))})$")
 SPLIT_WORDS = "|".join(sorted(SPLITS, key=len, reverse=True))
 SPLIT_BEFORE = re.compile(rf"(?i)^({SPLIT_WORDS})[-_ .]+(.+)$")
 SPLIT_BEHIND = re.compile(rf"(?i)^(.+?)[-_ .]+({SPLIT_WORDS})$")
@@ -147,7 +173,7 @@ def folder_of(name: str) -> Folder:
         role = "overlay"
     elif any(word in MASKS for word in words):
         role = "mask"
-    elif roles and not [word for word in others if len(word) > 1]:
+    elif roles and not [word for word in others if len(word) > 1 and word not in FORMS]:
         role = "image"
     if role in ("mask", "overlay") and not split and [w for w in others if len(w) > 1] and set(roles) <= PERHAPS_MASKS:
         role = ""  # "malignant lesions" is a class
@@ -263,6 +289,32 @@ def original_of(stem: str) -> str:
 def is_clip_folder(name: str) -> bool:
     """Whether a folder is named like one clip, visit or series."""
     return bool(CLIP_FOLDER.fullmatch(name))
+
+
+def is_date(name: str) -> bool:
+    """Whether a folder is named by a day: 20190103, 2019-01-03, 03.01.2019, with or without the time."""
+    return bool(DATE_FOLDER.fullmatch(name))
+
+
+def is_number_of_server(name: str) -> bool:
+    """Whether a folder is named as servers name patients, studies and series."""
+    return bool(NUMBER_OF_SERVER.fullmatch(name))
+
+
+def is_side(name: str) -> bool:
+    """Whether a folder is named by a side of the body alone."""
+    return same(name) in SIDES
+
+
+def is_no_class(name: str) -> bool:
+    """Whether a folder is named by a patient, a visit, a day, a number of a server or a side: never by a finding."""
+    return any(of(name) for of in (is_patient_folder, is_clip_folder, is_date, is_number_of_server, is_side))
+
+
+def without_view(stem: str) -> str:
+    """The name of what several views show: 003_L -> 003, 7-trans -> 7; "" where no view is named."""
+    match = VIEW_BEHIND.match(stem)
+    return match[1] if match else ""
 
 
 def is_patient_folder(name: str) -> bool:
