@@ -163,6 +163,22 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     assert "120/120 tensors" in printed and "torch.Size([12, 512])" in printed and printed.count("image/png") == 5
 
 
+def test_the_notebook_runs_as_it_is_in_a_fresh_clone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "Downstream").mkdir()
+    monkeypatch.chdir(tmp_path / "Downstream")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names: dict = {}
+    for cell in json.loads((ROOT / "Downstream" / "load_checkpoint.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":  # as it is, but for fewer images
+            exec("".join(cell["source"]).replace("600, 64", "84, 64").replace("[:300]", "[:8]"), names)
+    names["plt"].close("all")
+    assert names["features"].shape == (8, 512)
+    missing = [
+        line.split(" is not there")[0] for line in capsys.readouterr().out.splitlines() if "is not there" in line
+    ]
+    assert missing == [names["CLASSIFIER"]] * 2 + [names["SEGMENTER"], names["ENHANCER"]]
+
+
 # ---- what embed takes -----------------------------------------------------------------------------------------------
 
 
