@@ -1,4 +1,4 @@
-"""Frames of clips (mp4, avi, mov, wmv and others, read with PyAV) and of files with pages (TIFF, GIF, WebP, read with Pillow).
+"""Frames of clips: mp4, avi, mov, wmv and others, read with PyAV.
 
 PyAV brings its own FFmpeg and reads single frames in this process; imageio-ffmpeg starts a program per file and pipes whole
 clips. Both are kept; PyAV's wheels serve every Python from 3.11 on: pip install -e .[clips].
@@ -7,13 +7,10 @@ clips. Both are kept; PyAV's wheels serve every Python from 3.11 on: pip install
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageFile
 
 from vfm4us.data import limits
 from vfm4us.data.frames import Contents, MissingPackage
-from vfm4us.data.greys import grey_of_image
 
-PAGE_FORMATS = ("TIFF", "GIF", "WEBP")
 MAXIMUM_FRAMES = 1_000_000
 SEEK_FROM = 64  # frames; nearer to the start than this, a clip is decoded from its start
 
@@ -135,51 +132,3 @@ def _rotation(stream) -> int:
 
 def _words(error) -> str:
     return " ".join(str(error.strerror or type(error).__name__).split())
-
-
-# pages
-
-
-def page_contents(path) -> Contents | None:
-    """Pages of a TIFF, GIF or WebP; None where it has one, or is no such image: then it is read, or refused, as an image."""
-    limits.refuse_special(path)
-    try:
-        with Image.open(path, formats=PAGE_FORMATS) as image:
-            count = getattr(image, "n_frames", 1)
-            width, height = image.size
-            if image.format == "WEBP" and count > 1 and width * height <= limits.MAXIMUM_PIXELS:
-                image.load()  # only then it knows how long a frame lasts
-            durations = image.info.get("duration", 0)
-    except Exception:  # the image's own reader says what is wrong with it
-        return None
-    if count <= 1:
-        return None
-    limits.check_size(width, height)
-    if count > MAXIMUM_FRAMES:
-        raise ValueError(f"holds {count} pages")
-    rate = 1000 / durations if isinstance(durations, int | float) and durations > 0 else None
-    return Contents("pages", count=count, rate=rate)
-
-
-def read_pages(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, grey uint8 (H, W)) of the pages asked for."""
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: half-decoded images would pass as whole ones")
-    limits.refuse_special(path)
-    try:
-        with Image.open(path, formats=PAGE_FORMATS) as image:
-            for number in numbers:
-                image.seek(number)
-                limits.check_size(*image.size)
-                with limits.hold(image.width * image.height):
-                    image.load()
-                    grey = grey_of_image(image)
-                yield number, grey
-    except (MemoryError, ValueError):
-        raise
-    except EOFError:
-        return
-    except Exception as error:  # decoders of damaged files raise SyntaxError, OSError, struct.error, ...
-        raise ValueError(
-            f"page is truncated or damaged: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from error

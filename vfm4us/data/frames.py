@@ -156,10 +156,10 @@ def kind_of(path) -> str:
 
 def is_container(path) -> bool:
     """Whether a file is read by frames: DICOM, a clip, a volume, or an image with several pages."""
-    from vfm4us.data import clips
+    from vfm4us.data import pages
 
     kind = kind_of(path)
-    return bool(kind) and (kind != "pages" or clips.page_contents(path) is not None)
+    return bool(kind) and (kind != "pages" or pages.page_contents(path) is not None)
 
 
 def contents_of(path, regions=("b-mode",)) -> Contents | None:
@@ -167,7 +167,7 @@ def contents_of(path, regions=("b-mode",)) -> Contents | None:
 
     regions: kinds of regions that are taken from DICOM files (see `vfm4us.data.dicom`)
     """
-    from vfm4us.data import clips, dicom, medmnist, volumes
+    from vfm4us.data import clips, dicom, medmnist, pages, volumes
 
     kind = kind_of(path)
     if kind == "DICOM":
@@ -175,7 +175,7 @@ def contents_of(path, regions=("b-mode",)) -> Contents | None:
     if kind == "clip":
         return clips.clip_contents(path)
     if kind == "pages":
-        return clips.page_contents(path)
+        return pages.page_contents(path)
     if kind == "volume":
         return volumes.contents(path)
     if kind == "arrays":
@@ -188,12 +188,12 @@ def read_frames(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
 
     Frames that the file does not have after all are left out at the end.
     """
-    from vfm4us.data import clips, dicom, medmnist, volumes
+    from vfm4us.data import clips, dicom, medmnist, pages, volumes
 
     reader = {
         "DICOM": dicom.read_frames,
         "clip": clips.read_clip,
-        "pages": clips.read_pages,
+        "pages": pages.read_pages,
         "volume": volumes.read_slices,
         "arrays": medmnist.read_images,
     }

@@ -17,19 +17,22 @@ STRETCHED = (
 )
 
 
-def grey_of_image(image: Image.Image, turned: bool | None = None) -> np.ndarray:
+def grey_of_image(
+    image: Image.Image, turned: bool | None = None, value_range: tuple[float, float] | None = None
+) -> np.ndarray:
     """A decoded PIL image of any mode as uint8 (H, W).
 
     Colour becomes luminance (ITU-R 601), transparency is composited on black, 1-bit becomes 0 and 255, wider numbers are
     brought to 8 bits as `full_range` says and, where the file says that 0 is white, turned round. turned: `white_is_zero` of the
-    file, for a copy that no longer knows. Raises ValueError for NaN and infinity; warns where numbers lie in no known range.
+    file, for a copy that no longer knows; value_range: of wider numbers, where it is that of several images. Raises ValueError for
+    NaN and infinity; warns where numbers lie in no known range.
     """
     mode = image.mode
     if mode in ("L", "1") and "transparency" not in image.info:
         return np.asarray(image if mode == "L" else image.convert("L"))
     if mode == "F" or mode.startswith("I"):
         pixels = np.asarray(image)
-        low, high = full_range(pixels)
+        low, high = value_range or full_range(pixels)
         if low or high not in FULL:
             warnings.warn(STRETCHED, stacklevel=2)
         grey = to_8_bit(pixels, (low, high))

@@ -18,11 +18,11 @@ from PIL import Image
 from scipy.ndimage import binary_fill_holes, binary_opening, maximum_filter, minimum_filter
 
 from vfm4us.data import arrays, frames, polygons, volumes
-from vfm4us.data.clips import page_contents
 from vfm4us.data.dataset import check_same_shape
 from vfm4us.data.decode import FORMATS, read_frame, upright_image
 from vfm4us.data.limits import file_bytes
 from vfm4us.data.looks import has_few_values
+from vfm4us.data.pages import page_contents
 from vfm4us.data.reading import Reading
 from vfm4us.data.records import Record
 
@@ -213,9 +213,9 @@ def _layer(root: Path, record: Record, path: str, shape: tuple, coding: MaskCodi
 
 def _one_page(mask: Path, image: Path) -> None:
     """ValueError where a mask has several pages and its image has one: only the first would count."""
-    if frames.kind_of(mask) == "pages" and (pages := page_contents(mask)) and not frames.is_container(image):
+    if frames.kind_of(mask) == "pages" and (told := page_contents(mask)) and not frames.is_container(image):
         raise ValueError(
-            f"has {pages.count} pages, its image one: write one mask per image, with class numbers 1, 2, ..."
+            f"has {told.count} pages, its image one: write one mask per image, with class numbers 1, 2, ..."
         )
 
 
