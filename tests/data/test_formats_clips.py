@@ -1,6 +1,7 @@
 """Clips: the frames that a rule names, grey as they were, frozen ones told, damaged files refused."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -61,6 +62,48 @@ def test_far_frames_are_the_same_from_a_keyframe_and_from_the_start(tmp_path, mo
     monkeypatch.setattr(clips, "_frames", lambda *a: (decoded.append(1) or frame for frame in real(*a)))
     dict(frames.read_frames(path, [149]))
     assert len(decoded) < 150 or codec == "libx264", "decoded from the start"
+
+
+def turned(path, matrix):
+    """The file with another display matrix of its video, as a phone that was held upright writes it."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd")
+    place += 24 + (20 if data[place + 4] == 0 else 32)
+    data[place : place + 36] = struct.pack(">9i", *(value << 16 for value in matrix[:8]), 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "quarters"),
+    [((0, 1, 0, -1, 0, 0, 64, 0), -1), ((0, -1, 0, 1, 0, 0, 0, 80), 1), ((-1, 0, 0, 0, -1, 0, 80, 64), 2)],
+)
+def test_clips_are_upright_as_players_show_them(tmp_path, matrix, quarters):
+    path = write_clip(tmp_path / "a.mp4", loop(3), codec="libx264", options={"qp": "0"})
+    _, raw = next(frames.read_frames(path, [0]))
+    _, grey = next(frames.read_frames(turned(path, matrix), [0]))
+    assert (grey == np.rot90(raw, quarters)).all()
+
+
+def test_sixteen_bits_have_one_range_over_a_clip(tmp_path):
+    import av
+
+    written = [speckle(0) // 8, speckle(1)]
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 64, 80, "gray16le"
+        for frame in written:  # 12 bits in 16
+            wide = av.VideoFrame.from_ndarray(frame.astype(np.uint16) * 16, format="gray16le")
+            container.mux(stream.encode(wide))
+        container.mux(stream.encode())
+    for (_, grey), frame in zip(frames.read_frames(tmp_path / "a.mkv", [0, 1]), written, strict=True):
+        assert np.abs(grey.astype(int) - frame).mean() < 1
+
+
+def test_interlaced_clips_are_told(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", loop(3), codec="libx264", options={"x264-params": "tff=1"})
+    assert any("interlaced" in note for note in frames.contents_of(path).notes)
+    assert not frames.contents_of(write_clip(tmp_path / "b.mp4", loop(3), codec="libx264")).notes
 
 
 def test_black_and_white_keep_their_values(tmp_path):

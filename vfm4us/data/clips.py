@@ -10,8 +10,10 @@ import numpy as np
 
 from vfm4us.data import limits
 from vfm4us.data.frames import Contents, MissingPackage
+from vfm4us.data.greys import common_range, range_of_file, to_8_bit
 
 MAXIMUM_FRAMES = 1_000_000
+INTERLACED = (2, 3, 4, 5)  # FFmpeg's orders of fields; 1 is progressive
 SEEK_FROM = 64  # frames; nearer to the start than this, a clip is decoded from its start
 
 
@@ -30,8 +32,8 @@ def clip_contents(path) -> Contents:
         aspect = stream.sample_aspect_ratio
         if aspect and aspect != 1:
             told.notes.append(f"its pixels are not square ({aspect.numerator}:{aspect.denominator}), and stay so")
-        if rotation := _rotation(stream):
-            told.notes.append(f"is marked as turned by {rotation} degrees, and is not turned")
+        if getattr(stream.codec_context, "field_order", 0) in INTERLACED:  # a newer PyAV tells
+            told.notes.append("is interlaced: the lines of a frame are of two moments")
         return told
 
 
@@ -49,7 +51,7 @@ def read_clip(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
             for number, frame in frames:
                 if number in wanted:
                     limits.check_size(frame.width, frame.height)
-                    yield number, frame.to_ndarray(format="gray")
+                    yield number, _grey(frame, path)
                 if number >= last:
                     return
 
@@ -123,11 +125,21 @@ def _frames(container, stream):
         raise ValueError(f"clip: truncated or damaged: {_words(error)}") from None
 
 
-def _rotation(stream) -> int:
-    try:
-        return int(float(stream.metadata.get("rotate", 0)))
-    except ValueError:
-        return 0
+def _grey(frame, path) -> np.ndarray:
+    """A frame as uint8 (H, W), upright as every player shows it; of 16 bits a whole clip has one range of greys."""
+    if frame.format.name.startswith("gray16") and not hasattr(path, "read"):
+        value_range = range_of_file(path, lambda: common_range(_wide_frames(path)))
+        grey = to_8_bit(frame.to_ndarray(format="gray16le"), value_range)
+    else:
+        grey = frame.to_ndarray(format="gray")
+    quarters = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(grey, quarters)) if quarters else grey
+
+
+def _wide_frames(path) -> Iterator[np.ndarray]:
+    with _opened(path) as container:
+        for frame in _frames(container, _video(container)):
+            yield frame.to_ndarray(format="gray16le")
 
 
 def _words(error) -> str:
