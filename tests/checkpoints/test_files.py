@@ -236,9 +236,15 @@ def test_what_people_get_instead_of_a_checkpoint_is_named(tmp_path):
     for content, reason in (
         (b"", "empty"),
         (b"<!DOCTYPE html>", "web page"),
+        (b"\xef\xbb\xbf\n <html>", "web page"),
+        (b"Access Denied\n", "it is a text, not a checkpoint; it begins 'Access Denied': fetch it again"),
+        (bytes(600), "it begins with zeros"),
+        ((600).to_bytes(8, "little") + b'{"a":' + bytes(90), "safetensors file that ends early"),
+        (b"PK\x03\x04" + bytes(600), "it ends early, the list at its end is missing"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M", "it ends early, within its first part"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"\x1f\x8b\x08" + bytes(30), "gzip"),
-        (b"hello", "no checkpoint"),
+        (b"hel\xfflo", "no checkpoint"),
     ):
         (tmp_path / "weights.pth").write_bytes(content)
         with pytest.raises(ValueError, match=reason):

@@ -10,6 +10,7 @@ import warnings
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
@@ -25,9 +26,9 @@ def without_head(model: nn.Module) -> dict:
     return {k: v for k, v in model.state_dict().items() if not k.startswith(("fc.", "head."))}
 
 
-def vector_of(model: nn.Module, mean=MEAN, std=STD) -> torch.Tensor:
+def vector_of(model: nn.Module, mean=MEAN, std=STD, size=64) -> torch.Tensor:
     with torch.no_grad():
-        return model((images() - mean) / std)
+        return model((images(size) - mean) / std)
 
 
 # ---- heads ------------------------------------------------------------------------------------------------------------
@@ -183,6 +184,18 @@ def changed(tensors: dict, *pairs: tuple[str, str], **more) -> dict:
         (lambda t: changed(t, (r"blocks\.", "layers."), ("norm1", "ln1")), "MMPretrain"),
         (lambda t: changed(t, (r"blocks\.", "layers.0.blocks.")), "Swin"),
         (lambda t: changed(t, (r"attn\.qkv", "attn.q_proj")), "EVA"),
+        (lambda t: changed(t, **{"patch_embed.backbone.conv.weight": torch.ones(1)}), "behind a convolutional network"),
+        (lambda t: changed(t, **{"pos_embed_window": torch.ones(1)}), "SAM 2"),
+        (lambda t: changed(t, **{"blocks.1.proj.weight": torch.ones(1)}), "a Hiera"),
+        (lambda t: changed(t, **{"blocks.0.attn.q_bias": torch.ones(192)}), "EVA or DINOv3 .*positions rotate"),
+        (lambda t: changed(t, **{"blocks.0.gamma_1": torch.ones(192)}), "EVA or DINOv3 .*positions rotate"),
+        (lambda t: changed(t, **{"blocks.0.attn.norm.weight": torch.ones(192)}), "BEiT-3"),
+        (lambda t: changed(t, **{"blocks.0.attn.q_norm.weight": torch.ones(64)}), "normalises queries and keys"),
+        (lambda t: changed(t, **{"blocks.0.attn.gating_param": torch.ones(3)}), "ConViT"),
+        (lambda t: changed(t, **{"blocks.0.attn.rel_pos.mlp.fc1.weight": torch.ones(3)}), "relative positions"),
+        (lambda t: changed(t, (r"blocks\.", "swinViT.layers1.0.blocks.")), "Swin"),
+        (lambda t: changed(t, **{"patch_embed.proj3d.weight": torch.ones(1, 1, 1, 1, 1)}), "video or volumes"),
+        (lambda t: {k: v for k, v in t.items() if k != "cls_token"}, "without a class token .I-JEPA"),
         (lambda t: changed(t, **{"norm_pre.weight": torch.ones(192)}), "CLIP"),
         (lambda t: changed(t, **{"attn_pool.latent": torch.ones(1, 1, 192)}), "by attention"),
         (lambda t: t | {"pos_embed": torch.ones(1, 1 + 14 * 28, 192)}, "no square .*images that are not square"),
@@ -205,15 +218,85 @@ def test_other_transformers_are_refused_by_their_own_name(change, said):
         ("efficientnet_b0", "an EfficientNet"),
         ("convnext_atto", "a ConvNeXt"),
         ("densenet121", "a DenseNet"),
+        ("mobilenetv3_small_050", "a MobileNetV3"),
+        ("resnet26", r"a ResNet with \[2, 2, 2, 2\] bottleneck blocks; this project knows"),
+        ("skresnet18", "an SKNet"),
+        ("hrnet_w18_small", "an HRNet"),
+        ("edgenext_xx_small", "an EdgeNeXt"),
+        ("regnety_002", "a RegNet"),
+        ("torchvision:mobilenet_v3_small", "a MobileNetV3 of torchvision"),
+        ("torchvision:efficientnet_b0", "an EfficientNet of torchvision"),
+        ("torchvision:swin_t", "a Swin transformer"),
+        ("torchvision:shufflenet_v2_x0_5", "a ShuffleNet"),
+        ("torchvision:r3d_18", "video or volumes"),
+        ("torchvision:vgg11", "a VGG"),
     ],
 )
 def test_other_convolutional_networks_are_refused_by_their_own_name(name, said):
     with torch.device("meta"):
-        shapes = {k: (v.shape, v.dtype) for k, v in timm.create_model(name).state_dict().items()}
+        other = name.removeprefix("torchvision:")
+        model = timm.create_model(name) if other == name else torchvision.models.get_model(other, weights=None)
+        shapes = {k: (v.shape, v.dtype) for k, v in model.state_dict().items()}
     tensors = {k: torch.zeros((), dtype=d).expand(s) for k, (s, d) in shapes.items()}
     with pytest.raises(ValueError, match=said) as caught:
         vfm4us.load_encoder(tensors)
     assert "allow_missing" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (("state.0.exp_avg", "state.0.step"), "the state of an optimizer, not of a network: give the file"),
+        (("state_dict._fsdp_wrapped_module._flat_param",), "FSDP has flattened: .*FULL_STATE_DICT"),
+        (("visual.layer1.0.conv1.weight", "visual.attnpool.q_proj.weight"), "a ResNet of CLIP"),
+        (("layer1.0.convs.0.weight", "layer1.0.conv1.weight"), "a Res2Net"),
+        (("net.downsample_layers.0.0.weight", "net.stages.0.0.dwconv.weight"), "a ConvNeXt"),
+        (("encoder.stages.0.layers.0.dwconv.weight",), "a ConvNeXt in Hugging Face"),
+        (("patch_embedding.patch_embeddings.weight", "blocks.0.mlp.linear1.weight"), "a ViT of MONAI"),
+        (("stem.0.weight", "stages.0.blocks.0.x.weight"), "holds no encoder that this project knows"),
+    ],
+)
+def test_keys_of_other_things_are_named(keys, said):
+    with pytest.raises(ValueError, match=said):
+        vfm4us.load_encoder({key: torch.ones(2) for key in keys})
+
+
+def test_a_network_that_is_not_known_is_named_as_the_file_names_it():
+    with pytest.raises(ValueError, match=r"knows \(ResNet, ViT, BEiT\); it says of itself: xception71"):
+        vfm4us.load_encoder({"state_dict": {"a.b": torch.ones(2)}, "args": argparse.Namespace(model="xception71")})
+
+
+def test_torchvisions_vit_and_those_without_biases_load():
+    model = torchvision.models.VisionTransformer(32, 16, 12, 3, 192, 768)
+    shaken(model).heads = nn.Identity()
+    encoder = vfm4us.load_encoder(
+        {"model": put(model.state_dict(), "module.") | {"module.heads.head.bias": torch.ones(2)}}, heads=3
+    )
+    assert "in torchvision's names" in encoder.report.layout and encoder.report.dropped == {"heads": 1}
+    torch.testing.assert_close(encoder(images(32)), vector_of(model, size=32), atol=1e-5, rtol=1e-4)
+    model = vit(qkv_bias=False)
+    encoder = vfm4us.load_encoder(model.state_dict(), heads=3)
+    assert "no biases of queries" in str(encoder.report)
+    torch.testing.assert_close(encoder(images()), vector_of(model), atol=1e-5, rtol=1e-4)
+
+
+def test_deit_3_has_its_own_name():
+    report = str(vfm4us.load_encoder(vit(width=384, heads=6, init_values=1.0, no_embed_class=True).state_dict()).report)
+    assert report.startswith("layout DeiT III") and "6 heads, as DeiT's networks have" in report
+
+
+def test_the_image_side_of_clip_has_clip_s_input(tmp_path):
+    tensors = put(vit(width=384).state_dict(), "visual.trunk.") | {"logit_scale": torch.ones(())}
+    encoder = vfm4us.load_encoder(tensors, heads=6)
+    assert (encoder.spec.mean, encoder.spec.std) == (0.4492, 0.2686) and "as CLIP's networks are" in str(encoder.report)
+    save_file({k: v.clone() for k, v in tensors.items()}, tmp_path / "open_clip_model.safetensors")
+    words = {
+        "model_cfg": {"vision_cfg": {"timm_model_name": "vit_small_patch16_224"}, "text_cfg": {"heads": 8}},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(words))
+    encoder = vfm4us.load_encoder(tmp_path)
+    assert (encoder.spec.mean, encoder.spec.std, encoder.spec.heads) == (0.5, 0.25, 0)
 
 
 def test_folders_and_files_of_other_programs_are_refused_by_name(tmp_path):
@@ -230,6 +313,10 @@ def test_folders_and_files_of_other_programs_are_refused_by_name(tmp_path):
         ("flax_model.msgpack", b"\x82\xa6params" + bytes(99), "Flax"),
         ("model.caffemodel", b"\x0a\x07" + bytes(99), "Caffe"),
         ("weights.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), "7-zip"),
+        ("model.ckpt-9.meta", b"\x0a\x02" + bytes(99), "TensorFlow"),
+        ("checkpoint", b'model_checkpoint_path: "model.ckpt-9"', "TensorFlow"),
+        ("renamed.pth", b"\x08\x0e:3\n" + bytes(99), "a program in protobuf .ONNX or TensorFlow"),
+        ("picture.pth", b"\x89PNG\r\n\x1a\n" + bytes(99), "picture"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is refused: .*{said}"):
@@ -239,6 +326,11 @@ def test_folders_and_files_of_other_programs_are_refused_by_name(tmp_path):
         (tmp_path / said / name).write_text("{}")
         with pytest.raises(ValueError, match=said):
             vfm4us.load_encoder(tmp_path / said)
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras" / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "keras" / "tf_model.h5").touch()
+    with pytest.raises(FileNotFoundError, match=r"no weights of PyTorch .*only config.json, tf_model.h5"):
+        vfm4us.load_encoder(tmp_path / "keras")
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "best.pth").touch()
     with pytest.raises(FileNotFoundError, match="give one of its files: best.pth"):
@@ -264,12 +356,20 @@ def test_a_class_of_another_project_is_refused_with_the_remedy(tmp_path, monkeyp
         {"meta": {"cfg": "backbone=dict(type='ResNet', depth=50, style='caffe')"}},
         {"arch": "resnetblur50"},
         {"args": argparse.Namespace(replace_stride_with_dilation=[False, False, True])},
+        {"classifier": {"0.convs.0.0.weight": torch.ones(2)}},  # DeepLab's, whose last stages are dilated
+        {"aux_classifier": {"0.weight": torch.ones(2)}},
     ],
 )
 def test_a_file_that_says_it_computes_otherwise_is_warned_about(words):
     with pytest.warns(UserWarning, match="computes otherwise than the usual network"):
         encoder = vfm4us.load_encoder({"state_dict": without_head(resnet18())} | words)
     assert "WARNING" in str(encoder.report)
+
+
+def test_a_name_that_says_so_is_warned_about(tmp_path):
+    torch.save(without_head(resnet18()), tmp_path / "resnetblur18.pth")
+    with pytest.warns(UserWarning, match="anti-aliased pooling"):
+        vfm4us.load_encoder(tmp_path / "resnetblur18.pth")
 
 
 def test_a_usual_file_is_not_warned_about():
@@ -398,6 +498,7 @@ def test_arguments_of_the_wrong_kind_are_refused():
     tensors = without_head(resnet18())
     for arguments, said in (
         ({"source": None}, "not as NoneType"),
+        ({"source": ""}, "'' is no path: give 'open', 'imagenet'"),
         ({"source": tensors, "heads": -3}, "heads=-3"),
         ({"source": tensors, "image_size": -16}, "image_size=-16"),
         ({"source": tensors, "mean": [0.4, 0.5, 0.6]}, "one number for all channels"),

@@ -12,6 +12,7 @@ from tests.checkpoints.test_interchange import run_script, saved
 from tests.checkpoints.test_loading import images, put, vit
 from vfm4us import config
 from vfm4us.checkpoints import released
+from vfm4us.checkpoints.imagenet import imagenet_file
 from vfm4us.encoders import EncoderSpec
 from vfm4us.pretraining.settings import PretrainingConfig
 from vfm4us.pretraining.trainer import build_encoder
@@ -101,3 +102,36 @@ def test_prefix_and_heads_reach_what_reads_encoder_weights(tmp_path):
             PretrainingConfig, {"encoder": keys, "method": "simclr", "simclr": {"crops": {"size": 64}}}
         )
         torch.testing.assert_close(build_encoder(settings)(images()), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("oepn", "did you mean 'open'"),
+        ("ImageNet", "did you mean 'imagenet'"),
+        ("nothing", "give 'open', 'imagenet', a checkpoint file, or the folder of a run"),
+        ("timm:resnet18", r"timm.create_model\('resnet18', pretrained=True\).state_dict\(\)"),
+        ("vit_small", r"random weights are vfm4us.encoders.Encoder\(EncoderSpec\('vit_small'\)\)"),
+        ("random", "random weights are"),
+        ("google/vit-base", r"huggingface_hub.snapshot_download\('google/vit-base'\)"),
+        ("https://example.org/a.pth", "is not fetched: download it"),
+        ("~/no/a.pth", "/no/a.pth|~/no/a.pth does not exist"),
+    ],
+)
+def test_what_cannot_be_loaded_is_answered_with_what_can(tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=said):
+        vfm4us.load_encoder(given)
+
+
+def test_imagenet_is_torchvision_s_resnet18_from_its_cache(tmp_path, monkeypatch):
+    from torchvision.models import resnet18
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url, file = imagenet_file("resnet18")
+    file.parent.mkdir(parents=True)
+    torch.save(resnet18().state_dict(), file)
+    for given in ("imagenet", f"~/{file.relative_to(tmp_path)}"):
+        assert vfm4us.load_encoder(given).report.matched == 120

@@ -168,7 +168,7 @@ def test_layers_of_a_resnet_and_of_nothing_else():
     valid, records = np.tile([0, 0, 64, 64], (3, 1)), [Record("a", "a", height=64, width=64)] * 3
     vectors = anchors.open_embedder("random:0").embed(images, valid, records)
     torch.manual_seed(0)
-    expected = Encoder(EncoderSpec(in_channels=1)).embed(torch.from_numpy(images)).numpy()
+    expected = Encoder(EncoderSpec(in_channels=1)).embed(torch.from_numpy(images)[:, None]).numpy()
     assert np.allclose(anchors.layer_of(vectors, "last"), expected, atol=1e-4)
     assert anchors.layer_of(vectors, "stage3+stage4").shape == (3, 768)
     shape = anchors.open_embedder("file_shape").embed(images, valid, records)

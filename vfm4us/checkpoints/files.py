@@ -61,7 +61,7 @@ def read(path: Path, sha256: str | None = None) -> dict:
     path = Path(path)
     if not path.is_file():
         looked = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
-        remedy = _nearest_file(path) or ": give a checkpoint file, or the folder of a run, as logs/NAME"
+        remedy = nearest_file(path) or ": give a checkpoint file, or the folder of a run, as logs/NAME"
         raise FileNotFoundError(f"checkpoint {path} does not exist{looked}{remedy}")
     if sha256 is not None:
         verify_sha256(path, sha256)
@@ -83,7 +83,10 @@ def read(path: Path, sha256: str | None = None) -> dict:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise ValueError(f"{path} is refused: {_first_line(error)}") from error
+        told = _first_line(error)
+        if re.match(r"pickle exhausted|not enough data in stream|.* but only \d+ remain", told):  # pickletools' words
+            told = f"it ends early, within its first part: {FETCH_AGAIN}"
+        raise ValueError(f"{path} is refused: {told}") from error
     except RecursionError as error:
         raise ValueError(f"{path} is refused: nested too deeply for a checkpoint") from error
     except (
@@ -101,7 +104,10 @@ def read(path: Path, sha256: str | None = None) -> dict:
         zipfile.BadZipFile,
         NotImplementedError,
     ) as error:
-        raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({_last_line(error)})") from error
+        told = _last_line(error)
+        if isinstance(error, zipfile.BadZipFile) and "not a zip" in told:
+            told = f"it ends early, the list at its end is missing: {FETCH_AGAIN}"
+        raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({told})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a dict of tensors or one with 'state_dict'")
     return state
@@ -140,6 +146,9 @@ BEGINNINGS = (
     (b"GGUF", "it is a GGUF file of a language model, not an image encoder's checkpoint"),
     (b"MATLAB", "it is a MATLAB file: export the weights to PyTorch"),
     (b"%PDF", "it is a PDF document, not a checkpoint"),
+    (b"\x89PNG", "it is a picture (PNG), not a checkpoint"),
+    (b"\xff\xd8\xff", "it is a picture (JPEG), not a checkpoint"),
+    (b"model_checkpoint_path:", "it is a file of TensorFlow: this project reads weights of PyTorch"),
     (b"<", "it is a web page, not a checkpoint: the download needs a login or another address"),
     (b"{", "it is a text file (JSON), not a checkpoint: give the weights beside it, or their folder"),
 )
@@ -148,6 +157,7 @@ BEGINNINGS = (
 PROGRAMS = {  # ending of a file that is not known by its first bytes -> whose it is
     ".pb": "TensorFlow",
     ".index": "TensorFlow",
+    ".meta": "TensorFlow",
     ".msgpack": "Flax",
     ".caffemodel": "Caffe",
     ".params": "MXNet",
@@ -173,8 +183,13 @@ def _kind(path: Path) -> str:
         return "zip"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return "safetensors"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER:
+        raise ValueError(f"it is a safetensors file that ends early: {FETCH_AGAIN}")
+    if not head.strip(b"\0"):
+        raise ValueError(f"it begins with zeros, as what was copied or downloaded in part does: {FETCH_AGAIN}")
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()  # web servers write a mark of UTF-8 and empty lines first
     for beginning, reason in BEGINNINGS:
-        if head.startswith(beginning):
+        if head.startswith(beginning) or begin.startswith(beginning):
             raise ValueError(reason)
     if head[257:262] == b"ustar":
         raise ValueError("it is a tar archive: unpack it, and give the checkpoint inside")
@@ -186,10 +201,17 @@ def _kind(path: Path) -> str:
         program = PROGRAMS.get(path.suffix.lower()) or ("TensorFlow" if ".data-0" in path.name else None)
         if program:
             raise ValueError(f"it is a file of {program}: this project reads weights of PyTorch")
+        if head[:1] == b"\x08":
+            raise ValueError(
+                "it is a program in protobuf (ONNX or TensorFlow), not a checkpoint: give weights of PyTorch"
+            )
+        if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+            raise ValueError(f"it is a text, not a checkpoint; it begins {head[:60].decode().strip()!r}: {FETCH_AGAIN}")
         raise ValueError("it is no checkpoint in PyTorch or safetensors format")
     return "legacy"
 
 
+FETCH_AGAIN = "fetch it again"
 CONVERT_DISTRIBUTED = "convert it with: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} weights.pt"
 
 
@@ -224,7 +246,8 @@ def _examine_zip(path: Path) -> set[str]:
         pickled = next(entry for entry in entries if entry.filename.endswith("/data.pkl"))
         if pickled.file_size > HEADER:
             raise ValueError(
-                f"its keys and numbers take {pickled.file_size} bytes; a checkpoint's take at most {HEADER}"
+                f"its keys and numbers take {pickled.file_size} bytes; a checkpoint's take at most {HEADER} "
+                "(arrays of NumPy lie among them: save tensors, torch.from_numpy)"
             )
         return pickles.examine(io.BytesIO(archive.read(pickled))).foreign
 
@@ -250,7 +273,9 @@ def _examine_legacy(path: Path) -> set[str]:
                     "read it where it comes from, and save its tensors with torch.save"
                 )
     if sum(declared.values()) > size:
-        raise ValueError(f"it declares {sum(declared.values())} bytes of numbers, but has {size} bytes")
+        raise ValueError(
+            f"it declares {sum(declared.values())} bytes of numbers, but has {size} bytes: it ends early, {FETCH_AGAIN}"
+        )
     return foreign
 
 
@@ -274,7 +299,7 @@ def _read_safetensors(path: Path) -> dict:
             state = {key: stream.get_tensor(key).clone() for key in stream.keys()}
             metadata = stream.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"damaged safetensors file ({_first_line(error)})") from error
+        raise ValueError(f"damaged safetensors file ({_first_line(error)}): {FETCH_AGAIN}") from error
     if metadata.get("encoder", "").startswith("{"):  # our own: what a checkpoint says of its encoder, as JSON
         try:
             metadata["encoder"] = json.loads(metadata["encoder"])
@@ -298,10 +323,10 @@ def keep_last(folder: Path, pattern: str, count: int) -> None:
         path.unlink()
 
 
-def _nearest_file(path: Path) -> str:
+def nearest_file(path: Path) -> str:
     """`, did you mean ...` where a file beside it has nearly this name."""
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
     return f": did you mean {path.parent / near[0]}?" if near else ""
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face's names for a ViT, a DINOv2 and a ResNet, and the folders that transformers and timm save."""
+"""Other names for a ViT, a DINOv2 and a ResNet, and the folders that transformers, timm and open_clip save."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vfm4us.checkpoints.files import read
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-WORDS = ("config", "preprocessor_config")  # of JSON files
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+WORDS = ("config", "preprocessor_config", "open_clip_config")  # of JSON files
 INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS)
 
 _STEM = {
@@ -37,7 +37,7 @@ _BLOCK = {
 
 
 def is_folder(path: Path) -> bool:
-    """Whether transformers or timm saved a model here."""
+    """Whether transformers, timm or open_clip saved a model here."""
     return any((path / name).is_file() for name in (*WEIGHTS, *INDEXES))
 
 
@@ -72,13 +72,13 @@ def read_folder(path: Path, sha256: str | None = None) -> dict:
 
 
 def words_beside(folder: Path) -> dict:
-    """What config.json and preprocessor_config.json of a folder say, where they are those of a model."""
+    """What the config files of a folder say, where they are those of a model."""
     words = {}
     for name in WORDS:
         file = folder / f"{name}.json"
         if file.is_file() and file.stat().st_size < 2**20:
             content = _json(file)
-            if {"model_type", "architecture", "architectures", "image_mean"} & content.keys():
+            if {"model_type", "architecture", "architectures", "image_mean", "model_cfg"} & content.keys():
                 words[f"{name}.json"] = content
     return words
 
@@ -94,14 +94,15 @@ def _json(file: Path) -> dict:
 
 
 def renamed(flat: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors with torchvision's and timm's names where they have Hugging Face's, and what they were: 'ViT', 'ResNet', ''."""
-    for last, convert, kind in (
-        ("embeddings.patch_embeddings.projection.weight", _vit, "ViT"),
-        ("embedder.embedder.convolution.weight", _resnet, "ResNet"),
+    """The tensors with timm's or torchvision's names of a ViT or a ResNet, and whose names they had: "" where they had these."""
+    for last, convert, whose in (
+        ("embeddings.patch_embeddings.projection.weight", _vit, "Hugging Face's"),
+        ("embedder.embedder.convolution.weight", _resnet, "Hugging Face's"),
+        ("conv_proj.weight", _torchvision_vit, "torchvision's"),
     ):
         roots = [key[: -len(last)] for key in flat if key.endswith(last)]
         if len(roots) == 1 and (not roots[0] or roots[0].endswith(".")):
-            return convert(flat, roots[0]), kind
+            return convert(flat, roots[0]), whose
     return dict(flat), ""
 
 
@@ -149,4 +150,26 @@ def _resnet(flat: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
                 module = f"{'conv' if kind == 'convolution' else 'bn'}{int(place) + 1}"
             key = f"{root}layer{int(stage) + 1}.{block}.{module}.{last}"
         out[key] = value
+    return out
+
+
+_OF_TORCHVISION = (  # what its VisionTransformer calls them
+    (r"class_token", "cls_token"),
+    (r"encoder\.pos_embedding", "pos_embed"),
+    (r"conv_proj\.(\w+)", r"patch_embed.proj.\1"),
+    (r"encoder\.ln\.(\w+)", r"norm.\1"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.(\w+)", r"blocks.\1.norm\2.\3"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(\w+)", r"blocks.\1.attn.qkv.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+)
+
+
+def _torchvision_vit(flat: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
+    out = {}
+    for key, value in flat.items():
+        inner = key.removeprefix(root) if key.startswith(root) else ""
+        fits = (match.expand(name) for pattern, name in _OF_TORCHVISION if (match := re.fullmatch(pattern, inner)))
+        out[root + new if (new := next(fits, None)) else key] = value
     return out

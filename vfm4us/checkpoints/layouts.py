@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -67,11 +68,14 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
     if long := [key for key in flat if len(key) > LONGEST_KEY]:
         raise ValueError(f"{name} holds a key of {len(long[0])} characters: it is no checkpoint of a network")
     if not flat:
-        raise ValueError(f"{name} holds no tensors; its keys are: {', '.join(map(str, list(state)[:8])) or 'none'}")
+        raise ValueError(
+            f"{name} holds no tensors of a network; its keys are: {', '.join(map(str, list(state)[:8])) or 'none'}"
+        )
     if (new := _of_another_family(state, flat, name)) is not None:
         return new
     flat, renamed = huggingface.renamed(flat)
-    root, aside = _choose_root(flat, name, prefix)
+    said = words_of(state)
+    root, aside = _choose_root(flat, name, prefix, said)
     inside = {key[len(root) :]: value for key, value in flat.items() if key.startswith(root)}
     for key, value in inside.items():
         if value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided:
@@ -85,9 +89,10 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
         if not key.startswith(root):
             module = next((a for a in aside if key.startswith(a)), None) or _module_of(key, root)
             dropped[module.rstrip(".")] = dropped.get(module.rstrip("."), 0) + 1
-    if other := others.kind_of(inside) or others.resnet_variant(inside):
-        raise ValueError(f"{name} holds {other}; this project knows ResNet, ViT and BEiT")
     resnet = not _is_transformer(inside)
+    variant = others.resnet_variant if resnet else others.transformer_variant
+    if other := others.kind_of(inside) or variant(inside):
+        raise ValueError(f"{name} holds {other}; this project knows ResNet, ViT and BEiT")
     if resnet and "0.weight" in inside and "conv1.weight" not in inside:
         inside = {_named(key): value for key, value in inside.items()}
     elif not resnet:
@@ -100,8 +105,7 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
         else:
             dropped[key.split(".")[0]] = dropped.get(key.split(".")[0], 0) + 1
     candidate = Candidate("", root, EncoderSpec(), tensors, dropped, keys=list(flat))
-    candidate.layout = _layout(state, flat, root, inside, dropped) + (", in Hugging Face's names" if renamed else "")
-    said = words_of(state)
+    candidate.layout = _layout(state, flat, root, inside, dropped) + (f", in {renamed} names" if renamed else "")
     spec = _resnet_spec(candidate, name) if resnet else _transformer_spec(candidate, name)
     ours = _own_words(state, root)
     if ours is not None:
@@ -109,9 +113,13 @@ def recognise(state: Mapping, name: str, prefix: str | None = None, heads: int |
         candidate.ours = True
     else:
         candidate.spec = _normalised(spec, said, candidate, name)
-        for different in said.differences():
+        of_name = Words([("file", Path(name).name)]).differences()
+        for different in dict.fromkeys(
+            [*said.differences(), *of_name, *(others.computes_otherwise(flat) if resnet else ())]
+        ):
             candidate.warnings.append(
-                f"the file says of itself that it computes otherwise than the usual network ({different}): features may be wrong"
+                f"its words, its name or its other tensors say that it computes otherwise than the usual network ({different}): "
+                "features may be wrong"
             )
     if not resnet:
         candidate.spec = _with_heads(candidate, said, name, heads)
@@ -177,6 +185,11 @@ def _as_said(spec: EncoderSpec, said: dict, name: str) -> EncoderSpec:
 def _normalised(spec: EncoderSpec, said: Words, candidate: Candidate, name: str) -> EncoderSpec:
     """The spec with the mean and deviation that a folder's config files state, averaged over the channels."""
     stated = said.normalisation()
+    if stated is None and {"logit_scale", "logit_bias"} & {key.split(".")[-1] for key in candidate.keys} == {
+        "logit_scale"
+    }:
+        candidate.notes.append("input normalised by mean {}, deviation {}, as CLIP's networks are".format(*CLIP_INPUT))
+        return dataclasses.replace(spec, mean=CLIP_INPUT[0], std=CLIP_INPUT[1])
     if stated is None:
         return spec
     mean, std = (round(sum(values) / len(values), 4) for values in stated)
@@ -187,6 +200,8 @@ def _normalised(spec: EncoderSpec, said: Words, candidate: Candidate, name: str)
     candidate.notes.append(f"input normalised by mean {mean}, deviation {std}, as its config says (mean over channels)")
     return dataclasses.replace(spec, mean=mean, std=std)
 
+
+CLIP_INPUT = 0.4492, 0.2686  # mean and deviation over the channels; SigLIP, which has a logit_bias too, has others
 
 # What published networks of a width have, where they differ; no tensor tells.
 CONVENTIONS = {
@@ -223,8 +238,8 @@ def _with_heads(candidate: Candidate, said: Words, name: str, given: int | None)
         spec.name in CONVENTIONS and _by_others(candidate, said)
     ):
         heads, why = usual, "as the network that the file names has"
-    elif candidate.layout.startswith(("DINOv2", "DINO ")):
-        heads, why = usual, "as DINO's networks have"
+    elif candidate.layout.startswith(("DINOv2", "DINO ", "DeiT III")):
+        heads, why = usual, f"as {'DeiT' if candidate.layout.startswith('DeiT') else 'DINO'}'s networks have"
     elif spec.name not in CONVENTIONS:
         heads, why = usual, "as every published network of this width has"
     else:
@@ -299,7 +314,7 @@ def roots(flat: Mapping[str, Tensor]) -> list[str]:
     return prefixes
 
 
-def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> tuple[str, list[str]]:
+def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None, words: Words) -> tuple[str, list[str]]:
     """The root to load from, and the roots set aside."""
     candidates = roots(flat)
     if not candidates and (kind := others.kind_of(flat)):
@@ -307,8 +322,10 @@ def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None) -> t
     if len(candidates) > 50:
         raise ValueError(f"{name} holds {len(candidates)} encoders: it is no checkpoint of one training")
     if not candidates:
+        named = list(dict.fromkeys(words.names()))[:3]
+        said = f"; it says of itself: {', '.join(named)}" if named else ""
         raise ValueError(
-            f"{name} holds no encoder that this project knows (ResNet, ViT, BEiT). {prefixes_of(list(flat))} "
+            f"{name} holds no encoder that this project knows (ResNet, ViT, BEiT){said}. {prefixes_of(list(flat))} "
             f"Keys, for example: {list(flat)[:3]}; expected, after any prefix, 'conv1.weight' and 'layer1.0.conv1.weight', "
             f"or 'patch_embed.proj.weight' and 'blocks.0.norm1.weight'"
         )
@@ -395,7 +412,11 @@ def _layout(state: Mapping, flat: Mapping, root: str, inside: Mapping, dropped: 
     if "rel_pos_bias" in dropped or any("relative_position_bias_table" in k for k in inside):
         return "BEiT (USFM)"
     if any(".ls1.gamma" in k for k in inside):
-        return "DINOv2"
+        positions = inside.get("pos_embed")
+        alone = (
+            positions is not None and positions.ndim == 3 and _square(positions.shape[1]) and "reg_token" not in inside
+        )
+        return "DeiT III" if alone else "DINOv2"
     if _is_transformer(inside):
         return "DINO (ViT)" if {"teacher", "student"} & set(root.split(".")) else "ViT (timm, MAE)"
     if f"{root}0.weight" in flat and f"{root}conv1.weight" not in flat:
@@ -418,7 +439,11 @@ def _resnet_spec(candidate: Candidate, name: str) -> EncoderSpec:
             (n for n in BLOCKS if BLOCKS[n][0] == kind),
             key=lambda n: sum(abs(a - b) for a, b in zip(BLOCKS[n][1:], counts, strict=True)),
         )
-        if any(count > usual for count, usual in zip(counts, BLOCKS[near][1:], strict=True)):
+        more = any(count > usual for count, usual in zip(counts, BLOCKS[near][1:], strict=True))
+        if more or (
+            all(counts)
+            and all(f"layer{i}.{k}.conv1.weight" in tensors for i, n in enumerate(counts, 1) for k in range(n))
+        ):
             raise ValueError(
                 f"{name} holds a ResNet with {counts} {kind} blocks; this project knows {', '.join(BLOCKS)}"
             )
@@ -479,6 +504,11 @@ def _transformer_spec(candidate: Candidate, name: str) -> EncoderSpec:
             )
         options |= {"image": math.isqrt(grid) * patch, "registers": registers}
         options["layer_scale"] = "blocks.0.ls1.gamma" in tensors
+    if table is None and not any(
+        key.endswith("attn.qkv.bias") for key in tensors
+    ):  # trained without, which is a bias of 0
+        tensors |= {f"blocks.{k}.attn.qkv.bias": torch.zeros(3 * width) for k in range(depth)}
+        candidate.notes.append("no biases of queries, keys and values: taken as 0")
     if "norm.weight" in tensors and "fc_norm.weight" in tensors:
         for key in ("fc_norm.weight", "fc_norm.bias"):
             tensors.pop(key, None)

@@ -2,20 +2,23 @@
 
 import copy
 import dataclasses
+import difflib
 import functools
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from vfm4us.checkpoints import huggingface, released
-from vfm4us.checkpoints.files import CONVERT_DISTRIBUTED, read
+from vfm4us.checkpoints.files import CONVERT_DISTRIBUTED, nearest_file, read
+from vfm4us.checkpoints.imagenet import imagenet_weights
 from vfm4us.checkpoints.layouts import Candidate, prefixes_of, recognise
 from vfm4us.checkpoints.words import normalisation_value
-from vfm4us.encoders import BEiT, Encoder, EncoderSpec, family
+from vfm4us.encoders import NAMES, BEiT, Encoder, EncoderSpec, family
 
 
 @dataclass
@@ -56,7 +59,7 @@ def load_encoder(
     """The encoder in a checkpoint, wholly loaded, in evaluation mode, with `encoder.report`.
 
     source:        .pt, .pth or .safetensors file, run folder (its latest checkpoint), a folder that transformers or timm
-                   saved, the name of a released encoder ("open"), or a dict already read
+                   saved, the name of a released encoder ("open"), "imagenet" (torchvision's ResNet18), or a dict already read
     in_channels:   3, or 1: the first convolution is summed over RGB, which is exact for grey images
     prefix:        what stands before the encoder's keys, where a file holds several encoders
     heads:         of a ViT's attention, where neither its tensors nor its words tell how many
@@ -113,12 +116,50 @@ def open_checkpoint(source: str | Path, sha256: str | None = None) -> tuple[str,
     """The path and the content of a checkpoint file, a run folder, a folder of transformers or timm, or a released encoder."""
     if not isinstance(source, str | Path):
         raise ValueError(f"a checkpoint is given as a path or as a dict that was read, not as {type(source).__name__}")
+    if not str(source).strip():
+        raise ValueError(f"{source!r} is no path: give {loadable()}; the working folder is '.'")
     path, expected = released.resolve(source)
+    if not path.exists():
+        path = imagenet_weights() if source == IMAGENET else _refuse_missing(str(source), path)
     path, sha256 = _place_of(path), sha256 or expected
     if path.is_dir():
         return str(path), huggingface.read_folder(path, sha256)
     words = huggingface.words_beside(path.parent) if path.name in huggingface.WEIGHTS else {}
     return str(path), read(path, sha256) | words
+
+
+IMAGENET = "imagenet"
+
+
+def loadable() -> str:
+    """What can be given to `load_encoder`, in words."""
+    named = ", ".join(repr(name) for name in [*released.names(), IMAGENET])
+    return f"{named}, a checkpoint file, or the folder of a run (logs/NAME) or of Hugging Face"
+
+
+def _refuse_missing(source: str, path: Path) -> NoReturn:
+    """FileNotFoundError that says what was meant, as far as that can be told."""
+    looked = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+    near = difflib.get_close_matches(source.lower(), [*released.names(), IMAGENET], n=1)
+    if "://" in source:
+        told = ", which is not fetched: download it and give the file"
+    elif source.startswith("timm:"):
+        told = (
+            ": timm:NAME is for scripts/probe.py alone; here give the tensors, timm.create_model"
+            f"({source.removeprefix('timm:')!r}, pretrained=True).state_dict(), with mean= and std= of its input"
+        )
+    elif source in ("none", "random") or source in NAMES:
+        spec = f"EncoderSpec({source!r})" if source in NAMES else ""
+        told = f": random weights are vfm4us.encoders.Encoder({spec}); to load some, give {loadable()}"
+    elif near:
+        told = f": did you mean {near[0]!r}? Give {loadable()}"
+    elif similar := nearest_file(path):
+        told = similar
+    else:
+        told = f": give {loadable()}"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).suffix:
+            told += f"; a model of a hub is downloaded first, huggingface_hub.snapshot_download({source!r})"
+    raise FileNotFoundError(f"{source} does not exist{looked}{told}")
 
 
 def _place_of(path: Path) -> Path:
@@ -183,7 +224,15 @@ def latest(run_folder: Path) -> Path:
             raise FileNotFoundError(
                 f"{folder} holds no checkpoints/last.pt; give one of its files: {', '.join(inside[:5])}"
             )
-    raise FileNotFoundError(f"{folder} holds no checkpoints/last.pt: is it the folder of a pretraining run?")
+        if (folder / "config.json").is_file():
+            there = sorted(p.name for p in folder.iterdir() if p.is_file())
+            raise FileNotFoundError(
+                f"{folder} holds a config.json, but no weights of PyTorch ({' or '.join(huggingface.WEIGHTS[:2])}), only "
+                f"{', '.join(there[:5])}: fetch them too"
+            )
+    raise FileNotFoundError(
+        f"{folder} holds no checkpoints/last.pt: is it the folder of a pretraining run? Else give {loadable()}"
+    )
 
 
 def fill(

@@ -32,7 +32,7 @@ def resolve(source: str | Path) -> tuple[Path, str | None]:
     """
     entry = table().get(source) if isinstance(source, str) else None
     if entry is None:
-        return Path(source), None
+        return Path(source).expanduser(), None
     if Path(source).exists():
         raise ValueError(
             f"{source!r} is the name of a released encoder, and of a path in {Path.cwd()}: give ./{source} for the path, or go to "

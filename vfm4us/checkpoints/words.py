@@ -14,7 +14,8 @@ from vfm4us.encoders import NAMES, EncoderSpec
 
 HEAD_KEYS = ("num_heads", "num_attention_heads", "n_heads", "heads", "encoder_num_heads", "encoder_heads", "vit_heads")
 NAME_KEYS: tuple[str, ...] = ("arch", "architecture", "architectures", "model", "model_name", "model_type", "backbone")
-NAME_KEYS += ("encoder_name", "timm_model", "vit", "base_model", "backbone_name", "_name_or_path")
+NAME_KEYS += ("encoder_name", "timm_model", "timm_model_name", "vit", "base_model", "backbone_name", "_name_or_path")
+INPUT_KEYS = ("pretrained_cfg", "preprocess_cfg")  # timm's and open_clip's words on the input
 # Words that say another computation than the same tensors have in torchvision.
 DIFFERENT = (
     (
@@ -66,9 +67,9 @@ class Words(NamedTuple):
         return list(dict.fromkeys(differences))
 
     def normalisation(self) -> tuple[list[float], list[float]] | None:
-        """Mean and deviation of the input in [0, 1] that a Hugging Face or timm folder states, for each channel."""
+        """Mean and deviation of the input in [0, 1] that a folder of transformers, timm or open_clip states, for each channel."""
         said = dict(self.items)
-        for mean, std in (("image_mean", "image_std"), ("pretrained_cfg.mean", "pretrained_cfg.std")):
+        for mean, std in (("image_mean", "image_std"), *((f"{name}.mean", f"{name}.std") for name in INPUT_KEYS)):
             values: Any = said.get(mean), said.get(std)
             if all(
                 isinstance(v, list) and len(v) in (1, 3) and all(isinstance(x, float | int) for x in v) for v in values
@@ -98,8 +99,8 @@ def words_of(state: Mapping, depth: int = 6, limit: int = 20_000) -> Words:
                     inside = walk(value, str(inner), level + 1)
                     # what a decoder or a text network has is not said of the encoder
                     yield from ((f"{key}.{k}", v) for k, v in inside) if re.search(BESIDE, key) else inside
-                    if key == "pretrained_cfg":
-                        yield f"pretrained_cfg.{inner}", value
+                    if key in INPUT_KEYS:
+                        yield f"{key}.{inner}", value
         elif isinstance(node, str | int | float | bool | list | tuple):
             if isinstance(node, list | tuple) and node and isinstance(node[0], str):
                 yield from ((key, text) for text in node[:20] if isinstance(text, str))

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vfm4us import checkpoints, config
+from vfm4us.checkpoints.imagenet import imagenet_weights
 from vfm4us.data.records import Record
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.runtime.device import autocast, choose_device
@@ -163,16 +164,10 @@ def _untrained(seed: int, folder: Path) -> Encoder:
 
 
 def _imagenet_file() -> Path:
-    from vfm4us.tasks.finetune import InitialEncoderConfig, imagenet_file, make_encoder
-
-    url, path = imagenet_file("resnet18")
     try:
-        make_encoder(InitialEncoderConfig(weights="imagenet"), 0)  # fetches the file where that is possible
+        return imagenet_weights()  # fetched where that is possible
     except FileNotFoundError as error:
-        raise Unavailable(
-            f"its weights are not in PyTorch's cache and cannot be fetched; put {url} there, or give its path as an encoder"
-        ) from error
-    return path
+        raise Unavailable(str(error)) from error
 
 
 def _stages(encoder: Encoder, x: Tensor, _valid) -> dict[str, Tensor]:

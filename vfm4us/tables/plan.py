@@ -424,7 +424,7 @@ def _cell(
     if not data.exists():
         cell.absent = _absence(data, own_config.data.hint)
     elif encoder.weights == "imagenet":
-        from vfm4us.tasks.finetune import imagenet_file
+        from vfm4us.checkpoints.imagenet import imagenet_file
 
         url, file = imagenet_file(encoder.name)
         if not file.is_file():

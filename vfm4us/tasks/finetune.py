@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from vfm4us import log
 from vfm4us.checkpoints import LoadReport, load_encoder, resolve
+from vfm4us.checkpoints.imagenet import imagenet_weights
 from vfm4us.data.pools import epoch_order
-from vfm4us.encoders import Encoder, EncoderSpec, family, names
+from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.runtime.device import autocast, choose_attention
 from vfm4us.runtime.loop import PLACE, Loop, Training, cosine_with_warmup
 from vfm4us.runtime.rng import stream
@@ -50,34 +51,9 @@ def make_encoder(config: InitialEncoderConfig, seed: int) -> tuple[Encoder, Load
     if config.weights == "none":
         torch.manual_seed(seed)
         return Encoder(EncoderSpec(config.name, config.in_channels, patch=config.patch, norm=config.norm)), None
-    source = _imagenet(config.name) if config.weights == "imagenet" else weights_of(config, seed)
+    source = imagenet_weights(config.name) if config.weights == "imagenet" else weights_of(config, seed)
     encoder = load_encoder(source, config.in_channels, prefix=config.prefix or None, heads=config.heads or None)
     return encoder, encoder.report
-
-
-def _imagenet(name: str) -> str:
-    """Path of torchvision's ImageNet weights in its own cache, fetched if that is possible."""
-    url, file = imagenet_file(name)
-    try:
-        torch.hub.load_state_dict_from_url(url, str(file.parent), progress=False, weights_only=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"encoder.weights=imagenet: {file.name} is not in {file.parent} and cannot be fetched ({error}). Fetch {url} "
-            f"elsewhere and put it there, or give its path: encoder.weights=FILE"
-        ) from error
-    return str(file)
-
-
-def imagenet_file(name: str) -> tuple[str, Path]:
-    """Where torchvision's ImageNet weights of a ResNet come from, and the file in its cache, be it there or not."""
-    from torchvision.models import get_model_weights
-
-    published = family(name).torchvision_name(name)
-    if published is None:
-        known = [n for n in names() if family(n).torchvision_name(n)]
-        raise ValueError(f"encoder.weights=imagenet: for {', '.join(known)}, not for {name}; give a file instead")
-    url = get_model_weights(published).IMAGENET1K_V1.url
-    return url, Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
 
 
 def parameter_groups(model: nn.Module, config: FinetuneConfig) -> list[dict]:
