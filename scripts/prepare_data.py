@@ -13,6 +13,7 @@ An interrupted command continues when it is repeated.
 """
 
 import argparse
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -26,10 +27,12 @@ from vfm4us.data.dataset import PreparedDataset, is_prepared
 from vfm4us.data.masks import mask_coding
 from vfm4us.data.prepare import prepare
 from vfm4us.data.reading import Reading, parse_readings, reading_of
+from vfm4us.data.shares import PREPARED
 from vfm4us.data.sources import source_root, understand
 from vfm4us.phantoms.folders import write_phantoms
 
 KEYS = [field.name for field in fields(Reading)]
+FEW = 50  # test images, below which an interval is so wide that it is said
 
 
 def main(arguments=None) -> int:
@@ -60,7 +63,11 @@ def parser() -> argparse.ArgumentParser:
         "--reading", action="append", default=[], metavar="KEY=VALUE", help=f"decides how it is read: {', '.join(KEYS)}"
     )
     folder.add_argument("--size", type=int, default=256, help="side of the packed images in pixels (default 256)")
-    folder.add_argument("--splits", default="0.8,0.1,0.1", help="shares of train,val,test where the source has none")
+    folder.add_argument(
+        "--splits",
+        default=",".join(map(str, PREPARED)),
+        help="shares of train,val,test where the source has none (default 0.8,0.1,0.1)",
+    )
     folder.add_argument("--seed", type=int, default=0, help="of the splits (default 0)")
     folder.add_argument("--workers", type=int, help="processes (default: one per core); the bytes do not depend on it")
     folder.set_defaults(run=pack_folder)
@@ -115,6 +122,11 @@ def pack_folder(options) -> None:
         understood=understood,
     )
     print(summary(dataset))
+    drawn, tested = understood.splits.startswith("none"), len(dataset.indices("test"))
+    if drawn and tested < FEW and len(dataset.description["labels"]) > 1:
+        print(
+            f"  note: {tested} test images: intervals over them are wide. Before you train, --splits 0.6,0.1,0.3 gives more"
+        )
 
 
 def make_phantoms(options) -> None:
@@ -142,7 +154,10 @@ def summary(dataset: PreparedDataset) -> str:
     if len(labels) > 40:
         lines.append(f"  ({len(labels) - 40} more labels are in the row 'all' only)")
     have = [f"{told[role]} with a {role[:-1]}" for role in ("masks", "targets") if told[role]]
-    lines.append("  " + ", ".join([f"{told['groups']} groups", *have]))
+    groups = f"{told['groups']} groups"
+    if all(record.group == record.id or re.fullmatch(r"dup\d+", record.group) for record in dataset.records):
+        groups += " (single images, and clusters of near-duplicates)"
+    lines.append("  " + ", ".join([groups, *have]))
     crossing = told["groups_in_two_splits"]
     if crossing:
         lines.append(f"  warning: the source's splits divide {len(crossing)} duplicate clusters, e.g. {crossing[0]}")

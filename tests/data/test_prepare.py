@@ -664,10 +664,14 @@ def test_threads_of_one_process_may_ask_at_once(tmp_path):
 def test_script_from_another_folder_packs_and_tells(tmp_path):
     small_source(tmp_path / "source")
     (tmp_path / "source" / "a" / "bad.png").write_bytes(b"text")
+    (tmp_path / "source" / "b" / "12.png").write_bytes((tmp_path / "source" / "a" / "0.png").read_bytes())
     result = run("folder", "--root", "source", "--out", "data/mine", "--size", "32", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "12 images of 32 x 32" in result.stdout and "1 rejected" in result.stdout and "MB on disk" in result.stdout
-    assert len(PreparedDataset(tmp_path / "data" / "mine")) == 12
+    assert "13 images of 32 x 32" in result.stdout and "1 rejected" in result.stdout and "MB on disk" in result.stdout
+    assert "12 groups (single images, and clusters of near-duplicates)" in result.stdout
+    assert "different labels, e.g. a/0.png (a) and b/12.png (b); 1 such pictures" in result.stdout
+    assert "1 test images: intervals over them are wide" in result.stdout
+    assert len(PreparedDataset(tmp_path / "data" / "mine")) == 13
     leaks = run("leakage", "--pool", "data/mine", "--protected", "data/mine", "--csv", "leaks.csv", cwd=tmp_path)
     assert leaks.returncode == 0 and "0 identical, 0 near" in leaks.stdout and (tmp_path / "leaks.csv").is_file()
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from vfm4us import log
-from vfm4us.data import frames, overlays, polygons, volumes
+from vfm4us.data import frames, overlays, polygons, shares, volumes
 from vfm4us.data import splits as splitting
 from vfm4us.data.csv_files import write_rows
 from vfm4us.data.dataset import (
@@ -75,7 +75,7 @@ def open_or_prepare(
     path,
     cache: Path,
     size: int,
-    splits=(0.8, 0.1, 0.1),
+    splits=shares.PREPARED,
     seed: int = 0,
     reading: Reading | dict | None = None,
     fewest: int = 0,
@@ -113,7 +113,7 @@ def prepare(
     source,
     out,
     size: int = 256,
-    splits=(0.8, 0.1, 0.1),
+    splits=shares.PREPARED,
     seed: int = 0,
     progress: bool = True,
     workers: int | None = None,
@@ -639,7 +639,7 @@ def _complete_groups_and_splits(
         np.array([int(record.phash, 16) for record in records], dtype=np.uint64),
         thumbnail_of=lambda i: splitting.thumbnail(valid_part(images, records[i], i)),
     ).tolist()
-    told = _join_groups(records, clusters)
+    told = _join_groups(records, clusters) + _labels_that_disagree(records, clusters)
     names, members = {}, Counter(clusters)
     for record, cluster in zip(records, clusters, strict=True):
         if record.group:
@@ -661,6 +661,19 @@ def _complete_groups_and_splits(
     for record, name in zip(open_, drawn.tolist(), strict=True):
         record.split = name
     return _groups_in_two_splits(records), told
+
+
+def _labels_that_disagree(records: list[Record], clusters: list[int]) -> list[str]:
+    """What is to be said where near-identical pictures have different labels."""
+    labelled: dict[int, dict[str, Record]] = {}
+    for record, cluster in zip(records, clusters, strict=True):
+        if record.label:
+            labelled.setdefault(cluster, {}).setdefault(record.label, record)
+    doubtful = [list(by_label.values()) for by_label in labelled.values() if len(by_label) > 1]
+    if not doubtful:
+        return []
+    said = " and ".join(f"{record.path} ({record.label})" for record in doubtful[0][:2])
+    return [f"near-identical pictures have different labels, e.g. {said}; {len(doubtful)} such pictures: look at them"]
 
 
 def _join_groups(records: list[Record], clusters: list[int]) -> list[str]:

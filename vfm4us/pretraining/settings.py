@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vfm4us.config import option, section
+from vfm4us.data import shares
 from vfm4us.data.pools import Locations, SourceConfig
 from vfm4us.encoders.families import family_of, names
 from vfm4us.pretraining.sections import METHODS
@@ -46,7 +47,7 @@ class DataConfig:
         high=1_000_000,
     )
     splits: list[float] = option(
-        [0.95, 0.05, 0.0], "shares of train, val, test where a source has no splits of its own"
+        [*shares.PRETRAINING], "shares of train, val, test where a source has no splits of its own"
     )
     frames: str = option(
         "", "of clips: first, all, every N, per second, N per second; empty: as a reading.yaml says, else per second"

@@ -36,6 +36,7 @@ from vfm4us.data.pools import kept_leakage
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of, reading_of
 from vfm4us.data.records import Record
+from vfm4us.data.shares import PRETRAINING
 from vfm4us.data.sources import find_source, source_root
 from vfm4us.encoders import Encoder
 from vfm4us.evaluation.statistics import INTERVAL, Outcome, few_groups
@@ -191,7 +192,7 @@ class Task:
         encoder, report = make_encoder(config.encoder, config.seed)
         folder = RunFolder(where, config, config.resume)
         try:
-            say(f"{where}: {self.describe(data)}")
+            say(f"{where}: images of {data.dataset.size} px, {self.describe(data)}")
             say(f"encoder: {report or 'random ' + config.encoder.name}")
             duplicates = report_duplicates(data.dataset, config.data, where, shared_with_pretraining(config))
             if known := seen_by(config.encoder.weights, data.dataset):
@@ -453,7 +454,7 @@ def report_duplicates(
     for path in config.pretraining:
         if not Path(path).exists():
             raise FileNotFoundError(f"data.pretraining: {path!r} does not exist (looked from {Path.cwd()})")
-        other = open_or_prepare(Path(path), Path(config.cache), dataset.size)
+        other = open_or_prepare(Path(path), Path(config.cache), dataset.size, PRETRAINING)
         compared.append((other, other.indices("train")))
     for shares, whole, folds, fold in shared:  # the same folder, as it was divided then
         other = open_or_prepare(

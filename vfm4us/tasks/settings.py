@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vfm4us.config import option, section
+from vfm4us.data import shares
 from vfm4us.encoders.families import names
 
 
@@ -61,8 +62,10 @@ class TaskDataConfig:
     MOVED: ClassVar = {"labels": "label_share"}
 
     path: str = option("", "folder of images as the task wants them, CSV manifest, published or prepared dataset")
-    size: int = option(224, "longer side to which images are packed, px", low=32, high=4096)
-    splits: list[float] = option([0.7, 0.1, 0.2], "shares of train, val and test where the data have none")
+    size: int = option(
+        224, "longer side to which plain folders are packed, px; prepared ones keep theirs", low=32, high=4096
+    )
+    splits: list[float] = option([*shares.TASK], "shares of train, val and test where the data have none")
     cache: str = option("data", "folder for what is packed from plain folders", free=True)
     frames: str = option(
         "", "of clips: first, all, every N, per second, N per second; empty: as a reading.yaml says, else per second"
