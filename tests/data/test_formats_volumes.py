@@ -5,9 +5,11 @@ import os
 import numpy as np
 import pytest
 from making_formats import speckle
+from PIL import Image
 
-from vfm4us.data import frames, volumes
+from vfm4us.data import frames, sources, volumes
 from vfm4us.data.frames import frame_rule
+from vfm4us.data.masks import read_masks
 
 sitk = pytest.importorskip("SimpleITK")
 KINDS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
@@ -105,3 +107,74 @@ def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(ValueError, match=r"needs the package SimpleITK: pip install -e \.\[volumes\]"):
         frames.contents_of(path)
+
+
+def masked(folder, mask, image_direction=None, mask_direction=None, **where):
+    """Three volumes of 2 slices with masks of that array, and the first mask's values on its image, or why there are none."""
+    for k in range(3):
+        for role, pixels in (("images", np.stack([speckle(k), speckle(k + 1)])), ("masks", mask)):
+            image = sitk.GetImageFromArray(pixels)
+            image.SetSpacing((0.2, 0.1, 1))
+            direction = image_direction if role == "images" else mask_direction
+            image.SetDirection(direction or image.GetDirection())
+            for name, value in where.items() if role == "masks" else ():
+                getattr(image, f"Set{name}")(value)
+            (folder / role).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(image, str(folder / role / f"p{k}.nii.gz"))
+    record = sources.understand(folder).records[0]
+    try:
+        return read_masks(folder, record, speckle(0), 64)
+    except ValueError as error:
+        return str(error)
+
+
+def test_masks_lie_on_their_volumes_by_what_both_headers_say(tmp_path):
+    stack = np.stack([speckle(5), speckle(6)])
+    mask = (stack > 90).astype(np.uint8)
+    flipped = (-1.0, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert (masked(tmp_path / "same", mask) == mask[0]).all()
+    assert (masked(tmp_path / "both", mask, flipped, flipped) == mask[0]).all()
+    assert "lies otherwise than its image by their headers" in masked(tmp_path / "other", mask, None, flipped)
+    unsaid = masked(tmp_path / "unsaid", mask, flipped, (-1.0, 0, 0, 0, -1, 0, 0, 0, 1), Spacing=(1, 1, 1))
+    assert (unsaid == mask[0]).all()  # what is written where nothing is known
+    part = np.ascontiguousarray(mask[:, :32, :40])
+    assert "of another place" in masked(tmp_path / "part", part)
+    half = masked(tmp_path / "half", mask[:, ::2, ::2].copy(), Spacing=(0.4, 0.2, 1), Origin=(0.1, 0.05, 0))
+    assert half.shape == (64, 80)  # the same place at another scale
+    assert "has 1 slices, its image 2" in masked(tmp_path / "fewer", mask[:1].copy())
+
+
+def test_values_that_are_no_colour_are_refused(tmp_path):
+    two = np.stack([speckle(0), speckle(1)], axis=-1)
+    signed = np.stack([speckle(k) for k in range(3)], axis=-1).astype(np.float32) - 100
+    for name, pixels, words in (("a.mha", two, "no colour"), ("b.mha", signed, "no colours in 8 or 16 bits")):
+        with pytest.raises(ValueError, match=words):
+            frames.contents_of(write(tmp_path / name, pixels, colour=True))
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 80 64 3\nencoding: raw\nkinds: domain domain {}\n\n"
+    for kind in ("list", "time"):
+        path = tmp_path / f"{kind}.nrrd"
+        path.write_bytes(header.format(kind).encode() + np.stack([speckle(k) for k in range(3)]).tobytes())
+    with pytest.raises(ValueError, match="no colour"):
+        frames.contents_of(tmp_path / "list.nrrd")
+    assert frames.contents_of(tmp_path / "time.nrrd").count == 3
+
+
+def test_reasons_say_what_to_do(tmp_path):
+    path = write(tmp_path / "a.nii.gz", np.stack([speckle(0), speckle(1)]))
+    os.rename(path, tmp_path / "b.nii")
+    with pytest.raises(ValueError, match=r"is compressed: name it \.nii\.gz"):
+        frames.contents_of(tmp_path / "b.nii")
+    os.rename(write(tmp_path / "c.nii", speckle(0)), tmp_path / "c.nii.gz")
+    with pytest.raises(ValueError, match=r"is not compressed: name it \.nii"):
+        frames.contents_of(tmp_path / "c.nii.gz")
+    with pytest.raises(ValueError, match="1 x 80 x 64: write it with the axis of 1 last"):
+        frames.contents_of(write(tmp_path / "d.nii", speckle(0)[:, :, None].copy()))
+
+
+def test_masks_in_nifti_over_plain_images_are_told(tmp_path):
+    for k in range(2):
+        for role in ("images", "masks"):
+            (tmp_path / role).mkdir(exist_ok=True)
+        Image.fromarray(speckle(k)).save(tmp_path / "images" / f"{k}.png")
+        write(tmp_path / "masks" / f"{k}.nii", (speckle(k) > 90).astype(np.uint8))
+    assert any("their first axis is taken for the columns" in note for note in sources.understand(tmp_path).notes)

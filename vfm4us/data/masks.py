@@ -195,7 +195,7 @@ def _layer(root: Path, record: Record, path: str, shape: tuple, coding: MaskCodi
         drawn = polygons.read_mask(root / file, key, top + height, left + width)[top:, left:]
         return _by_names(drawn, polygons.class_names(root / file), coding)
     _one_page(root / path, root / record.path)
-    raw = _raw_of(root / path, record.frame)
+    raw = _raw_of(root / path, record.frame, root / record.path)
     if coding is None:
         coding = decide([seen_of(path, raw)], Reading())
     layer = coded(raw, coding)
@@ -231,9 +231,10 @@ def _by_names(classes: np.ndarray, names: dict[int, str], coding: MaskCoding | N
     return table[classes]
 
 
-def _raw_of(path: Path, frame: int = 0) -> RawMask:
+def _raw_of(path: Path, frame: int = 0, image: Path | None = None) -> RawMask:
     if frames.kind_of(path) == "volume":
-        return RawMask(_plain_numbers(volumes.read_label(path, frame)))
+        of_volume = image if image is not None and frames.kind_of(image) == "volume" else None
+        return RawMask(_plain_numbers(volumes.read_label(path, frame, of_volume)))
     if frames.is_container(path):
         return RawMask(_plain_numbers(read_frame(path, frame)))
     return raw_mask(file_bytes(path))

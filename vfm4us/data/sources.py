@@ -341,6 +341,16 @@ def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
 def _look_into_files(root: Path, reading: Reading, understood: Understanding) -> None:
     """Of files that hold several images one record per image; what their headers say is noted."""
     told = _images_of(root, reading, understood)
+    nifti = [
+        record.path
+        for record in understood.records
+        if record.mask and ".nii" in record.mask.lower() and frames.kind_of(record.path) != "volume"
+    ]
+    if nifti:
+        understood.notes.append(
+            f"masks in NIfTI lie over images that are none (e.g. {nifti[0]}): their first axis is taken for the columns; those "
+            "written from arrays of rows and columns are transposed, which understood.png shows"
+        )
     for kind in understood.kinds:
         if kind.role == "image":
             kind.paths = [path for path in kind.paths if path not in told.refused]

@@ -30,6 +30,7 @@ DEFLATE = 1032  # no stream of deflate holds more bytes than this many times its
 READERS = dict(  # by ending, so that no other reader of ITK is ever tried on a file
     zip(VOLUME_EXTENSIONS, ("NiftiImageIO",) * 2 + ("MetaImageIO",) * 2 + ("NrrdImageIO",) * 2, strict=True)
 )
+COLOUR_TYPES = ("vector of 8-bit unsigned integer", "vector of 16-bit unsigned integer")
 RGB_DATATYPES = (128, 2304)  # of NIfTI: RGB24, RGBA32
 SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # NIfTI's xyzt_units of the time axis
 DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:=?)\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
@@ -71,16 +72,19 @@ def _slices(pixels: np.ndarray, numbers: list[int]) -> Iterator[tuple[int, np.nd
             yield number, to_8_bit(np.ascontiguousarray(pixels[number]), value_range)
 
 
-def read_label(path, number: int) -> np.ndarray:
+def read_label(path, number: int, image=None) -> np.ndarray:
     """The values (H, W), as they are written, of a slice of a mask. Raises ValueError for colour and for a slice it lacks.
 
     The mask of a volume is asked for slice by slice: each thread keeps the last one that it read.
+    image: the volume over which it should lie; ValueError where the headers of the two say that it does not
     """
     limits.refuse_special(path)  # a mask that is not there costs its image, not the set
     status = os.stat(path)
-    asked = (str(path), status.st_size, status.st_mtime_ns)
+    asked = (str(path), str(image), status.st_size, status.st_mtime_ns)
     if getattr(_LAST, "asked", None) != asked:
         _LAST.asked = None
+        if image is not None:
+            _check_same_place(path, image)
         _LAST.pixels = _array(path)
         _LAST.asked = asked
     if _LAST.pixels.ndim != 3:
@@ -90,6 +94,53 @@ def read_label(path, number: int) -> np.ndarray:
     return _LAST.pixels[number]
 
 
+def _check_same_place(path, image) -> None:
+    """ValueError where a mask does not lie on the pixels of its image by what the headers of both say."""
+    mask, own = _reader(path), _reader(image)
+    slices = [int(np.prod(reader.GetSize()[2:], dtype=np.int64)) for reader in (mask, own)]
+    if slices[0] != slices[1]:
+        raise ValueError(f"has {slices[0]} slices, its image {slices[1]}: write it on the image's grid")
+    if len(mask.GetSize()) != len(own.GetSize()):
+        return
+    if mask.GetSize() == own.GetSize():
+        turned = np.abs(np.subtract(mask.GetDirection(), own.GetDirection())).max() > 0.5
+        if turned and not (_says_nothing(mask) or _says_nothing(own)):
+            raise ValueError(
+                f"lies otherwise than its image by their headers (directions {_signs(mask)} and {_signs(own)}): write it on the "
+                "image's grid, or with the image's header if only the header is wrong"
+            )
+    elif not (_says_nothing(mask) and _says_nothing(own)):
+        far = [np.abs(np.subtract(*ends)).max() for ends in zip(_ends(mask), _ends(own), strict=True)]
+        if max(far) > max(*mask.GetSpacing(), *own.GetSpacing()):
+            raise ValueError(
+                f"has {mask.GetSize()} pixels of another place than its image's {own.GetSize()} by their headers, such as a part "
+                "of it: write it on the image's grid"
+            )
+
+
+def _says_nothing(reader) -> bool:
+    """Whether a header holds what is written where nothing is known: steps of 1 from 0, without a turn (or NIfTI's two flips)."""
+    axes = len(reader.GetSize())
+    turns = np.array(reader.GetDirection()).reshape(axes, axes)
+    plain = (turns == np.diag(np.diag(turns))).all() and set(np.diag(turns)[2:]) <= {1.0}
+    return plain and set(reader.GetSpacing()) == {1.0} and not any(reader.GetOrigin())
+
+
+def _ends(reader) -> list[np.ndarray]:
+    """The outer corners of the first and the last pixel, in the space of the scanner."""
+    axes = len(reader.GetSize())
+    steps = np.array(reader.GetDirection()).reshape(axes, axes) * np.array(reader.GetSpacing())
+    return [
+        np.array(reader.GetOrigin()) + steps @ corner
+        for corner in (np.full(axes, -0.5), np.array(reader.GetSize()) - 0.5)
+    ]
+
+
+def _signs(reader) -> str:
+    axes = len(reader.GetSize())
+    return " ".join(f"{value:+.0f}" for value in np.diag(np.array(reader.GetDirection()).reshape(axes, axes)))
+
+
 def _reader(path):
     """SimpleITK's reader, its header read and found to be of a bearable size."""
     try:
@@ -97,6 +148,10 @@ def _reader(path):
     except ImportError:
         raise MissingPackage(f"a {extension_of(path)} file", "volumes") from None
     limits.refuse_special(path)
+    ending = extension_of(path)
+    if ending in (".nii", ".nii.gz") and (limits.first_bytes(path, 2) == b"\x1f\x8b") != (ending == ".nii.gz"):
+        other = "is compressed: name it .nii.gz" if ending == ".nii" else "is not compressed: name it .nii"
+        raise ValueError(f"volume: {other}")
     beside = data_file(path)
     held = Path(path).stat().st_size + (beside.stat().st_size if beside else 0)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
@@ -107,11 +162,24 @@ def _reader(path):
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise ValueError(f"volume: its header is damaged: {_words(error)}") from None
-    size = reader.GetSize()
+    size, values = reader.GetSize(), reader.GetNumberOfComponents()
+    pixel = "NRRD_kinds[pixel]"
+    if values not in (1, 3, 4) or (reader.HasMetaDataKey(pixel) and reader.GetMetaData(pixel).strip() == "list"):
+        raise ValueError(
+            f"volume: holds {values} values a pixel that are no colour: write frames along an axis of their own, and segments as "
+            "class numbers"
+        )
+    if values > 1 and SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()) not in COLOUR_TYPES:
+        raise ValueError(f"volume: holds {values} values a pixel that are no colours in 8 or 16 bits: write one value")
+    if 1 in size[:2] and len(size) > 2:
+        axes = " x ".join(map(str, size))
+        raise ValueError(
+            f"volume: its axes are {axes}: write it with the axis of 1 last, so that the first two are the image"
+        )
     if not 2 <= len(size) <= 4:
         raise ValueError(f"volume: has {len(size)} axes, 2 to 4 are read")
     limits.check_size(size[0], size[1])
-    voxels = int(np.prod(size, dtype=object)) * reader.GetNumberOfComponents()
+    voxels = int(np.prod(size, dtype=object)) * values
     if voxels > MAXIMUM_VOXELS:
         raise ValueError(f"volume: {voxels} voxels are over the limit of {MAXIMUM_VOXELS}")
     if voxels > DEFLATE * held:
@@ -200,6 +268,6 @@ def _rate(reader, step: float) -> float | None:
 
 def _words(error: Exception) -> str:
     """What SimpleITK says, without its own source lines and addresses."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
     words = re.sub(r"\S*/\S+", "", re.sub(r"\(0x[0-9a-f]+\)", "", lines[-1] if lines else type(error).__name__))
     return " ".join(words.split())[:200]
