@@ -1,6 +1,9 @@
 """Outlines and run lengths become the masks that they were drawn as."""
 
+import base64
+import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -65,7 +68,7 @@ def test_a_table_of_via_beside_images_is_read(tmp_path):
     lines = ["filename,region_shape_attributes,region_attributes", *(f"{k}.png,{shape}" for k in range(2))]
     (tmp_path / "via.csv").write_text("\n".join(lines))
     understood = understand(tmp_path)
-    assert understood.layout == "published dataset via" and [r.mask for r in understood.records] == [
+    assert understood.layout == "images with outlines (via)" and [r.mask for r in understood.records] == [
         "via.csv::0.png",
         "via.csv::1.png",
     ]
@@ -171,6 +174,158 @@ def test_a_tree_with_labelme_s_files_numbers_its_classes_over_the_whole_set(tmp_
     labelme(tmp_path / "again/0.json", [], "0.png")
     with pytest.raises(ValueError, match=r"0.png has outlines in .*0.json too: keep one of the files"):
         list_source(tmp_path)
+
+
+def grey(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), np.uint8)
+    Image.fromarray(np.roll(pixels, 7 * seed)).save(path)
+
+
+def test_images_with_outlines_have_the_labels_patients_and_tables_of_their_folders(tmp_path):
+    square_of = {"label": "lesion", "points": [[20, 10], [49, 10], [49, 29], [20, 29]], "shape_type": "polygon"}
+    for k, name in enumerate(("benign/patient1/a", "benign/patient1/b", "malignant/patient2/c")):
+        grey(tmp_path / f"{name}.png", k)
+        labelme(tmp_path / f"{name}.json", [square_of], f"{name[-1]}.png")
+    Image.fromarray(square() * 255).save(tmp_path / "benign/patient1/a_mask.png")
+    (tmp_path / "splits.csv").write_text("file,split\na.png,train\nb.png,train\nc.png,test\n")
+    understood = understand(tmp_path)
+    assert [(r.label, r.group, r.split) for r in understood.records] == [
+        ("benign", "benign/patient1", "train"),
+        ("benign", "benign/patient1", "train"),
+        ("malignant", "malignant/patient2", "test"),
+    ]
+    assert any(kind.what.startswith("masks as images") and len(kind.paths) == 1 for kind in understood.kinds)
+
+
+def test_a_file_of_yolo_lies_beside_its_image(tmp_path):
+    for k in range(2):
+        grey(tmp_path / f"{k}.png", k)
+        (tmp_path / f"{k}.txt").write_text("a note 1 2\n")
+    (tmp_path / "classes.txt").write_text("nodule\n")
+    assert not any(record.mask for record in understand(tmp_path).records)
+    (tmp_path / "1.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.6\n")
+    (tmp_path / "0.txt").unlink()
+    assert [record.mask for record in understand(tmp_path).records] == ["", "1.txt::"]
+
+
+def test_supervisely(tmp_path):
+    hole = {
+        "exterior": [[20, 10], [49, 10], [49, 29], [20, 29]],
+        "interior": [[[30, 15], [35, 15], [35, 20], [30, 20]]],
+    }
+    stream = io.BytesIO()
+    Image.fromarray(np.full((6, 8), True)).save(stream, "PNG")
+    bitmap = {"data": base64.b64encode(zlib.compress(stream.getvalue())).decode(), "origin": [60, 40]}
+    objects = [
+        {"classTitle": "cyst", "geometryType": "bitmap", "bitmap": bitmap},
+        {"classTitle": "node", "geometryType": "polygon", "points": hole},
+    ]
+    content = {"size": {"height": HEIGHT, "width": WIDTH}, "objects": objects, "tags": []}
+    for k in range(2):
+        grey(tmp_path / f"ds/img/{k}.png", k)
+        (tmp_path / "ds/ann").mkdir(exist_ok=True)
+        (tmp_path / f"ds/ann/{k}.png.json").write_text(json.dumps(content))
+    records = understand(tmp_path).records
+    assert [record.mask for record in records] == ["ds/ann/0.png.json::", "ds/ann/1.png.json::"]
+    mask = read(tmp_path / "ds/ann/0.png.json", "")
+    assert (mask[40:46, 60:68] == 1).all() and (mask == 1).sum() == 48
+    assert mask[17, 32] == 0 and mask[12, 22] == 2 and ((mask == 2) == square()).mean() > 0.98
+    with pytest.raises(ValueError, match="its bitmap reaches to 68 x 46 pixels"):
+        read(tmp_path / "ds/ann/0.png.json", "", HEIGHT + 4)
+    bitmap["data"] = base64.b64encode(b"x").decode()
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="a bitmap is damaged"):
+        read(tmp_path / "b.json", "")
+
+
+def brush(mask):
+    """Label Studio's run lengths of a mask (H, W), as runs alone: 4 values for each pixel, the mask in the last."""
+    flat = np.repeat(mask.ravel() * 255, 4)
+    bits = f"{len(flat):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    for begin, end in zip([0, *edges], [*edges, len(flat)], strict=True):
+        bits += f"111{end - begin - 1:016b}{flat[begin]:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[k : k + 8], 2) for k in range(0, len(bits), 8)]
+
+
+def test_label_studio(tmp_path):
+    def mark(kind, **value):
+        return {"type": kind, "original_width": WIDTH, "original_height": HEIGHT, "value": value}
+
+    corner = [(x * 100 / WIDTH, y * 100 / HEIGHT) for x, y in np.array(corners()).reshape(-1, 2)]
+    marks = [
+        mark("polygonlabels", points=corner, polygonlabels=["node"]),
+        mark("ellipselabels", x=75, y=75, radiusX=10, radiusY=10, ellipselabels=["cyst"]),
+        mark("choices", choices=["malignant"]),
+    ]
+    painted = [
+        mark("brushlabels", format="rle", rle=brush(square(40, 5, 8, 9)), brushlabels=["node"]),
+        mark("choices", choices=["benign"]),
+    ]
+    tasks = [
+        {"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-a.png"}, "annotations": [{"result": marks}]},
+        {"id": 2, "data": {"image": "/data/local-files/?d=set%2Fb.png"}, "annotations": [{"result": painted}]},
+        {"id": 3, "data": {"image": "c.png"}, "annotations": [{"result": painted, "was_cancelled": True}]},
+    ]
+    for k, name in enumerate("abc"):
+        grey(tmp_path / f"set/{name}.png", k)
+    (tmp_path / "result.json").write_text(json.dumps(tasks))
+    records = understand(tmp_path).records
+    assert [(r.path, r.label) for r in records] == [
+        ("set/a.png", "malignant"),
+        ("set/b.png", "benign"),
+        ("set/c.png", ""),
+    ]
+    masks = [read_masks(tmp_path, record, np.zeros((HEIGHT, WIDTH), np.uint8), 80) for record in records]
+    assert polygons.class_names(tmp_path / "result.json") == {1: "cyst", 2: "node"}
+    assert ((masks[0] == 2) == square()).all() and masks[0][45, 60] == 1 and abs((masks[0] == 1).sum() - 151) < 15
+    assert (masks[1] == 2 * square(40, 5, 8, 9)).all() and not masks[2].any()
+    painted[0]["value"]["rle"] = painted[0]["value"]["rle"][:12]
+    (tmp_path / "result.json").write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match="a brush is cut short"):
+        read(tmp_path / "result.json", "set/b.png")
+    tasks[0]["annotations"] *= 2
+    (tmp_path / "result.json").write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match=r"result.json: task 1 .* has 2 annotations: keep one of each task"):
+        understand(tmp_path)
+
+
+def test_cvat(tmp_path):
+    points = ";".join(f"{x},{y}" for x, y in np.array(corners()).reshape(-1, 2))
+    shapes = (
+        f'<polygon label="node" points="{points}" z_order="1"/>'
+        '<mask label="cyst" rle="2, 4, 2" left="60" top="40" width="4" height="2"/>'
+        '<ellipse label="cyst" cx="30" cy="20" rx="40" ry="40" z_order="0"/><tag label="fine"/>'
+    )
+    path = tmp_path / "annotations.xml"
+    path.write_text(
+        f'<?xml version="1.0"?><annotations><image name="us/a.png">{shapes}</image><image name="b.png"/></annotations>'
+    )
+    for k, name in enumerate(("us/a.png", "b.png")):
+        grey(tmp_path / name, k)
+    assert [record.mask for record in understand(tmp_path).records] == [
+        "annotations.xml::b.png",
+        "annotations.xml::us/a.png",
+    ]
+    mask = read(path, "us/a.png")
+    assert (
+        polygons.class_names(path) == {1: "cyst", 2: "node"} and ((mask == 2) == square()).all() and mask[40, 20] == 1
+    )
+    path.write_text(f'<annotations><image name="a">{shapes.split("<ellipse")[0]}</image></annotations>')
+    assert np.argwhere(read(path, "a") == 1).tolist() == [[40, 62], [40, 63], [41, 60], [41, 61]]
+    path.write_text("<annotations><track/></annotations>")
+    with pytest.raises(ValueError, match="holds tracks of a video"):
+        read(path, "a")
+
+
+def test_regions_of_via_that_are_boxes_are_no_masks_and_said(tmp_path):
+    grey(tmp_path / "a.png")
+    region = {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 5, "height": 5}, "region_attributes": {}}
+    (tmp_path / "via.json").write_text(json.dumps({"a.png1": {"filename": "a.png", "size": 1, "regions": [region]}}))
+    understood = understand(tmp_path)
+    assert not understood.records[0].mask and any("boxes and points are no masks" in k.what for k in understood.kinds)
 
 
 def test_run_lengths_of_a_table(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from making_formats import speckle, write_clip
 from PIL import Image
 
-from vfm4us.data import layouts, prepare, published
+from vfm4us.data import annotations, layouts, prepare, published
 from vfm4us.data.sources import find_source
 
 SQUARE = [[20, 10], [50, 10], [50, 30], [20, 30]]
@@ -198,4 +198,4 @@ def test_boxes_leave_a_plain_tree(tmp_path):
     box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4]}
     content = {"images": [{"id": 0, "file_name": "0.png"}], "annotations": [box], "categories": []}
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    assert published.yolo(tmp_path) is None and published.coco(tmp_path) is None
+    assert annotations.yolo(tmp_path) is None and annotations.coco(tmp_path) is None

@@ -1,5 +1,5 @@
-"""Masks that are drawn as outlines or run lengths in a table, not as an image: COCO, VIA, LabelMe, YOLO, DDTI, RLE,
-EchoNet-Dynamic.
+"""Masks that are drawn as outlines or run lengths in a file of annotations, not as an image: COCO, VIA, LabelMe, YOLO, DDTI, RLE,
+EchoNet-Dynamic, and what `vfm4us.data.annotation_tools` reads.
 
 Such a mask is named `FILE::KEY`: the annotation file, and the image in it that the mask belongs to. `read_mask` draws it as
 class numbers on the pixels of its image. The classes of a file are numbered from 1 in the order in which it lists them
@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vfm4us.data import limits
+from vfm4us.data import annotation_tools, limits
+from vfm4us.data.shapes import Box, Outline, Runs, ellipse
 
 SEPARATOR = "::"
 FORMS = (".json", ".csv", ".xml", ".txt")
 MAXIMUM_FILE = 512 * 1024**2  # bytes of one annotation file
-CLASS_LIMIT = 254  # 255 is left for what is to be ignored
-CIRCLE_POINTS = 72  # corners of a circle or an ellipse
 
 
 def reference(file: str, key: str) -> str:
@@ -72,68 +71,6 @@ def class_names(path) -> dict[int, str]:
     return {} if _says_nothing(path) else _parsed(*_state(path))[1]
 
 
-class Outline:
-    """A polygon of points (N, 2) as x, y in pixels, the centre of the first pixel at 0, 0; `relative` to width and height."""
-
-    def __init__(self, points, number: int, relative: bool = False):
-        self.points = np.asarray(points, np.float64).reshape(-1, 2)
-        if len(self.points) < 3 or not np.isfinite(self.points).all() or np.abs(self.points).max() > 1e6:
-            raise ValueError("an outline needs three points or more, within the image")
-        self.number, self.relative = _class(number), relative
-
-    def draw(self, mask: np.ndarray) -> None:
-        """Fill the outline in `mask` (H, W). ValueError where shares of the image reach beyond it."""
-        points = self.points
-        if self.relative:
-            if points.min() < -0.01 or points.max() > 1.01:
-                raise ValueError("outlines in shares of the image must lie between 0 and 1")
-            points = points * (mask.shape[1], mask.shape[0]) - 0.5
-        from skimage.draw import polygon as inside  # a machine that only pretrains may lack it
-
-        rows, columns = inside(points[:, 1], points[:, 0], mask.shape)
-        mask[rows, columns] = self.number
-
-
-class Box:
-    """What is no mask: an image that has one is refused when it is read, the others of its file are not."""
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def draw(self, mask: np.ndarray) -> None:
-        """ValueError: a box is no outline."""
-        raise ValueError(f"{self.what} is a box, no outline: boxes are no masks")
-
-
-class Runs:
-    """Run lengths over the pixels column by column: `pairs` (N, 2) of start, from 0, and length."""
-
-    def __init__(self, pairs, number: int, size: tuple[int, int] | None = None):
-        self.pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
-        self.number, self.size = _class(number), size
-        if len(self.pairs) and self.pairs.min() < 0:
-            raise ValueError("run lengths are damaged: negative numbers")
-
-    def draw(self, mask: np.ndarray) -> None:
-        """Fill the runs in `mask` (H, W). ValueError where they belong to another size."""
-        if self.size is not None and self.size != mask.shape:
-            raise ValueError(
-                f"its run lengths are for {self.size[1]} x {self.size[0]} pixels, not {mask.shape[1]} x {mask.shape[0]}"
-            )
-        if len(self.pairs) and int(self.pairs.sum(1).max()) > mask.size:
-            raise ValueError("its run lengths reach beyond the image")
-        flat = np.zeros(mask.size, bool)
-        for start, length in self.pairs.tolist():
-            flat[start : start + length] = True
-        mask[flat.reshape(mask.shape[::-1]).T] = self.number
-
-
-def _class(number: int) -> int:
-    if not 1 <= number <= CLASS_LIMIT:
-        raise ValueError(f"class {number - 1}: 0 to {CLASS_LIMIT - 1} are read")
-    return int(number)
-
-
 # files
 
 
@@ -163,7 +100,7 @@ def _state(path) -> tuple:
 def _parsed(path: str, _size: int, _time: int) -> tuple[dict[str, list], dict[int, str]]:
     """({image: shapes}, {class number: name}), read once for all images of a file."""
     data = limits.file_bytes(path)
-    readers = {".json": _json, ".csv": _table, ".xml": _ddti, ".txt": _yolo}
+    readers = {".json": _json, ".csv": _table, ".xml": _xml, ".txt": _yolo}
     try:
         return readers[Path(path).suffix.lower()](data)
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
@@ -180,12 +117,17 @@ def _json(data: bytes):
         content = content["_via_img_metadata"]
     if is_labelme(content):
         return _labelme(content)
+    if annotation_tools.is_supervisely(content):
+        return annotation_tools.supervisely(content)
+    if annotation_tools.is_label_studio(content):
+        return annotation_tools.label_studio(content)
     entries = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
     entries = list(entries)
     if entries and all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries):
         return _via([(entry["filename"], region) for entry in entries for region in _regions(entry)], entries)
     raise ValueError(
-        "is neither of COCO (images, annotations) nor of VIA (filename, regions) nor of LabelMe (shapes, imagePath)"
+        "is of none of COCO (images, annotations), VIA (filename, regions), LabelMe (shapes, imagePath), Supervisely (size, "
+        "objects), Label Studio (data, annotations)"
     )
 
 
@@ -206,8 +148,7 @@ def _labelme(content: dict):
             shapes.append(Box(f"a rectangle of {str(shape['label'])[:80]!r}"))
             continue
         if kind == "circle":  # its centre, and a point of its edge
-            turn = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False)
-            points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+            points = ellipse(*points[0], *[np.hypot(*(points[1] - points[0]))] * 2)
         elif kind != "polygon":
             raise ValueError(f"a shape of the kind {str(kind)[:80]!r} is no outline: polygon and circle are read")
         shapes.append(Outline(points, words.index(str(shape["label"]).strip()) + 1))
@@ -283,7 +224,11 @@ def _via(regions: list[tuple[str, dict]], entries=()):
     for file, region in regions:
         word = _word((region.get("region_attributes") or {}).get(naming[0])) if naming else ""
         number = words.index(word) + 1 if word in words else 1
-        shapes.setdefault(file, []).append(Outline(_via_points(region["shape_attributes"]), number))
+        shape = region["shape_attributes"]
+        if shape.get("name") in ("rect", "point"):
+            shapes.setdefault(file, []).append(Box(f"a region of the shape {shape['name']!r}"))
+        else:
+            shapes.setdefault(file, []).append(Outline(_via_points(shape), number))
     return shapes, {number: word for number, word in enumerate(words, start=1) if word}
 
 
@@ -298,14 +243,8 @@ def _via_points(shape: dict) -> np.ndarray:
     if kind in ("polygon", "polyline"):
         return np.stack([shape["all_points_x"], shape["all_points_y"]], axis=1)
     if kind in ("circle", "ellipse"):
-        turn = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False)
         across, down = (shape["r"], shape["r"]) if kind == "circle" else (shape["rx"], shape["ry"])
-        tilt = float(shape.get("theta", 0))
-        x, y = across * np.cos(turn), down * np.sin(turn)
-        return np.stack(
-            [shape["cx"] + x * np.cos(tilt) - y * np.sin(tilt), shape["cy"] + x * np.sin(tilt) + y * np.cos(tilt)],
-            axis=1,
-        )
+        return ellipse(shape["cx"], shape["cy"], across, down, float(shape.get("theta", 0)))
     raise ValueError(f"a region of the shape {kind!r} is no outline: polygon, polyline, circle and ellipse are read")
 
 
@@ -326,14 +265,19 @@ def _yolo(data: bytes):
     return {"": shapes}, {}
 
 
-def _ddti(data: bytes):
-    """A case of DDTI: <mark> holds the number of an image and, as JSON, the points of its outlines."""
+def _xml(data: bytes):
+    """A case of DDTI, or CVAT's file of images."""
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         raise ValueError("names entities, which no annotation needs: refused")
     try:
         root = ElementTree.fromstring(data)  # noqa: S314  (entities are refused above)
     except ElementTree.ParseError as error:
         raise ValueError(f"is no XML: {error}") from None
+    return annotation_tools.cvat(root) if root.tag == "annotations" else _ddti(root)
+
+
+def _ddti(root: ElementTree.Element):
+    """A case of DDTI: <mark> holds the number of an image and, as JSON, the points of its outlines."""
     shapes: dict[str, list] = {}
     for mark in root.iter("mark"):
         image = (mark.findtext("image") or "").strip()

@@ -7,7 +7,7 @@ import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from vfm4us.data import frames, layouts, polygons, table_files
+from vfm4us.data import annotations, frames, layouts, polygons, table_files
 from vfm4us.data.containers import Told, one_record_per_image
 from vfm4us.data.csv_files import shown
 from vfm4us.data.joined_tables import join_tables
@@ -223,27 +223,23 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
         understood.add("passed over", "hidden files and thumbnails of systems and file servers", file)
     files = [file for file in files if not is_litter(file)]
     images = [file for file in files if is_read(path / file)]
-    published = (
-        None
-        if reading.plan().keys() & {"images", "masks", "targets", "passed_over", "folders"}
-        else layouts.recognise(path)
-    )
+    told = reading.plan().keys() & {"images", "masks", "targets", "passed_over", "folders"}
+    published = None if told else layouts.recognise(path)
+    annotated = None if published or told - {"folders"} else annotations.recognise(path)
     if published is not None:
         name, records = published
-        understood.layout, understood.said = (
-            f"published dataset {name}",
-            (layouts.LAYOUTS[name].__doc__ or "").strip().split("\n")[0],
-        )
-        understood.records = sorted(records, key=lambda record: natural_key(record.path))
-        for record in understood.records:
-            partner = "mask" if record.mask else "target" if record.target else ""
-            understood.add("image", f"with a {partner}" if partner else "as published", record.path)
-            for mask in record.mask_paths:
-                understood.add("mask", "as published", mask)
-            if record.target:
-                understood.add("target", "as published", record.target)
+        doc = layouts.LAYOUTS[name].__doc__
+        _as_published(f"published dataset {name}", doc, records, understood)
         understood.groups = "as published" if any(record.group for record in records) else ""
         understood.splits = "as published" if any(record.split for record in records) else ""
+    elif annotated is not None:
+        name, records = annotated
+        records = _said_by_folders(path, images, records, reading, understood)
+        _as_published(f"images with outlines ({name})", annotations.FORMS[name].__doc__, records, understood)
+        used = annotations.files_of(records)
+        join_tables(
+            path, [file for file in _tables_among(path, files, understood) if file not in used], reading, understood
+        )
     else:
         arrays = [file for file in files if file.lower().endswith(ARRAYS)]
         if not images:
@@ -251,12 +247,52 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
         understand_tree(path, images, arrays, reading, understood)
         understood.records.sort(key=lambda record: natural_key(record.path))
         _empty_classes(path, understood, files, empty)
-        join_tables(path, _tables_among(files, understood), reading, understood)
+        join_tables(path, _tables_among(path, files, understood), reading, understood)
     _remaining(path, files, understood)
 
 
-def _tables_among(files: list[str], understood: Understanding) -> list[str]:
-    """Files that may be tables of images: not those of the name of one image, nor many JSON files."""
+def _as_published(layout: str, doc: str | None, records: list[Record], understood: Understanding) -> None:
+    """Fill in the layout and its records, with their masks and targets."""
+    understood.layout, understood.said = layout, (doc or "").strip().split("\n")[0]
+    understood.records = sorted(records, key=lambda record: natural_key(record.path))
+    for record in understood.records:
+        partner = "mask" if record.mask else "target" if record.target else ""
+        what = (
+            f"with a {partner}" if partner else "as published" if layout.startswith("published") else "without outlines"
+        )
+        understood.add("image", what, record.path)
+        for mask in record.mask_paths:
+            understood.add("mask", "as published" if layout.startswith("published") else "outlines", mask)
+        if record.target:
+            understood.add("target", "as published", record.target)
+
+
+def _said_by_folders(
+    root: Path, images: list[str], records: list[Record], reading: Reading, understood: Understanding
+) -> list[Record]:
+    """Records with outlines, with the labels, groups and splits of their folders; masks among the images are left out."""
+    tree = Understanding(source=understood.source, layout="")
+    understand_tree(root, images, [], reading, tree)
+    by_path = {record.path: record for record in tree.records}
+    several = len({record.label for record in tree.records if record.label}) > 1
+    understood.labels = "as annotated" * any(record.label for record in records)
+    for record in records:
+        said = by_path.get(record.path, Record("", ""))
+        record.label = record.label or said.label * several
+        record.group, record.split = said.group, record.split or said.split
+    for kind in tree.kinds:
+        if kind.role != "image":
+            role = "passed over" if kind.role in ("mask", "target") else kind.role
+            what = "masks as images: the outlines count" if kind.role == "mask" else kind.what
+            understood.add(role, what, *kind.paths)
+    understood.groups, understood.splits = tree.groups, tree.splits or "as annotated" * any(r.split for r in records)
+    understood.notes += tree.notes
+    understood.warnings += tree.warnings
+    return [record for record in records if record.mask or record.path in by_path]
+
+
+def _tables_among(root: Path, files: list[str], understood: Understanding) -> list[str]:
+    """Files that may be tables of images: not those of the name of one image, nor many JSON files, nor those of boxes."""
     stems = {without_extension(record.path.rsplit("/", 1)[-1]) for record in understood.records}
     by_ending: dict[str, list[str]] = defaultdict(list)
     for file in files:
@@ -268,7 +304,8 @@ def _tables_among(files: list[str], understood: Understanding) -> list[str]:
         file
         for ending, several in by_ending.items()
         for file in several
-        if len(several) <= MOST_TABLES or ending in (".csv", ".tsv")
+        if (len(several) <= MOST_TABLES or ending in (".csv", ".tsv"))
+        and not (ending == ".json" and annotations.is_annotation(root / file))
     ]
 
 
@@ -328,6 +365,8 @@ def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
                 f"table{said}: not used, a manifest.csv with the columns path, label, group would be",
                 file,
             )
+        elif ending == ".json" and annotations.is_annotation(root / file):
+            understood.add("passed over", "annotations without outlines: boxes and points are no masks", file)
         elif ending in SIDECARS:
             understood.add("passed over", f"{ending}: not used", file)
         elif is_read(root / file):
