@@ -7,7 +7,7 @@ import pytest
 from making_formats import PLANTED, dicom_dataset, encapsulated, region, save_dicom, speckle
 from PIL import Image
 
-from vfm4us.data import dicom, frames, pseudonyms, sources
+from vfm4us.data import dicom, dicom_pixels, frames, pseudonyms, sources
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom import uid  # noqa: E402
@@ -225,6 +225,31 @@ def test_uncompressed_colours_are_read_as_they_lie(tmp_path, planes, held, said,
     notes = " ".join(frames.contents_of(path).notes)
     assert ("read as what they are" in notes) == (held != said)
     assert ("PlanarConfiguration" in notes) == (planes != bool(planes_said))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("SC_rgb_jpeg_dcmtk.dcm", "YBR_FULL"),
+        ("SC_rgb_jpeg.dcm", "RGB"),  # written without the types of its elements, which its syntax has
+        ("SC_jpeg_no_color_transform.dcm", "RGB"),
+        ("examples_ybr_color.dcm", "YBR_FULL_422"),
+        ("GDCMJ2K_TextGBR.dcm", "YBR_RCT"),
+        ("SC_rgb_jls_lossy_sample.dcm", "RGB"),
+    ],
+)
+def test_files_of_other_writers_look_as_pydicom_shows_them(name, kind):
+    from pydicom.data import get_testdata_file
+
+    path = get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip("comes with another version of pydicom")
+    header, begin = dicom._header(path)
+    found = dicom_pixels.find(path, header, begin)
+    assert found.kind == kind and not found.notes
+    whole = pydicom.dcmread(path).pixel_array
+    shown = np.asarray(Image.fromarray(whole[0] if whole.ndim == 4 else whole).convert("L"))
+    assert difference(next(dicom_pixels.read(found, [0]))[1], shown) < 0.5
 
 
 # reasons

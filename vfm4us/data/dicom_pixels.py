@@ -33,6 +33,7 @@ FASTER = {"1.2.840.10008.1.2.4.80": "pyjpegls", "1.2.840.10008.1.2.4.81": "pyjpe
 PLAIN_KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422")  # uncompressed
 LUMA_FIRST = ("YBR_FULL", "YBR_FULL_422")  # their first channel is the luminance (ITU-R 601): no colour is made of them
 UNKNOWN_LENGTH = 0xFFFFFFFF
+VRS = (b"OB", b"OW", b"OF", b"OD", b"OV", b"UN")  # types of an element of pixels, where they are written
 ITEM, END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 CODESTREAM_BEGINS = (b"\xff\xd8", b"\xff\x4f", b"\0\0\0\x0c")  # JPEG and JPEG-LS, JPEG 2000 bare and in a box
 LOOKED_AT = 10_000  # pixels that are looked at to tell colours apart
@@ -118,7 +119,7 @@ def find(path, header, begin: int) -> Pixels:
     if samples == 3:
         pixels.colour = "YBR" if kind in LUMA_FIRST else "RGB"
     with limits.open_regular(path) as file:
-        length = _length(file, begin, implicit, little)
+        length = _length(file, begin, little)
         pixels.start = file.tell()
         said = int(number_of(header, "NumberOfFrames", 0))
         if _is_compressed(syntax):
@@ -157,14 +158,16 @@ def read(pixels: Pixels, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]
 # where they are
 
 
-def _length(file, begin: int, implicit: bool, little: bool) -> int:
+def _length(file, begin: int, little: bool) -> int:
     """The length that stands before the pixels, in bytes; the file is left at their first byte."""
     file.seek(begin)
-    order = "<" if little else ">"
-    head = file.read(8 if implicit else 12)
-    if len(head) < (8 if implicit else 12):
+    head = file.read(12)
+    if head[4:6] not in VRS:  # some files say that they have them, and have not
+        head = head[:8]
+        file.seek(begin + 8)
+    if len(head) < 8 or (head[4:6] in VRS and len(head) < 12):
         raise ValueError("DICOM: holds no pixels: it ends where they should begin")
-    return struct.unpack(order + "I", head[-4:])[0]
+    return struct.unpack("<I" if little else ">I", head[-4:])[0]
 
 
 def _is_compressed(syntax: str) -> bool:
