@@ -28,7 +28,7 @@ from vfm4us.runtime.rng import generator
 from vfm4us.runtime.run import RunFolder
 from vfm4us.tables import report
 from vfm4us.tables.plan import TableConfig, make_plan
-from vfm4us.tasks import cyclegan, enhancers, segmentation
+from vfm4us.tasks import cyclegan, enhancers, fitted_degradation, segmentation
 from vfm4us.tasks import generation as task
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Generation" / name for name in ("train.py", "evaluate.py"))
@@ -577,8 +577,56 @@ def test_the_enhancer_and_the_learnt_degradation_do_not_agree_on_a_code(tmp_path
     parts["pair"].backward()
     assert all(p.grad is None for p in gan.generators["degrader"].parameters())
     assert gan.generators["enhancer"].last[-1].weight.grad.abs().sum() > 0
+    fitted = trained_by("fitted-degradation", cyclegan.TrainingConfig(crop=64), tmp_path)
+    fitted.terms(low, high, generator(1))[0]["pair"].backward()
+    assert all(p.grad is None for p in fitted.generators["degrader"].parameters())
     one, other = (gan.generators["degrader"](high, torch.randn(high.shape, generator=generator(n))) for n in (2, 3))
     assert (one - other).abs().mean() > 1e-3, "one image has many low-quality versions"
+
+
+def test_patches_of_the_same_kind_are_near_and_of_another_far():
+    x = torch.rand(12, 1, 64, 64, generator=generator(0)) * 2 - 1
+    a, b = x[:6], x[6:].requires_grad_()
+    near = fitted_degradation.patch_distance(a, b, generator(1))
+    smooth = torch.nn.functional.avg_pool2d(b, 3, 1, 1)
+    assert near < 0.05 < fitted_degradation.patch_distance(a, smooth, generator(1)), "other neighbours"
+    assert near < 0.05 < fitted_degradation.patch_distance(a, b * 0.8 + 0.2, generator(1)), "another brightness"
+    fitted_degradation.patch_distance(a, smooth, generator(1)).backward()
+    assert b.grad.abs().sum() > 0
+
+
+def test_a_degradation_is_fitted_to_images_that_show_something_else():
+    """Known speckle, point spread and curve are found again from other images than those that they made worse."""
+
+    def scenes(seed):
+        coarse = torch.rand(16, 1, 8, 8, generator=generator(seed)) * 2 - 1
+        return torch.nn.functional.interpolate(coarse, (64, 64), mode="nearest")
+
+    def curve(model):
+        return model._curve(torch.linspace(0.25, 1, 4)).detach()
+
+    known, fitted = fitted_degradation.Degradation(), fitted_degradation.Degradation()
+    with torch.no_grad():
+        known.log_speckle.fill_(np.log(0.4))
+        known.point_spread.mul_(0.25)
+        known.start.fill_(0.1)
+        known.slopes.sub_(0.5)
+        low = known(scenes(0), known.noise(scenes(0), generator(1)))
+    optimizer = torch.optim.Adam(fitted.parameters(), lr=0.05)
+    draw, high = generator(2), scenes(3)
+    for _ in range(60):
+        loss = fitted_degradation.patch_distance(fitted(high, fitted.noise(high, draw)), low, draw, patches=1024)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert fitted.log_speckle.exp().item() == pytest.approx(0.4, abs=0.08)
+    begun = (curve(fitted_degradation.Degradation()) - curve(known)).abs().mean()
+    assert (curve(fitted) - curve(known)).abs().mean() < begun / 2
+    black = torch.full((1, 1, 64, 64), -1.0)
+    black[..., 40:] = 0.5
+    made = fitted(black)
+    assert (made[..., :30] == -1).all() and (made[..., 40:] > -1).all(), "a border stays black"
+    assert not torch.equal(fitted(high[:1], fitted.noise(high[:1], generator(5))), fitted(high[:1]))
 
 
 # ---- whole runs -----------------------------------------------------------------------------------------------------
@@ -673,11 +721,12 @@ def test_stopped_and_continued_ends_in_the_same_weights(build, tmp_path, monkeyp
     assert any(k.startswith("module.degrader.") for k in whole)
 
 
-@pytest.mark.parametrize("method", ["supervised", "one-sided", "learned-degradation"])
+@pytest.mark.parametrize("method", ["supervised", "one-sided", "learned-degradation", "fitted-degradation"])
 def test_every_method_is_stopped_continued_saved_and_used(build, folder, tmp_path, monkeypatch, method):
     keys = [f"method={method}", "encoder.freeze=true", "network.residual=true", "training.average=0.5"]
     keys += ["training.pool=1", "training.ssim_weight=0.5", "network.discriminator_norm=none"]
     keys += ["network.kind=unet"] if method == "supervised" else []
+    keys += ["training.discriminator_steps=2"] if method == "fitted-degradation" else []
     task.TASK.run_seeds(build(*keys), quiet)
     real, steps = enhancers.METHODS[method]._update, []
 
@@ -697,7 +746,7 @@ def test_every_method_is_stopped_continued_saved_and_used(build, folder, tmp_pat
         task.TASK.run_seeds(settings, quiet)
     whole, parts = state_of(tmp_path, "whole"), state_of(tmp_path, "stopped")
     assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
-    assert any(k.startswith("module.degrader.") for k in whole) == (method == "learned-degradation")
+    assert any(k.startswith("module.degrader.") for k in whole) == method.endswith("degradation")
     about = json.loads((tmp_path / "logs/t/metrics.json").read_text())
     assert about["protocol"]["method"] == method and about["protocol"]["output"] == "residual"
     assert about["protocol"]["kind"] == ("paired" if method == "supervised" else "unpaired")

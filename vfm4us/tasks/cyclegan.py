@@ -321,7 +321,6 @@ class CycleGAN(Training):
 
     networks: ClassVar[tuple[str, ...]] = ("enhancer", "degrader")
     judged: ClassVar[tuple[str, ...]] = ("low", "high")
-    noisy_degrader: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -341,7 +340,7 @@ class CycleGAN(Training):
         torch.manual_seed(seed)
         self.generators = Networks({"enhancer": new_enhancer(networks, encoder)})
         if "degrader" in self.networks:
-            self.generators["degrader"] = Generator(networks, noisy=self.noisy_degrader)
+            self.generators["degrader"] = self.new_degrader(networks)
         self.generators.to(device)
         self.averaged = copy.deepcopy(self.generators).requires_grad_(False) if config.average else self.generators
         self.discriminators = nn.ModuleDict(
@@ -354,9 +353,10 @@ class CycleGAN(Training):
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.frozen_epochs = math.inf if frozen else freeze_epochs
         self.precision, self.paired = precision, paired
-        of_encoder = {id(p) for p in encoder.parameters()}
-        rest = [p for p in [*self.generators.parameters(), *self.projectors.parameters()] if id(p) not in of_encoder]
-        groups = [{"params": rest, "scale": 1.0}, {"params": list(encoder.parameters()), "scale": config.encoder_rate}]
+        scaled = [(list(encoder.parameters()), config.encoder_rate), *self.scaled_parameters()]
+        apart = {id(p) for parameters, _ in scaled for p in parameters}
+        rest = [p for p in [*self.generators.parameters(), *self.projectors.parameters()] if id(p) not in apart]
+        groups = [{"params": parameters, "scale": scale} for parameters, scale in [(rest, 1.0), *scaled]]
         self.optimizers = {"generators": torch.optim.Adam(groups, lr=0.0, betas=(0.5, 0.999))}
         if self.judged:
             judges = [{"params": list(self.discriminators.parameters()), "scale": 1.0}]
@@ -453,6 +453,14 @@ class CycleGAN(Training):
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
+    def new_degrader(self, networks: GeneratorConfig) -> nn.Module:
+        """The untrained way back, from high to low quality."""
+        return Generator(networks)
+
+    def scaled_parameters(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Parameters of the generators with a rate of their own, and what it is to `training.learning_rate`; not the encoder's."""
+        return []
+
     def new_projectors(self, networks: GeneratorConfig) -> nn.Module:
         """Further layers that learn with the generators, and are thrown away."""
         return nn.ModuleDict()
@@ -484,6 +492,10 @@ class CycleGAN(Training):
             parts["l1"] = self.distance(fake_high, high)
         return parts, {"low": fake_low, "high": fake_high}
 
+    def further_terms(self, low: Tensor, high: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+        """Terms of the generators' loss on all crops of a step, those for the discriminators' further steps among them."""
+        return {}
+
     def _update(self, low: Tensor, high: Tensor, draw: torch.Generator, at: int) -> dict[str, Tensor]:
         """One step of the generators on the first crops, then those of the discriminators, on the images just made or earlier ones.
 
@@ -493,6 +505,7 @@ class CycleGAN(Training):
         self.discriminators.requires_grad_(False)
         with autocast(self.device, self.precision):
             parts, made = self.terms(*every[0], draw)
+            parts |= self.further_terms(low, high, draw)
         weights = self.weights()
         loss = sum(weights[name.split("_")[0]] * value for name, value in parts.items())
         self._step("generators", loss)

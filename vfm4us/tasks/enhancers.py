@@ -1,4 +1,4 @@
-"""Ways to train an enhancer beside CycleGAN: with pairs, from one side, and by a degradation that is learnt first.
+"""Ways to train an enhancer beside CycleGAN: with pairs, from one side, and by a degradation that is learnt or fitted.
 
 Each is a `CycleGAN` with fewer networks and other terms; the loop, the discriminators, saving and resuming are the same.
 
@@ -7,6 +7,7 @@ Each is a `CycleGAN` with fewer networks and other terms; the loop, the discrimi
                          like its own place in the input than like others + the same for high-quality images, as the identity
     learned-degradation  the degrader learns from unpaired images how quality is lost, noise and all; the enhancer learns to undo
                          that on pairs which the degrader makes (after Bulat et al. 2018, arXiv 1807.11458)
+    fitted-degradation   the same with a model of a scanner in the degrader's place, and no discriminator (fitted_degradation.py)
 """
 
 from typing import ClassVar
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfm4us.augment import moved
-from vfm4us.tasks.cyclegan import CycleGAN, verdict
+from vfm4us.tasks.cyclegan import CycleGAN, Generator, verdict
+from vfm4us.tasks.fitted_degradation import Degradation, patch_distance
 from vfm4us.tasks.sections import ENHANCERS, GeneratorConfig
 
 TEMPERATURE = 0.07  # of the contrast between patches, as published
@@ -92,7 +94,9 @@ class LearnedDegradation(CycleGAN):
     """
 
     judged: ClassVar = ("low",)
-    noisy_degrader: ClassVar = True
+
+    def new_degrader(self, networks: GeneratorConfig) -> nn.Module:
+        return Generator(networks, noisy=True)
 
     def weights(self) -> dict[str, float]:
         return super().weights() | {"content": self.config.content_weight, "pair": 1.0}
@@ -111,6 +115,37 @@ class LearnedDegradation(CycleGAN):
         return parts, {"low": fake_low}
 
 
+class FittedDegradation(CycleGAN):
+    """Few numbers say how quality is lost; they are fitted by patches of both domains, and the enhancer undoes what they do.
+
+    As in `LearnedDegradation` the degrader gets no gradient from the enhancer. It is fitted on all crops of a step.
+    """
+
+    judged: ClassVar = ()
+
+    def new_degrader(self, networks: GeneratorConfig) -> nn.Module:
+        return Degradation()
+
+    def scaled_parameters(self) -> list[tuple[list[nn.Parameter], float]]:
+        return [(list(self.generators["degrader"].parameters()), self.config.degradation_rate)]
+
+    def weights(self) -> dict[str, float]:
+        return super().weights() | {"patches": 1.0, "pair": 1.0}
+
+    def terms(self, low: Tensor, high: Tensor, draw: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        enhancer, degrader = self.generators["enhancer"], self.generators["degrader"]
+        with torch.no_grad():
+            made = degrader(high, degrader.noise(high, draw))
+        parts = {"pair": self.distance(enhancer(made), high)}
+        if self.paired:
+            parts["l1"] = self.distance(enhancer(low), high)
+        return parts, {}
+
+    def further_terms(self, low: Tensor, high: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+        degrader = self.generators["degrader"]
+        return {"patches": patch_distance(degrader(high, degrader.noise(high, draw)), low, draw)}
+
+
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Of two images each (N, 1, H, W), averaged over the images; one that is flat counts as like."""
     a, b = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (a, b))
@@ -118,4 +153,4 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return (((a * b).sum(1) + small) / ((a.square().sum(1) + small) * (b.square().sum(1) + small)).sqrt()).mean()
 
 
-METHODS = dict(zip(ENHANCERS, (CycleGAN, Supervised, OneSided, LearnedDegradation), strict=True))
+METHODS = dict(zip(ENHANCERS, (CycleGAN, Supervised, OneSided, LearnedDegradation, FittedDegradation), strict=True))

@@ -8,7 +8,8 @@ from vfm4us.phantoms import degradation
 from vfm4us.tasks.settings import EvaluationConfig, FinetuneConfig, InitialEncoderConfig, TaskConfig, TaskDataConfig
 from vfm4us.views import ViewConfig
 
-ENHANCERS = ("cyclegan", "supervised", "one-sided", "learned-degradation")  # the methods of generation, in enhancers.py
+# the methods of generation, in enhancers.py
+ENHANCERS = ("cyclegan", "supervised", "one-sided", "learned-degradation", "fitted-degradation")
 
 # ---- classification --------------------------------------------------------------------------------------------------
 
@@ -159,7 +160,11 @@ class TrainingConfig:
     learning_rate: float = option(2e-4, "of Adam, betas 0.5 and 0.999", low=0.0)
     encoder_rate: float = option(1.0, "rate of the encoder as a share of it", low=0.0)
     discriminator_steps: int = option(
-        1, "of the discriminators for one of the generators, each on other crops", low=1, high=100
+        1,
+        "of the discriminators for one of the generators, each on other crops; fitted-degradation has none and fits its model on "
+        "all these crops",
+        low=1,
+        high=100,
     )
     adversarial_weight: float = option(1.0, "of the least-squares loss against the discriminators", low=0.0)
     cycle_weight: float = option(10.0, "of the way there and back", low=0.0)
@@ -180,6 +185,9 @@ class TrainingConfig:
     contrast_patches: int = option(128, "one-sided: of an image that are compared", low=2, high=4096)
     content_weight: float = option(
         5.0, "learned-degradation: of 1 - correlation of 4 x 4 px means, before and after the degrader", low=0.0
+    )
+    degradation_rate: float = option(
+        20.0, "fitted-degradation: rate of the model of the degradation, as a multiple of learning_rate", low=0.0
     )
     pool: int = option(50, "earlier images among which a discriminator's half is drawn", low=0, high=10000)
     average: float = option(
