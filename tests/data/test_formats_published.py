@@ -176,6 +176,20 @@ def test_medmnist(tmp_path):
         assert (dataset.images[6] == np.asarray(image.resize((80, 80), Image.Resampling.LANCZOS))).all()
 
 
+def test_labels_of_npz_in_one_axis_or_as_fractions_and_wide_images_of_one_range(tmp_path):
+    from vfm4us.data import frames
+
+    dark, light = speckle(0).astype(np.uint16) * 3, speckle(1).astype(np.uint16) * 16
+    labels = np.array([0.0, 1.0])
+    np.savez(tmp_path / "a.npz", train_images=np.stack([dark, light]), train_labels=labels)
+    assert frames.contents_of(tmp_path / "a.npz").labels == ["0", "1"]
+    (_, grey), *_ = frames.read_frames(tmp_path / "a.npz", [0])
+    assert abs(grey.mean() - dark.mean() / 4095 * 255) < 1
+    np.savez(tmp_path / "b.npz", train_images=np.stack([dark, light]), train_labels=np.eye(2))
+    told = frames.contents_of(tmp_path / "b.npz")
+    assert told.labels == ["", ""] and told.notes == ["has several labels per image, which are not used"]
+
+
 def test_npz_that_boast_or_hold_other_things_are_refused(tmp_path):
     header = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
     text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (100000, 1000, 1000), }"

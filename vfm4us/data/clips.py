@@ -11,6 +11,7 @@ import numpy as np
 from vfm4us.data import limits
 from vfm4us.data.frames import Contents, MissingPackage
 from vfm4us.data.greys import common_range, range_of_file, to_8_bit
+from vfm4us.data.signatures import what_file_is
 
 MAXIMUM_FRAMES = 1_000_000
 INTERLACED = (2, 3, 4, 5)  # FFmpeg's orders of fields; 1 is progressive
@@ -92,7 +93,8 @@ def _opened(path):
         # a playlist could name files and addresses of its own: only the file itself is opened
         return av.open(path, options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
     except av.FFmpegError as error:
-        raise ValueError(f"clip: cannot be opened: {_words(error)}") from None
+        told = "" if hasattr(path, "read") else what_file_is(path, but="clip")
+        raise ValueError(f"clip: cannot be opened{told or f': {_words(error)}'}") from None
 
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,asf,matroska,webm,mpeg,mpegts,mpegvideo,h264,hevc"

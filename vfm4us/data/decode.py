@@ -18,6 +18,7 @@ from vfm4us.data.greys import grey_of_image
 from vfm4us.data.inflating import with_stored_pixels
 from vfm4us.data.limits import MAXIMUM_PIXELS, check_size, file_bytes, hold
 from vfm4us.data.records import Record
+from vfm4us.data.signatures import LOOKED_AT, what_it_is
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")
 
@@ -95,7 +96,9 @@ def _opened(data: bytes):
     try:
         image = Image.open(io.BytesIO(with_stored_pixels(data)), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"not an image in {', '.join(FORMATS)} format, or its header is damaged") from error
+        told = what_it_is(data[:LOOKED_AT], but="image")
+        reason = f"not an image in {', '.join(FORMATS)} format"
+        raise ValueError(reason + (told or ", or its header is damaged")) from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"over the limit of {MAXIMUM_PIXELS // 10**6} megapixels: {one_line(error)}") from error
     except Exception as error:  # decoders of damaged files raise SyntaxError, EOFError, struct.error, KeyError, ...

@@ -13,6 +13,7 @@ from vfm4us.data import dicom_pixels, limits
 from vfm4us.data.dicom_pixels import number_of, numbers_of
 from vfm4us.data.frames import Contents, MissingPackage
 from vfm4us.data.pseudonyms import pseudonym
+from vfm4us.data.signatures import what_file_is
 
 REGIONS = ("b-mode", "colour", "m-mode", "spectral", "other")
 ULTRASOUND = ("US", "IVUS")  # modalities
@@ -162,11 +163,13 @@ def _header(path, extra=()):
     except MemoryError:
         raise
     except Exception as error:  # a damaged header raises almost anything; its words may quote the file
+        if not named and (told := what_file_is(path)):
+            raise ValueError(f"not a DICOM file{told}") from None
         raise ValueError(f"DICOM: its header is damaged ({type(error).__name__})") from None
     if deflated:
         raise ValueError("DICOM: deflated as a whole, which is not read here: convert it, e.g. with dcmconv +te")
     if not named and "Rows" not in header:
-        raise ValueError("not a DICOM file, or its header is damaged")
+        raise ValueError("not a DICOM file" + (what_file_is(path) or ", or its header is damaged"))
     return header, begin
 
 

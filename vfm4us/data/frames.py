@@ -17,6 +17,12 @@ PAGED_EXTENSIONS = (".tif", ".tiff", ".gif", ".webp")
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 ARRAY_EXTENSIONS = (".npz",)
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".dic", ".ima")
+OTHER_EXTENSIONS = tuple(  # which are not looked into
+    (
+        ".png .jpg .jpeg .jfif .bmp .csv .tsv .txt .json .xml .yaml .yml .md .npy .raw .zraw .zip .tar .gz .7z .h5 .hdf5 .mat .pdf "
+        ".xlsx .xls .py .ipynb .html .db"
+    ).split()
+)
 ASSUMED_RATE = 25.0  # frames a second, of a clip that does not say
 SAME_CELL = 2.5  # grey levels of 255, see `near_identical`
 RULES = "first, all, every N, per second, or N per second"
@@ -137,7 +143,7 @@ def stem_of(path: str) -> str:
 
 
 def kind_of(path) -> str:
-    """ "DICOM", "clip", "pages", "volume", or "" for everything else; files without a known ending are looked into."""
+    """ "DICOM", "clip", "pages", "volume", or "" for everything else; files whose ending tells nothing are looked into."""
     from vfm4us.data import dicom
 
     ending = extension_of(path)
@@ -149,7 +155,7 @@ def kind_of(path) -> str:
         return "pages"
     if ending in ARRAY_EXTENSIONS:
         return "arrays"
-    if ending in DICOM_EXTENSIONS or (ending == "" and dicom.is_dicom(path)):
+    if ending in DICOM_EXTENSIONS or (ending not in OTHER_EXTENSIONS and dicom.is_dicom(path)):
         return "DICOM"
     return ""
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from vfm4us.data import limits
 from vfm4us.data.frames import Contents
-from vfm4us.data.greys import to_8_bit
+from vfm4us.data.greys import common_range, range_of_file, to_8_bit
+from vfm4us.data.signatures import what_file_is
 
 PARTS = ("train", "val", "test")
 MAXIMUM_BYTES = 2 * 1024**3  # of one array
@@ -22,14 +23,21 @@ def contents(path) -> Contents:
     with _opened(path) as file:
         for part, (count, *_) in _parts(file):
             labels = _array(file, f"{part}_labels") if f"{part}_labels.npy" in file.namelist() else None
-            if labels is not None and (labels.ndim != 2 or labels.shape[1] != 1 or len(labels) != count):
-                told.notes.append("has several labels per image, which are not used")
+            if labels is not None and (len(labels) != count or labels.size != count):
+                several = "has several labels per image, which are not used"
+                told.notes += [several] * (several not in told.notes)
                 labels = None
             told.count += count
             told.splits += [part] * count
-            labels_of_split = [""] * count if labels is None else [str(label) for label in labels[:, 0].tolist()]
+            values = [] if labels is None else labels.reshape(-1).tolist()
+            labels_of_split = [_label(value) for value in values] or [""] * count
             told.labels += [names.get(label, label) for label in labels_of_split]
     return told
+
+
+def _label(value) -> str:
+    """A number as a label: 1 and 1.0 are one, NaN is none."""
+    return str(value) if isinstance(value, int) else "" if np.isnan(value) else f"{value:g}"
 
 
 def read_images(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -40,10 +48,18 @@ def read_images(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
             in_split = [number for number in numbers if begin <= number < begin + count]
             if in_split:
                 images = _array(file, f"{part}_images")
+                value_range = None
+                if images.dtype != np.uint8:
+                    value_range = range_of_file(path, lambda: common_range(_all_images(file)))
                 for number in in_split:
-                    pixels = to_8_bit(np.ascontiguousarray(images[number - begin]))
+                    pixels = to_8_bit(np.ascontiguousarray(images[number - begin]), value_range)
                     yield number, np.asarray(Image.fromarray(pixels).convert("L")) if pixels.ndim == 3 else pixels
             begin += count
+
+
+def _all_images(file: zipfile.ZipFile) -> Iterator[np.ndarray]:
+    for part, _ in _parts(file):
+        yield _array(file, f"{part}_images")
 
 
 def _opened(path) -> zipfile.ZipFile:
@@ -51,7 +67,7 @@ def _opened(path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise ValueError(f"no array can be read from it: {error}") from None
+        raise ValueError(f"no array can be read from it{what_file_is(path, 'ZIP') or f': {error}'}") from None
 
 
 def _parts(file: zipfile.ZipFile) -> list[tuple[str, tuple[int, ...]]]:
@@ -68,7 +84,8 @@ def _parts(file: zipfile.ZipFile) -> list[tuple[str, tuple[int, ...]]]:
     if not parts:
         names = ", ".join(name.removesuffix(".npy") for name in file.namelist()[:6])
         raise ValueError(
-            f"is not of MedMNIST: expected train_images, val_images or test_images, found {names or 'nothing'}"
+            f"is not of MedMNIST: expected train_images, val_images or test_images, found {names or 'nothing'}: save "
+            "its images as PNG"
         )
     return parts
 

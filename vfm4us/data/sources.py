@@ -40,6 +40,13 @@ MOST_TABLES = 50  # beside images, of one ending: more are notes on single image
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 ARRAYS = (".npy",)
+REMEDIES = {  # of what holds images and is not read
+    **dict.fromkeys((".h5", ".hdf5", ".mat"), ", save its images as PNG"),
+    ".npy": ", as arrays are masks alone: save images as PNG",
+    **dict.fromkeys((".jp2", ".heic", ".avif", ".pgm", ".ppm", ".tga"), ", save it as PNG"),
+    **dict.fromkeys((".hdr", ".img"), ", save the pair as .nii"),
+    ".vol": ", export it as DICOM or NRRD",
+}
 SIDECARS = (".json", ".xml", ".yaml", ".yml", ".md", ".pdf", ".docx", ".html", ".cfg")
 
 
@@ -208,9 +215,8 @@ def _one_file(path: Path, understood: Understanding) -> None:
     ):
         raise ValueError(f"{path} is an archive: unpack it and give the folder")
     if not is_read(path):
-        raise ValueError(
-            f"{path} is no image, no CSV and no folder: the endings that are read are {' '.join(READ_EXTENSIONS)}"
-        )
+        remedy = REMEDIES.get(ending, "").lstrip(", ") or f"the endings that are read are {' '.join(READ_EXTENSIONS)}"
+        raise ValueError(f"{path} is no image, no CSV and no folder: {remedy}")
     understood.layout = "one file"
     understood.records = [Record(id=without_extension(path.name), path=path.name)]
     understood.add("image", "given by itself", path.name)
@@ -374,7 +380,7 @@ def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
         elif ending in (*ARCHIVES, *SHEETS):
             understood.add("passed over", f"{ending} files: unpack archives, save sheets as CSV", file)
         else:
-            understood.add("passed over", f"{ending or 'no ending'}: not read", file)
+            understood.add("passed over", f"{ending or 'no ending'}: not read{REMEDIES.get(ending, '')}", file)
 
 
 def _look_into_files(root: Path, reading: Reading, understood: Understanding) -> None:
@@ -463,4 +469,7 @@ def _looked_for(files: list[str]) -> str:
     endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in files)
     holds = ", ".join(f"{count} {extension}" for extension, count in endings.most_common(5))
     hint = "; unpack archives first" if any(os.path.splitext(name)[1].lower() in ARCHIVES for name in files) else ""
+    hint += "".join(
+        f"; {ending} is not read{REMEDIES[ending]}" for ending, _ in endings.most_common(5) if ending in REMEDIES
+    )
     return f": looked for {' '.join(READ_EXTENSIONS)}, found {holds or 'no files at all'}{hint}"

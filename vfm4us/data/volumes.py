@@ -23,6 +23,7 @@ from PIL import Image
 from vfm4us.data import limits
 from vfm4us.data.frames import VOLUME_EXTENSIONS, Contents, MissingPackage, extension_of
 from vfm4us.data.greys import full_range, to_8_bit
+from vfm4us.data.signatures import what_file_is
 
 _LAST = threading.local()
 MAXIMUM_VOXELS = 4 * limits.MAXIMUM_PIXELS
@@ -161,7 +162,9 @@ def _reader(path):
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise ValueError(f"volume: its header is damaged: {_words(error)}") from None
+        raise ValueError(
+            f"volume: its header is damaged{what_file_is(path, 'volume') or f': {_words(error)}'}"
+        ) from None
     size, values = reader.GetSize(), reader.GetNumberOfComponents()
     pixel = "NRRD_kinds[pixel]"
     if values not in (1, 3, 4) or (reader.HasMetaDataKey(pixel) and reader.GetMetaData(pixel).strip() == "list"):
