@@ -757,6 +757,31 @@ TREES = {
         masks=3,
         passed_over=2,
     ),
+    "further lesions in a folder": Tree(
+        "Several masks of some images, by a number behind the name",
+        (pairs("images/us{}.png", "masks/us{}.png"), lambda root: mask(root / "masks/us1_2.png", 5)),
+        images=3,
+        masks=3,
+    ),
+    "numbered masks, said": Tree(
+        "The same number of masks for each image, decided",
+        (
+            pairs("images/img_{}.png", "masks/{}_1.png"),
+            lambda root: [mask(root / f"masks/{i}_2.png", 5) for i in range(3)][0],
+        ),
+        images=3,
+        masks=3,
+        reading={"values": "binary"},
+    ),
+    "a folder for each image": Tree(
+        "A folder for each image with its many masks",
+        (
+            pairs("x{0}/images/x{0}.png", "x{0}/masks/k9_{0}.png"),
+            lambda root: [mask(root / f"x{i}/masks/k8_{i}.png", 5) for i in range(3)][0],
+        ),
+        images=3,
+        masks=3,
+    ),
     "VOC": Tree(
         "Pascal VOC, as annotation tools write it",
         (
@@ -792,6 +817,30 @@ TREES = {
         splits={"train": 3, "test": 2},
     ),
     # two readings
+    "numbered masks": Tree(
+        "The same number of masks for each image",
+        (
+            pairs("images/img_{}.png", "masks/{}_1.png"),
+            lambda root: [mask(root / f"masks/{i}_2.png", 5) for i in range(3)][0],
+        ),
+        error="each image has masks numbered _1, _2 .* Say reading.values=binary",
+    ),
+    "masks by endings": Tree(
+        "A mask for each class, by the ending",
+        (
+            pairs("images/us{}.png", "masks/us{}_liver.png"),
+            lambda root: [mask(root / f"masks/us{i}_cyst.png", 5) for i in range(3)][0],
+        ),
+        error="named by their image and an ending .*_liver 3.*reading.masks=_",
+    ),
+    "a table of pairs": Tree(
+        "Names that do not pair, and a table that pairs them",
+        (
+            pairs("images/{}.png", "masks/z{}9.png"),
+            text("pairs.csv", "image,mask\nimages/0.png,masks/z09.png\nimages/1.png,masks/z19.png\n"),
+        ),
+        error="or give .*pairs.csv as the source, which names images and masks",
+    ),
     "hospitals": Tree(
         "A folder for each hospital",
         (plain(*(f"Hospital_{h}/{h}{k}.png" for h in "AB" for k in (1, 2))),),

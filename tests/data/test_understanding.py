@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from making_trees import PAGE, TREES, image, plain, with_trees
+from making_trees import PAGE, TREES, disc, image, plain, save, speckle, with_trees
 from PIL import Image
 
 from vfm4us.data.prepare import hidden_groups, open_or_prepare, prepare
@@ -40,7 +40,8 @@ def test_a_tree_is_understood_or_refused(tmp_path, name):
         numbers = [
             re.findall(r"\d+", path.rsplit("/", 2)[-1] if "patient" not in path else path) for path in record.mask_paths
         ]
-        assert all(set(re.findall(r"\d+", record.path)) >= set(digits[-1:]) for digits in numbers)
+        known = set(re.findall(r"\d+", record.path))
+        assert all(known >= set(digits[-1:]) or known >= set(digits[:1]) for digits in numbers)  # 2_1 is the first of 2
 
 
 def test_every_shown_tree_stands_in_the_page_as_it_is_read_today():
@@ -176,6 +177,20 @@ def test_words_at_the_end_of_names_are_told(tmp_path):
         for j, word in enumerate(("clean", "noisy")):
             Image.fromarray(np.roll(grey, 9 * k + 5 * j)).save(tmp_path / f"p{k}_{word}.png")
     assert any("clean 3, noisy 3), which are not used" in note for note in understand(tmp_path).notes)
+
+
+def test_masks_that_are_lost_are_warned_of(tmp_path):
+    for k in range(3):
+        save(np.concatenate([speckle(k), (disc(20 + k) * 255).astype(np.uint8)], axis=1), tmp_path / f"joined/{k}.png")
+        image(tmp_path / f"mat/images/{k}.png", k)
+        image(tmp_path / f"two_screens/{k}.png", k)
+        save(np.concatenate([speckle(k), speckle(k + 9)], axis=1), tmp_path / f"two_screens/{k}_.png")
+    (tmp_path / "mat/masks").mkdir()
+    (tmp_path / "mat/masks/0.mat").write_bytes(b"x")
+    warnings = {name: understand(tmp_path / name).warnings for name in ("joined", "mat", "two_screens")}
+    assert "3 of 3 images looked at have one half that looks like a mask" in warnings["joined"][0]
+    assert "1 files in folders of masks are not read, e.g. masks/0.mat" in warnings["mat"][0]
+    assert not warnings["two_screens"]
 
 
 def test_one_image_is_a_set_of_one(tmp_path):

@@ -53,6 +53,21 @@ def _has_soft_edges(levels: np.ndarray) -> bool:
     return bool(near_both[between].mean() > 0.9)
 
 
+def mask_in_a_half(path) -> bool:
+    """Whether one half of a wide picture looks like a mask and the other does not: an image and its mask side by side."""
+    try:
+        pixels = _pixels(path)
+    except ValueError:
+        return False
+    half = pixels.shape[1] // 2
+    if pixels.shape[1] < 1.6 * pixels.shape[0] or half < 16:
+        return False
+    halves = pixels[:, :half], pixels[:, half:]
+    return sum(part.min() < part.max() and has_few_values(part) for part in halves) == 1 and all(
+        p.min() < p.max() for p in halves
+    )
+
+
 def sample(items: list, count: int = SAMPLE) -> list:
     """At most `count` items, evenly spread over the list."""
     if len(items) <= count:

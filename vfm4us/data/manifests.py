@@ -311,6 +311,19 @@ def _tell(path, understood, places, records, missing, respelled, unlabelled) -> 
         understood.splits = "by the table"
 
 
+def names_masks(path: Path) -> bool:
+    """Whether a table would do as a manifest of images and masks: by its header, and by cells that name files."""
+    try:
+        text = table_text(path)
+        delimiter = delimiter_of(text, COLUMNS["path"]) if path.suffix.lower() in (".csv", ".tsv", ".txt") else None
+        rows = [row for _, row in table_rows(text, delimiter)] if delimiter else []
+        places = places_of(path, [name.strip().lower() for name in rows[0]]) if rows else {}
+    except (ValueError, OSError):
+        return False
+    place = places.get("mask", places.get("label", -1))
+    return "path" in places and place >= 0 and name_files([row[place].strip() for row in rows[1:] if place < len(row)])
+
+
 def main_columns_of(path: Path) -> list[str]:
     """The first line of some other table, for what is said of tables that are not used."""
     try:

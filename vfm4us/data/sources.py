@@ -7,16 +7,17 @@ import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from vfm4us.data import annotations, frames, layouts, polygons, table_files
+from vfm4us.data import annotations, frames, layouts, looks, polygons, table_files
 from vfm4us.data.containers import Told, one_record_per_image
 from vfm4us.data.csv_files import shown
 from vfm4us.data.joined_tables import join_tables
-from vfm4us.data.manifests import main_columns_of, understand_manifest
+from vfm4us.data.manifests import main_columns_of, names_masks, understand_manifest
 from vfm4us.data.masks import CodingOfSet
 from vfm4us.data.patients import BY_FIRST_FOLDER, settle
 from vfm4us.data.reading import FILE as READING_FILE
 from vfm4us.data.reading import Reading, reading_of
 from vfm4us.data.records import (
+    IMAGE_EXTENSIONS,
     READ_EXTENSIONS,
     Record,
     folders_below,
@@ -34,6 +35,7 @@ BEFORE_A_NUMBER = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)[ _-]*[(\[]?\d")  #
 BEHIND_A_NUMBER = re.compile(r"\d[ _-]*([^\W\d_]+\d?)$")  # p12_clean, 000_label1
 LAST_NUMBER = re.compile(r"^(.*[^\W_])[-_ .()]+\d+\)?$")  # 12_3, IMG_004_1
 MOST_ALONE = 0.7  # of images may be groups of their own, where names hold two numbers
+HALVED = 0.7  # of the images that are looked at
 MOST_LABELS = 20  # different words that are taken for labels
 TABLES = table_files.TEXTS
 MOST_TABLES = 50  # beside images, of one ending: more are notes on single images
@@ -250,11 +252,46 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
         arrays = [file for file in files if file.lower().endswith(ARRAYS)]
         if not images:
             raise ValueError(f"{path} holds no images{_looked_for(files)}")
-        understand_tree(path, images, arrays, reading, understood)
+        try:
+            understand_tree(path, images, arrays, reading, understood)
+        except ValueError as error:
+            tables = [table for table in _tables_among(path, files, understood) if names_masks(path / table)]
+            if not tables or "mask" not in str(error):
+                raise
+            raise ValueError(
+                f"{error}; or give {path / tables[0]} as the source, which names images and masks"
+            ) from error
+        _lost_masks(path, files, understood)
         understood.records.sort(key=lambda record: natural_key(record.path))
         _empty_classes(path, understood, files, empty)
         join_tables(path, _tables_among(path, files, understood), reading, understood)
     _remaining(path, files, understood)
+
+
+def _lost_masks(root: Path, files: list[str], understood: Understanding) -> None:
+    """Warn where a folder of masks holds nothing that is read, and where masks lie in one half of their images."""
+    if any(record.mask or record.target for record in understood.records):
+        return
+    strange = [
+        file
+        for file in files
+        if any(folder_of(part).role == "mask" for part in file.split("/")[:-1])
+        and not is_read(root / file)
+        and frames.extension_of(file) not in (*TABLES, *SIDECARS, *ARRAYS)
+    ]
+    if strange:
+        understood.warnings.append(
+            f"{len(strange)} files in folders of masks are not read, e.g. {strange[0]}: the set has no masks"
+        )
+    wide = looks.sample(sorted(record.path for record in understood.records))
+    halved = [
+        file for file in wide if frames.extension_of(file) in IMAGE_EXTENSIONS and looks.mask_in_a_half(root / file)
+    ]
+    if len(halved) > HALVED * len(wide):
+        understood.warnings.append(
+            f"{len(halved)} of {len(wide)} images looked at have one half that looks like a mask, e.g. {halved[0]}: image "
+            "and mask side by side? They are read as one image: cut them apart"
+        )
 
 
 def _as_published(layout: str, doc: str | None, records: list[Record], understood: Understanding) -> None:

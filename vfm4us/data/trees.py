@@ -23,6 +23,7 @@ LABEL_PATIENTS = 5  # so many patient folders beside each other are patients, no
 
 WORD_BEFORE = re.compile(r"^([^\W\d_]+)[-_ ]*(.*\d.*)$")
 WORD_BEHIND = re.compile(r"^(.*\d.*?)[-_ ]+([^\W\d_]+)$")
+INDEX = re.compile(r"[-_ .(]+\d+\)?$")  # of one of several masks of an image
 ENDING_WORD = re.compile(r"[-_ .]+[^\W\d_]+$")
 MOST_CLASSES = 12  # folders whose files are looked at, whether they are masks
 NO_LABELS = "the first folders are patients, so that there are no labels"
@@ -347,11 +348,14 @@ def _masks(root: Path, items: list[Item], arrays: set[str], reading, understood:
     by_class = _folder_per_class(root, images, masks, reading)
     matched = _match(images, masks, by_class)
     if not matched:
+        _endings_of_masks(root, images, masks)
         raise ValueError(
             f"{root}: no mask has an image of the same name (e.g. {masks[0].path} among {len(masks)} masks, "
             f"{images[0].path} among "
             f"{len(images)} images): rename them alike, or write a manifest.csv with the columns path,mask"
         )
+    if not reading.values:
+        _masks_by_index(root, matched, understood)
     main = _main_kind(root, matched, reading, understood)
     used = set()
     for mask, image in matched:
@@ -380,6 +384,54 @@ def _masks(root: Path, items: list[Item], arrays: set[str], reading, understood:
         understood.notes.append(f"{len(missing)} of {len(images)} images have no mask, e.g. {missing[0].path}")
     if by_class:
         understood.notes.append(f"masks lie in one folder ({by_class}), taken as class 1")
+
+
+def _masks_by_index(root: Path, matched: list[tuple[Item, Item]], understood: Understanding) -> None:
+    """x_1.png and x_2.png of x.png: several lesions where their number differs, else a ValueError, as they may be classes."""
+    indices: dict[str, set[str]] = defaultdict(set)
+    example = ""
+    for mask, image in matched:
+        index = INDEX.search(mask.stem)
+        if (
+            mask.partner is None
+            and index
+            and words.same(mask.stem) != words.same(image.stem)
+            and mask.role_folder in mask.parts
+        ):
+            plain = words.same(INDEX.sub("", mask.stem))
+            if plain in (words.same(image.stem), _tail(words.same(image.stem))):
+                indices[image.path].add(index[0])
+                example = example or mask.path
+    several = {path: of for path, of in indices.items() if len(of) > 1}
+    if len(several) > 1 and len(several) == len(indices) and len(set(map(frozenset, several.values()))) == 1:
+        told = ", ".join(sorted(next(iter(several.values())))[:4])
+        raise ValueError(
+            f"{root} can be read in two ways: each image has masks numbered {told} (e.g. {example}), which are one class each, of "
+            "several people, or several masks of one class. Say reading.values=binary for one class, or write one mask per image "
+            "with class numbers 1, 2, ..."
+        )
+    if indices:
+        understood.notes.append(
+            f"{len(indices)} images have masks with a number behind the name, taken for further lesions ({example})"
+        )
+
+
+def _endings_of_masks(root: Path, images: list[Item], masks: list[Item]) -> None:
+    """ValueError where masks are named as their image and a word, which may be classes: x_liver, x_kidney."""
+    stems = {words.same(image.stem) for image in images}
+    endings: Counter = Counter()
+    for mask in masks:
+        for cut in range(len(mask.stem) - 1, 0, -1):
+            if mask.stem[cut] in "-_ ." and words.same(mask.stem[:cut]) in stems:
+                endings[mask.stem[cut:]] += 1
+                break
+    if len(endings) > 1 and sum(endings.values()) >= 0.8 * len(masks):
+        told = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(4))
+        raise ValueError(
+            f"{root} can be read in two ways: masks are named by their image and an ending ({told}), which are one class "
+            f"each, or several masks of one class. Take one of them (reading.masks={endings.most_common(1)[0][0]}), or write one "
+            "mask per image with class numbers 1, 2, ..."
+        )
 
 
 def _further_channels(images: list[Item], understood: Understanding) -> None:
@@ -648,10 +700,9 @@ def _folder_per_class(root: Path, images: list[Item], masks: list[Item], reading
         stems = Counter(words.same(item.base) for item in masks)
         if stems and stems.most_common(1)[0][1] > 1:
             raise ValueError(
-                f"{root} can be read in two ways: the folders {_some(further)} of masks are one class each, or several "
-                "masks of "
-                f"one class. Give one of them (reading.masks={masks[0].role_folder}/{further[0]}, the others with "
-                f"reading.passed_over), or write one mask per image with class numbers 1, 2, ..."
+                f"{root} can be read in two ways: the folders {_some(further)} of masks are one class each, or several masks of "
+                f"one class (of several people, perhaps). Give one of them (reading.masks={masks[0].role_folder}/{further[0]}, the "
+                "others with reading.passed_over), or write one mask per image with class numbers 1, 2, ..."
             )
     if len(further) == 1 and {item.rest[:-1] for item in masks if item.rest} <= below:
         for item in masks:
@@ -679,6 +730,18 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
         split, rest, stem = _key(item, loose)
         return (split, rest, re.sub(r"_0000$", "", stem))  # nnU-Net's number of the channel
 
+    def without_index(item: Item, loose: bool = False) -> tuple:
+        split, rest, stem = _key(item, loose)
+        return (split, rest, INDEX.sub("", stem) if item.role == "mask" else stem)
+
+    def without_index_and_word(item: Item, loose: bool = False) -> tuple:
+        split, rest, stem = without_index(item, loose)
+        return (split, rest, _tail(stem))
+
+    def beside_each_other(item: Item, loose: bool = True) -> tuple:
+        """The folder around images/ with one image and masks/ with many."""
+        return (item.split, tuple(part for part in item.parts if part != item.role_folder))
+
     for key, loose in (
         (_key, False),
         (_key, True),
@@ -686,14 +749,19 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
         (without_word, False),
         (without_word, True),
         (by_first_number, True),
+        (without_index, False),
+        (without_index, True),
+        (without_index_and_word, True),
+        (beside_each_other, True),
     ):
-        open_masks = [mask for mask in masks if not any(mask is used for used, _ in pairs)] if not pairs else []
         if pairs:
             break
+        if key is beside_each_other and len({key(mask) for mask in masks}) < 2:
+            continue
         by_stem = defaultdict(list)
         for image in images:
             by_stem[key(image, loose)].append(image)
-        for mask in open_masks:
+        for mask in masks:
             candidates = by_stem.get(key(mask, loose), [])
             if len(candidates) > 1 and loose:  # pos_gt/1.png: the 1.png of pos/, not of neg/
                 folder = set(words.words_of(mask.parts[-1])) if mask.parts else set()
@@ -707,6 +775,17 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
                 and (image := by_stem.get((mask.split, key(mask, loose)[1], words.same(mask.stem))))
             ):
                 pairs.append((mask, _best(mask, image)))
+        if pairs and key is beside_each_other:
+            for mask, image in pairs:  # the folder is that of one image
+                mask.rest, image.rest = mask.rest[:-1], image.rest[:-1]
+    if pairs:  # x_1.png beside x.png: a further lesion
+        matched = {id(mask) for mask, _ in pairs}
+        by_key = defaultdict(list)
+        for image in images:
+            by_key[_key(image)].append(image)
+        for mask in masks:
+            if id(mask) not in matched and len(candidates := by_key.get(without_index(mask), [])) == 1:
+                pairs.append((mask, candidates[0]))
     return beside + pairs
 
 
