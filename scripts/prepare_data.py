@@ -37,6 +37,11 @@ FEW = 50  # test images, below which an interval is so wide that it is said
 
 def main(arguments=None) -> int:
     """Run one of the commands and return its exit code: 0, 2 for an error a user can mend, 130 where it is interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] not in ("folder", "phantoms", "leakage") and Path(words[0]).exists():
+        parser().error(
+            f"what is to be done with {words[0]}? prepare_data.py folder --root {words[0]} --out data/NAME packs it"
+        )
     options = parser().parse_args(arguments)
     try:
         options.run(options)

@@ -51,17 +51,17 @@ def test_the_file_then_the_command_line(tmp_path):
     [
         ("cuont=3", "unknown config key 'cuont': did you mean 'count'"),
         ("inner.rat=3", "unknown config key 'inner.rat': did you mean 'rate'"),
-        ("count=2.5", "count: expected int, got 2.5"),
-        ("count=true", "count: expected int, got True"),
-        ("count=many", "count: expected int, got 'many'"),
+        ("count=2.5", "count: expected a whole number, got 2.5"),
+        ("count=true", "count: expected a whole number, got True"),
+        ("count=many", "count: expected a whole number, got 'many'"),
         ("count=0", "count: 0 is below the least allowed value 1"),
-        ("on=1", "on: expected bool"),
-        ("inner.rate=fast", "inner.rate: expected float"),
+        ("on=1", "on: expected true or false"),
+        ("inner.rate=fast", "inner.rate: expected a number"),
         ("inner.rate=.nan", "inner.rate: nan is not a finite number"),
         ("inner.rate=.inf", "inner.rate: inf is not a finite number"),
         ("inner.kind=be", "did you mean 'bee'"),
         ("inner=3", "inner: expected keys and values"),
-        ("items=3", "items: expected a list"),
+        ("items=3", "items: expected a list, e.g. items=\\[3\\], got 3"),
         ("items.0.rate=1", "items"),
         ("count", "section.key=value"),
     ],
@@ -242,10 +242,10 @@ def test_moved_keys_work_by_their_old_names(tmp_path, capsys):
 def test_errors_name_the_file_or_the_item_that_gave_the_value(tmp_path):
     (tmp_path / "under.yaml").write_text("count: 0\ninner: {rate: fast}\n")
     (tmp_path / "top.yaml").write_text("base: under.yaml\ncount: 1\n")
-    with pytest.raises(ValueError, match=r"^\S+under\.yaml: inner\.rate: expected float"):
+    with pytest.raises(ValueError, match=r"^\S+under\.yaml: inner\.rate: expected a number"):
         config.load(Outer, tmp_path / "top.yaml")
     with pytest.raises(
-        ValueError, match=r"^command line 'inner\.rate=quick': inner\.rate: expected float, got 'quick'"
+        ValueError, match=r"^command line 'inner\.rate=quick': inner\.rate: expected a number, got 'quick'"
     ):
         config.load(Outer, tmp_path / "top.yaml", ["inner.rate=quick"])
     with pytest.raises(ValueError, match=r"^\S+top\.yaml: count: 1000000000000 is above"):
@@ -268,7 +268,7 @@ def test_what_yaml_would_misread_in_silence(tmp_path):
             config.load(Inner, overrides=[f"kind={text}"])
     with pytest.raises(ValueError, match="what follows # would be left out: put the value in quotes"):
         config.load(Inner, overrides=["kind=a #2"])
-    with pytest.raises(ValueError, match="count: expected int, got '010'"):
+    with pytest.raises(ValueError, match="count: expected a whole number, got '010'"):
         config.load(Outer, overrides=["count=010"])
 
 

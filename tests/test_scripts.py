@@ -45,7 +45,7 @@ def test_the_published_command_runs_the_built_in_set_and_its_losses_are_golden(t
         (["emp_ssl.patches.cuont=3"], "did you mean 'count'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["stages.0.epochs=-2"], "stages.0.epochs: -2 is below"),
-        (["stages.0.learning_rate=quick"], "expected float, got 'quick'"),
+        (["stages.0.learning_rate=quick"], "expected a number, got 'quick'"),
         (["--config", "configs/pretraining/us510k.yaml"], r"US-510K/coarse.*does not exist[\s\S]*radimagenet.com"),
         (["--config", "configs/pretraining/us510k.yaml"], r"stages.0.data.0.path=DIR.*data.root=DIR"),
         (["--config", "configs/pretraining/folder.yaml", "stages.0.data.0.path=."], "no image"),

@@ -479,7 +479,7 @@ def _convert(value: typing.Any, hint: typing.Any, name: str, defaults: typing.An
         return _built(typing.cast(type, hint), {} if value is None else value, name, defaults)
     if origin is list:
         if not isinstance(value, list):
-            raise ConfigError(name, f"{name}: expected a list, got {_shown(value)}")
+            raise ConfigError(name, f"{name}: expected a list, e.g. {name}=[{_shown(value)}], got {_shown(value)}")
         item = typing.get_args(hint)[0]
         kept = [
             (i, v) for i, v in enumerate(value) if v is not None or not dataclasses.is_dataclass(item)
@@ -501,13 +501,16 @@ def _convert(value: typing.Any, hint: typing.Any, name: str, defaults: typing.An
         return value
     elif type(value) is hint:
         return plain_yaml.plain(value)
-    raise ConfigError(name, f"{name}: expected {hint.__name__}, got {_shown(value)} ({_kind(value)})")
+    raise ConfigError(
+        name, f"{name}: expected {_WANTED.get(hint, hint.__name__)}, got {_shown(value)} ({_kind(value)})"
+    )
 
 
 def _kind(value: typing.Any) -> str:
     return "nothing" if value is None else next(t for t in (*type(value).mro(),) if t in _KINDS).__name__
 
 
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _KINDS = (bool, int, float, str, list, dict, object)
 
 

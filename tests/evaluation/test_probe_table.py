@@ -130,7 +130,7 @@ def test_tasks_are_named_in_one_word(textures, tmp_path):
     within = probe_table.open_task("two:fine,rough", [tmp_path, textures], tmp_path, 48, opened=opened)
     assert across.across and not within.across and across.tested_on is within.tested_on
     assert across.classes == ["fine", "rough"]
-    with pytest.raises(FileNotFoundError, match="hold .*one, two"):
+    with pytest.raises(FileNotFoundError, match="hold .*one, two.*itself: --data .* --tasks "):
         probe_table.open_task("three", [textures], tmp_path, 48)
     with pytest.raises(ValueError, match="no label 'coarse'.*fine, rough"):
         probe_table.open_task("one:coarse,fine", [textures], tmp_path, 48)

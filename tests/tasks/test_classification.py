@@ -536,6 +536,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
     for i, path in enumerate(sorted((folder / "down").iterdir())[:3]):
         (tmp_path / "plain" / f"{i}.png").write_bytes(path.read_bytes())
     (tmp_path / "plain" / "bad.png").write_bytes(b"hello")
+    assert "what each figure means: Downstream/Classification/README.md" in done.stdout
     done = script(EVALUATE, "logs/s", "plain", "--out", "o", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3 images, 1 unreadable" in done.stdout and "no labels" in done.stdout and "bad.png" in done.stderr

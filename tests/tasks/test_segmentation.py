@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -715,6 +717,21 @@ def test_a_run_folder_of_another_task_is_named_as_such(tmp_path):
     (tmp_path / "run" / "seed-0" / "classifier.pt").touch()
     with pytest.raises(FileNotFoundError, match="holds no segmenter.pt.*it holds classifier.pt, of another task"):
         task.load_segmenter(tmp_path / "run")
+
+
+def test_a_run_that_is_not_finished_is_named_as_such(tmp_path):
+    (tmp_path / "run" / "seed-0" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="holds no segmenter.pt yet: .*seed-0 is not finished"):
+        task.load_segmenter(tmp_path / "run")
+
+
+def test_each_model_and_data_have_a_folder_of_evaluation_of_their_own(tmp_path):
+    (tmp_path / "logs" / "mine" / "seed-1").mkdir(parents=True)
+    (tmp_path / "logs" / "mine" / "seed-1" / "segmenter.pt").touch()
+    for model, wanted in (("logs/mine", "mine-on-scans"), ("logs/mine/seed-1/segmenter.pt", "mine-seed-1-on-scans")):
+        options = SimpleNamespace(checkpoint=str(tmp_path / model), data="data/scans/", out="")
+        assert base.out_of(options) == Path("evaluation") / wanted
+    assert base.out_of(SimpleNamespace(out="o")) == Path("o")
 
 
 def test_a_model_that_finds_nothing_is_said_to():

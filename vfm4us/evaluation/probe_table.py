@@ -147,6 +147,7 @@ def folder_of(name: str, roots: list[Path]) -> Path:
         raise FileNotFoundError(
             f"no folder {name} below {', '.join(map(str, roots))}, which hold {', '.join(existing) or 'no folders'}: "
             "--data names the folder above, --tasks the folders in it"
+            + (f". For {roots[0]} itself: --data {roots[0].parent} --tasks {roots[0].name}" if len(roots) == 1 else "")
         )
     return folder
 

@@ -13,6 +13,7 @@ import copy
 import importlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ class Task:
     file: str  # the trained model in a run folder
     model: str  # what it is called: "classifier"
     truth: str  # what images are compared with: "label"
+    explained = ""  # the page that says what each figure means
     writes_images = True  # an evaluation writes images, which must not lie in its data
 
     # -- its own
@@ -170,6 +172,10 @@ class Task:
         return {}
 
     # -- the same for all
+
+    def below(self, said: str) -> list[str]:
+        """What stands below a table of figures: the conclusion, and where the figures are explained."""
+        return [*filter(None, [said, self.explained and f"what each figure means: {self.explained}"])]
 
     def run_seeds(self, config, say=log.say) -> dict[str, dict]:
         """Every seed's run, then metrics.json and table.md of all of them in logs/<name>."""
@@ -240,6 +246,11 @@ class Task:
                 log.note(f"{path} holds {len(inside)} models: {checkpoint} is used; give another by its path")
             if checkpoint is None:
                 others = sorted({p.name for pattern in ("*.pt", "seed-*/*.pt") for p in path.glob(pattern)})
+                begun = [place for place in (path, *sorted(path.glob("seed-*"))) if (place / "checkpoints").is_dir()]
+                if begun and not others:
+                    raise FileNotFoundError(
+                        f"{path} holds no {self.file} yet: {begun[0]} is not finished. The command that began it goes on"
+                    )
                 raise FileNotFoundError(
                     f"{path} holds no {self.file}, which Downstream/{self.name.capitalize()}/train.py writes there"
                     + (f"; it holds {', '.join(others)}, of another task" if others else "")
@@ -259,7 +270,8 @@ class Task:
     def evaluate_files(self, options, say=log.say) -> dict[str, dict]:
         """Use a trained model on other images, compare where there is a truth, write metrics.json; the figures, if any."""
         model, about = self.load(options.checkpoint)
-        model, source, out = model.to(choose_device(options.device)), Path(options.data), Path(options.out)
+        model, source, out = model.to(choose_device(options.device)), Path(options.data), out_of(options)
+        options.out = str(out)
         known = about.get("trained_on", {})
         records = source_records(source, options.split, bool(known.get("blank")), about["size"])
         root = source_root(source)
@@ -304,8 +316,18 @@ class Task:
             "metrics": result,
         }
         write_text(out / "metrics.json", json.dumps(whole, indent=1))
-        say("\n".join(["", table(result, 1), "", *filter(None, [said]), f"written to {out / 'metrics.json'}"]))
+        say("\n".join(["", table(result, 1), "", *self.below(said), f"written to {out / 'metrics.json'}"]))
         return result
+
+
+def out_of(options) -> Path:
+    """Where an evaluation writes: what it was told, or a folder of this model on these data."""
+    if options.out:
+        return Path(options.out)
+    place = Path(os.path.abspath(options.checkpoint))
+    place = place.parent if place.is_file() else place
+    model = f"{place.parent.name}-{place.name}" if place.name.startswith("seed-") else place.name
+    return Path("evaluation") / f"{model}-on-{Path(os.path.abspath(options.data)).name}"
 
 
 def task_named(name: str) -> Task:

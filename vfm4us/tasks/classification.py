@@ -328,6 +328,7 @@ class Classification(Task):
     name, config = "classification", ClassificationConfig
     figures, file, model = figures, "classifier.pt", "classifier"
     truth = "label"
+    explained = "Downstream/Classification/README.md"
     writes_images = False
 
     def read(self, config: ClassificationConfig) -> LabelledData:

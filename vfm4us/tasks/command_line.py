@@ -21,7 +21,7 @@ def train(task: str, doc: str | None) -> None:
     result = trained.run_seeds(settings)
     said = trained.conclusion(result) if len(settings.seeds) > 1 else ""  # one seed has said its own
     where = Path(settings.logs) / settings.name
-    log.say("\n".join(["", table(result, len(settings.seeds)), "", *filter(None, [said]), f"written to {where}"]))
+    log.say("\n".join(["", table(result, len(settings.seeds)), "", *trained.below(said), f"written to {where}"]))
 
 
 def evaluate(task: str, doc: str | None) -> None:

@@ -518,6 +518,7 @@ class Generation(Task):
     name, config = "generation", GenerationConfig
     figures, file, model = figures, "generator.pt", "enhancer"
     truth = "target"
+    explained = "docs/enhancement.md"
 
     def check(self, config: GenerationConfig) -> None:
         if not config.training.epochs + config.training.decay_epochs:

@@ -359,6 +359,7 @@ class Segmentation(Task):
     name, config = "segmentation", SegmentationConfig
     figures, file, model = figures, "segmenter.pt", "segmenter"
     truth = "mask"
+    explained = "Downstream/Segmentation/README.md"
 
     def read(self, config: SegmentationConfig) -> MaskedData:
         return MaskedData(config.data, config.seed)

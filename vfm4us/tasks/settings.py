@@ -94,7 +94,9 @@ class EvaluationConfig:
     checkpoint: str = option("", "trained model, or the run folder of train.py that holds it")
     data: str = option("", "folder of images as the task wants them, CSV manifest, or published dataset")
     split: str = option("all", "where the data have splits", choices=["all", "train", "val", "test"])
-    out: str = option("evaluation", "folder for what is written, over what an earlier evaluation left there")
+    out: str = option(
+        "", "folder for what is written, over an earlier evaluation there; empty: evaluation/MODEL-on-DATA"
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>")
 
 
