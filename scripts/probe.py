@@ -68,7 +68,7 @@ def main() -> None:
         parser.error(
             "--repeats averages over divisions into folds: leave it out with --split val and test, which have none"
         )
-    from vfm4us.checkpoints import released
+    from vfm4us.checkpoints import seen
     from vfm4us.evaluation import probe_table  # seconds that --help can do without
     from vfm4us.evaluation.anchors import ANCHORS
     from vfm4us.evaluation.probe_table import Row, Setting
@@ -101,7 +101,7 @@ def main() -> None:
     }
     for source, task in product([s for row in rows for s in row.sources], next(iter(tasks.values()))):
         tested = [task.tested_on.sha256[i] for i in task.tested_on.indices("test")] if arguments.split == "test" else []
-        if count := released.count_seen(source, tested):
+        if count := int(seen.among(tested, seen.seen(source)).sum()) if tested else 0:
             print(
                 f"WARNING: {task.name}: {count} of {len(tested)} test images are among those that {source} was pretrained on"
             )

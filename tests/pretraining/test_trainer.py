@@ -21,6 +21,7 @@ import vfm4us
 from tests.conftest import ROOT
 from vfm4us import checkpoints
 from vfm4us.augment import PatchSampler
+from vfm4us.checkpoints import seen
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.encoders import Encoder, EncoderSpec
@@ -213,6 +214,8 @@ def test_the_run_folder_holds_what_a_reader_looks_for(tiny, capsys):
 def test_stages_start_from_the_weights_before(tiny):
     config = tiny("stages.1.learning_rate=0.0")
     folder = pretrain(config)
+    first, last = (seen.seen(str(folder / "checkpoints" / f"{n}.pt")) for n in ("coarse", "fine"))
+    assert 0 < len(first) < len(last) and np.isin(first, last).all(), "a stage's file says what it has seen until then"
     before, after = (checkpoints.read(folder / "checkpoints" / f"{n}.pt")["state_dict"] for n in ("coarse", "fine"))
     parameters = [k for k in before if k.startswith("module.base_encoder") and k.endswith("weight")]
     assert parameters and all(torch.equal(before[k], after[k]) for k in parameters)

@@ -1,12 +1,13 @@
 """What every task shares: figures and differences equal what is worked out by hand, a finished seed is not repeated."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from vfm4us import markdown
+from vfm4us import checkpoints, markdown
+from vfm4us.checkpoints import seen
 from vfm4us.evaluation import statistics
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.run import RunFolder
@@ -159,14 +160,16 @@ def test_the_conclusion_is_said_once(monkeypatch, seeds):
     assert "\n".join(said).count("it was worth it") == 1
 
 
-def test_images_that_a_released_encoder_has_seen_are_warned_of(monkeypatch):
-    dataset = SimpleNamespace(
-        sha256=[f"{k:064x}" for k in range(6)],
-        indices=lambda split: np.arange(3) if split == "test" else np.arange(3, 6),
+def test_what_weights_have_seen_is_listed_or_stated(tmp_path):
+    known = seen.seen("open")
+    assert len(known) > 7_000 and (seen.seen("a/vfm4us_resnet18_open.safetensors") == known).all()
+    some = [f"{k:064x}" for k in range(3)] + ["f" * 64]
+    assert seen.digests(["f" * 64, "0" * 15 + "1"]).tolist() == [-1, 1]
+    checkpoints.save(
+        tmp_path / "new.pt", {"trained_on": {"digests": seen.kept(seen.digests(some), seen.digests(some))}}
     )
-    monkeypatch.setattr(base.released, "seen", lambda name: {f"{1:064x}", f"{9:064x}"} if name == "open" else set())
-    assert "1 of 3 test images and 0 of 3 val images are among" in base.seen_by("open", dataset)
-    assert base.seen_by("logs/mine", dataset) == ""
-    monkeypatch.undo()
-    assert base.released.seen("a/vfm4us_resnet18_open.safetensors") == base.released.seen("open")
-    assert len(base.released.seen("open")) > 7_000 and {len(d) for d in base.released.seen("open")} == {16}
+    assert seen.among([*some, "e" * 64], seen.seen(str(tmp_path / "new.pt"))).tolist() == [True] * 4 + [False]
+    for older in ({}, {"trained_on": {"mean_grey": []}}, {"trained_on": {"digests": torch.ones(2)}}, {"trained_on": 3}):
+        checkpoints.save(tmp_path / "old.pt", older)
+        assert len(seen.seen(str(tmp_path / "old.pt"))) == 0
+    assert len(seen.seen("imagenet")) == len(seen.seen("none")) == len(seen.seen("timm:resnet18")) == 0

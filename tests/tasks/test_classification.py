@@ -21,6 +21,8 @@ import vfm4us
 from tests.conftest import ROOT, module_of
 from tests.running import script, script_soon
 from vfm4us import checkpoints, config
+from vfm4us.checkpoints import seen
+from vfm4us.data import prepare
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source
 from vfm4us.encoders import Encoder, EncoderSpec
@@ -29,7 +31,7 @@ from vfm4us.runtime import signals
 from vfm4us.runtime.signals import exit_code
 from vfm4us.tasks import base, finetune
 from vfm4us.tasks import classification as task
-from vfm4us.tasks.trained_on import differences, trained_on
+from vfm4us.tasks.trained_on import differences, seen_in_training, trained_on
 
 TRAIN, EVALUATE = (ROOT / "Downstream" / "Classification" / name for name in ("train.py", "evaluate.py"))
 
@@ -119,7 +121,8 @@ def test_every_mode_leaves_figures_pictures_and_a_classifier_that_predicts_the_s
     probabilities = task.classify(model, paths, size)
     said = np.array([[float(row[f"p({c})"]) for c in model.classes] for row in rows])
     np.testing.assert_allclose(probabilities, said, atol=2e-3)
-    assert vfm4us.load_encoder(seed / "classifier.pt").report.dropped["head"] > 0
+    dropped = vfm4us.load_encoder(seed / "classifier.pt").report.dropped
+    assert dropped["head"] > 0 and "trained_on" not in dropped
 
 
 def test_a_finished_seed_is_not_run_again_and_an_added_one_is(build, tmp_path, monkeypatch):
@@ -473,6 +476,40 @@ def test_test_images_that_the_encoder_was_pretrained_on_are_told_by_the_encoder_
         assert base.shared_with_pretraining(settings) == []
 
 
+def test_images_that_weights_were_trained_on_are_known_again_wherever_they_lie(build, folder, tmp_path):
+    settings = build()
+    data = task.LabelledData(settings.data, 0).dataset
+    had = [*data.indices("test")[:2], *data.indices("val")[:1], *data.indices("train")]
+    known = seen.digests(data.sha256[i] for i in had)
+    text = base.report_duplicates(data, settings.data, tmp_path, (), "logs/mine", known)
+    counts = [len(data.indices(split)) for split in ("test", "val")]
+    assert (
+        f"WARNING: 2 of {counts[0]} test images and 1 of {counts[1]} val images are among those that 'logs/mine' was"
+        in text
+    )
+    assert (tmp_path / "duplicates.csv").read_text().count("pretraining,logs/mine,") == 3
+    assert "WARNING" not in base.report_duplicates(data, settings.data, tmp_path, (), "logs/mine", known[3:])
+    # the files of the same images, elsewhere and under other names
+    (tmp_path / "elsewhere").mkdir()
+    for k, i in enumerate(had[:4]):
+        (tmp_path / "elsewhere" / f"{k}.png").write_bytes((folder / data.records[i].path).read_bytes())
+    (tmp_path / "elsewhere" / "bad.png").write_bytes(b"hello")
+    frames = [Image.fromarray(np.full((40, 40), 60 + 40 * k, np.uint8)) for k in range(3)]
+    frames[0].save(tmp_path / "elsewhere" / "clip.gif", save_all=True, append_images=frames[1:])
+    records = find_source(tmp_path / "elsewhere", {"frames": "all"})
+    packed = prepare.open_or_prepare(tmp_path / "elsewhere", tmp_path / "cache", 40, reading={"frames": "all"})
+    state = {
+        "trained_on": {
+            "digests": seen.kept(known[:3]),
+            "pretraining_digests": seen.kept(seen.digests(packed.sha256[-3:])),
+        }
+    }
+    told = seen_in_training(state, tmp_path / "elsewhere", records)
+    assert told[0].startswith("3 of 8 images are among those that this model was trained on or chosen by (e.g. 0.png)")
+    assert told[1].startswith("3 of 8 images are among those that its encoder was pretrained on (e.g. clip.gif)")
+    assert seen_in_training({}, tmp_path / "elsewhere", records) == []  # a model of before
+
+
 # ---- the scripts ----------------------------------------------------------------------------------------------------
 
 
@@ -544,6 +581,7 @@ def test_train_and_evaluate_from_another_folder(folder, tmp_path):
         len((tmp_path / "o/predictions.csv").read_text().splitlines()) == 4
         and not (tmp_path / "o/metrics.json").exists()
     )
+    assert "3 of 4 images are among those that this model was trained on or chosen by" in done.stderr
     done = script_soon(EVALUATE, "logs/s", folder, "--out", "o2", cwd=tmp_path)
     assert json.loads((tmp_path / "o2/metrics.json").read_text())["metrics"]["balanced_accuracy"]["mean"] > 0.7
     strange = manifest(

@@ -281,7 +281,8 @@ def flatten(state: Mapping, depth: int = 8) -> dict[str, Tensor]:
                 and level < depth
                 and not (
                     level == 0
-                    and key in ("optimizer", "optimizers", "optim", "resume", "scaler", "lr_scheduler", "config")
+                    and key
+                    in ("optimizer", "optimizers", "optim", "resume", "scaler", "lr_scheduler", "config", "trained_on")
                 )
             ):
                 walk(value, f"{prefix}{key}.", level + 1)

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 # Beside the package in the repository, or within it where it was installed.
@@ -63,10 +62,3 @@ def seen(source: str) -> set[str]:
                 rows = list(csv.DictReader(stream))
             return {row[column] for row in rows for column in ("sha256", "original_sha256") if row[column]}
     return set()
-
-
-def count_seen(source: str, sha256: Iterable[str]) -> int:
-    """How many of these images, by the sha256 of their files, `source` was pretrained on, as far as `seen` knows."""
-    digests = seen(source)
-    length = len(next(iter(digests), ""))
-    return sum(digest[:length] in digests for digest in sha256)

@@ -284,11 +284,16 @@ def _prepare_run(root: Path, work: Work, size: int, keep_all: bool, coding=None)
                     results[place] = NEAR_IDENTICAL
                     continue
                 last[record.crop] = grey
-                digest = hashlib.sha256(f"{grey.shape}".encode() + grey.tobytes()).hexdigest()
+                digest = pixels_sha256(grey)
                 results[place] = _pack_grey(root, record, grey, digest, size, coding)
     except ValueError as error:
         failed = str(error)
     return [results.get(place, failed) for place in range(len(records))]
+
+
+def pixels_sha256(grey: np.ndarray) -> str:
+    """sha256 by which an image that is no file of its own is known, of its native pixels (H, W)."""
+    return hashlib.sha256(f"{grey.shape}".encode() + grey.tobytes()).hexdigest()
 
 
 def _prepare_one(root: Path, record: Record, size: int, coding: MaskCoding | None = None):

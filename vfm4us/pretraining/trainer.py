@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from vfm4us import checkpoints, log
+from vfm4us.checkpoints import seen
 from vfm4us.config import to_dict
 from vfm4us.data import pools
 from vfm4us.encoders import Encoder, EncoderSpec, family
@@ -132,6 +133,7 @@ class Trainer(Training):
         self.method = build_method(config)
         if report := self.method.network.base_encoder.report:
             self._say(f"encoder.weights {config.encoder.weights}: {report}")
+        self.seen_by_stage = self._digests()
         network = self.network = self.method.network.to(device, memory_format=torch.channels_last)
         choose_attention(network, device, self.precision)
         if world_size > 1 and device.type == "cuda":
@@ -207,6 +209,15 @@ class Trainer(Training):
                     f"stage {stage.name} has no val images: only the effective rank is measured, on training images"
                 )
         return leaks
+
+    def _digests(self) -> list[Tensor]:
+        """Of each stage the digests of all images that the encoder has seen by its end, those of encoder.weights among them."""
+        known, stages = seen.seen(self.config.encoder.weights) if self.config.encoder.weights else seen.NONE, []
+        for pool in self.training:
+            parts = zip(pool.datasets, pool.parts, strict=True)
+            known = seen.kept(known, *(seen.digests(d.sha256[i] for i in rows) for d, rows in parts)).numpy()
+            stages.append(torch.from_numpy(known))
+        return stages
 
     def steps_per_epoch(self, stage: int) -> int:
         """Optimizer steps in an epoch of a stage."""
@@ -447,6 +458,7 @@ class Trainer(Training):
             "epoch": self.loop.epoch,
             "step": self.loop.total,
             "config": to_dict(self.config),
+            "trained_on": {"digests": self.seen_by_stage[self.loop.stage]},
         }
 
     def _beside(self) -> dict[str, Tensor]:

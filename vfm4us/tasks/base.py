@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from vfm4us import checkpoints, log, markdown
-from vfm4us.checkpoints import load_encoder, released
+from vfm4us.checkpoints import load_encoder, seen
 from vfm4us.checkpoints.loading import open_checkpoint
 from vfm4us.config import to_dict
 from vfm4us.data import splits as splitting
@@ -47,7 +47,7 @@ from vfm4us.runtime.rng import numpy_stream
 from vfm4us.runtime.run import RunFolder, refuse_changed
 from vfm4us.tasks.finetune import make_encoder, refuse_missing_weights, weights_of
 from vfm4us.tasks.settings import TaskConfig, TaskDataConfig
-from vfm4us.tasks.trained_on import differences, trained_on
+from vfm4us.tasks.trained_on import differences, seen_in_training, trained_on
 
 HEAD = "module.head."  # of a saved model's tensors: all but the encoder's
 
@@ -132,6 +132,10 @@ class Task:
         """What the model does on the test images; writes what a user wants to see of it into `where`."""
         raise NotImplementedError
 
+    def learnt_from(self, data) -> list[str]:
+        """sha256 of every image that the model learns from or is chosen by."""
+        return [data.dataset.sha256[i] for i in (*data.train, *data.val)]
+
     def protocol(self, config, data, outcome: Outcome, result: dict) -> dict[str, Any]:
         """Lines of metrics.json that say how the figures were measured."""
         raise NotImplementedError
@@ -200,13 +204,18 @@ class Task:
         try:
             say(f"{where}: images of {data.dataset.size} px, {self.describe(data)}")
             say(f"encoder: {report or 'random ' + config.encoder.name}")
-            duplicates = report_duplicates(data.dataset, config.data, where, shared_with_pretraining(config))
-            if known := seen_by(config.encoder.weights, data.dataset):
-                duplicates += "\n" + known
+            weights = weights_of(config.encoder, config.seed)
+            known = seen.seen(weights)
+            shared = () if len(known) else shared_with_pretraining(config)
+            duplicates = report_duplicates(data.dataset, config.data, where, shared, weights, known)
             say(duplicates)
             torch.manual_seed(config.seed)
             model, validated = self.train(config, data, encoder, folder, device)
-            self.save(where / self.file, model, config, data.dataset.size, trained_on(data.dataset))
+            images = {
+                "digests": seen.kept(seen.digests(self.learnt_from(data))),
+                "pretraining_digests": seen.kept(known),
+            }
+            self.save(where / self.file, model, config, data.dataset.size, trained_on(data.dataset) | images)
             outcome = self.test(config, data, model, where, validated) | validated
             if folds := config.data.folds:
                 outcome["fold"] = np.array([config.seed % folds, folds])
@@ -222,7 +231,7 @@ class Task:
     def save(self, path: Path, model: nn.Module, config, size: int, known: dict[str, Any] | None = None) -> None:
         """`module.base_encoder.*` as in every checkpoint, beside it the head and the `size` of training images, px.
 
-        known: what `trained_on` says of the training images
+        known: what `trained_on` says of the training images, and their digests
         """
         encoder = self.encoder_of(model)
         tensors = {checkpoints.ENCODER_PREFIX + k: v for k, v in encoder.published_state().items()}
@@ -278,7 +287,7 @@ class Task:
         if self.writes_images:
             refuse_output_within(root, out)
         out.mkdir(parents=True, exist_ok=True)
-        told = differences(known, root, records)
+        told = differences(known, root, records) + seen_in_training(about, root, records)
         for words in told:
             log.note(words, logging.WARNING)
         cases = self.use(model, about, root, records, options)
@@ -415,21 +424,12 @@ def few_labels(rows: np.ndarray, codes: np.ndarray, share: float, seed: int) -> 
     return np.sort(np.concatenate(kept)) if kept else rows
 
 
-def seen_by(weights: str, dataset: PreparedDataset) -> str:
-    """A warning where files of the val or test split are among those that a released encoder was pretrained on; else nothing."""
-    images = {split: dataset.indices(split) for split in ("test", "val")}
-    seen = {s: released.count_seen(weights, [dataset.sha256[i] for i in rows]) for s, rows in images.items()}
-    if not any(seen.values()):
-        return ""
-    told = " and ".join(f"{seen[split]} of {len(rows)} {split} images" for split, rows in images.items())
-    return f"WARNING: {told} are among those that {weights!r} was pretrained on, without labels: figures may flatter it"
-
-
 def shared_with_pretraining(config: TaskConfig) -> list[tuple[tuple[float, ...], bool, int, int]]:
     """How the encoder's own pretraining used the data of this task: shares of its splits, whether it took all images, its folds
     (0: none) and the one it held back.
 
-    As the encoder's file states it; empty where it does not, or where it was pretrained on other folders.
+    As the config in the encoder's file states it, for files of before, which do not say their images; empty where it does not, or
+    where it was pretrained on other folders.
     """
     if config.encoder.weights in ("none", "imagenet"):
         return []
@@ -447,15 +447,24 @@ def shared_with_pretraining(config: TaskConfig) -> list[tuple[tuple[float, ...],
     return list(dict.fromkeys(shared))
 
 
+REMEDY = (
+    " (duplicates.csv names them): figures may flatter it. To leave them out of it, prepare the folder once "
+    "(scripts/prepare_data.py folder) and give the prepared one to both"
+)
+
+
 def report_duplicates(
     dataset: PreparedDataset,
     config: TaskDataConfig,
     folder: Path,
     shared: Sequence[tuple[tuple[float, ...], bool, int, int]] = (),
+    weights: str = "",
+    known: np.ndarray = seen.NONE,
 ) -> str:
     """Write duplicates.csv: clusters within the dataset, and test images that occur in what was pretrained on.
 
-    `shared`: how the encoder's pretraining used this very folder, see `shared_with_pretraining`.
+    shared:  how the encoder's pretraining used this very folder, see `shared_with_pretraining`
+    weights, known: an encoder, and the digests of all that it has seen
     """
     rows = []
     used = np.flatnonzero(dataset.splits != "exclude")
@@ -471,7 +480,7 @@ def report_duplicates(
         members = used[clusters == name]
         divided += len(set(dataset.splits[members])) > 1
         rows += [["cluster", name, dataset.records[i].path, dataset.splits[i], ""] for i in members]
-    test, seen = dataset.indices("test"), set()
+    test, found = dataset.indices("test"), set()
     compared = []
     for path in config.pretraining:
         if not Path(path).exists():
@@ -491,17 +500,26 @@ def report_duplicates(
     for other, pool in compared:
         for leak in splitting.leakage(other.fingerprints(pool), dataset.fingerprints(test)):
             row = int(test[leak.protected_index])
-            seen.add(row)
+            found.add(row)
             rows.append(["pretraining", other.name, dataset.records[row].path, "test", leak.kind])
+    told, same = [], []
+    for split in ("test", "val"):
+        of_split = dataset.indices(split)
+        same += (again := of_split[seen.among((dataset.sha256[i] for i in of_split), known)].tolist())
+        told.append(f"{len(again)} of {len(of_split)} {split} images")
+        rows += [["pretraining", weights, dataset.records[i].path, split, "the same file"] for i in again]
     write_rows(folder / "duplicates.csv", ["kind", "cluster_or_dataset", "path", "split", "how"], rows)
     images = int(counts[counts > 1].sum())
     text = f"{len(several)} clusters of near-duplicates with {images} images; {divided} of them lie in two splits"
-    if shared and seen:
+    if shared and found:
         return (
-            f"{text}\nWARNING: {len(seen)} of {len(test)} test images are among what the encoder was pretrained on, without their "
+            f"{text}\nWARNING: {len(found)} of {len(test)} test images are among what the encoder was pretrained on, without their "
             "labels. Prepare the folder once (scripts/prepare_data.py folder) and give both the prepared one: its splits are fixed"
         )
-    return text + (f"; {len(seen)} test images occur in the pretraining data" if compared else "")
+    text += f"; {len(found)} test images occur in the pretraining data" if compared else ""
+    return text + (
+        f"\nWARNING: {' and '.join(told)} are among those that {weights!r} was trained on{REMEDY}" if same else ""
+    )
 
 
 # ---- a run per seed -------------------------------------------------------------------------------------------------

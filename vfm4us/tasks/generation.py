@@ -88,6 +88,7 @@ class QualityData:
             rows = other.indices("train")
             known = _known(d, np.concatenate([self.val, self.test]), other.fingerprints(rows))
             self.high, self.known = np.delete(rows, known), len(known)
+            self.high_sha256 = [other.sha256[i] for i in self.high]
         elif not whole.any():
             raise ValueError(
                 f"{config.path} has no high-quality images: give low_quality/ with high_quality/ of the same names, a CSV manifest "
@@ -96,6 +97,7 @@ class QualityData:
         else:
             self._high, self.valid_high = (d.images if config.degrade else d.targets), d.valid
             self.low, self.high = (train[whole[train]],) * 2 if paired else _halves(d, train, whole)
+            self.high_sha256 = [d.sha256[i] for i in self.high]
         for name, rows in (("low", self.low), ("high", self.high)):
             if not len(rows):
                 raise ValueError(
@@ -541,6 +543,9 @@ class Generation(Task):
                 "degradation is: leave one out"
             )
         Features.choose(config.kid_encoder)
+
+    def learnt_from(self, data: QualityData) -> list[str]:
+        return [data.dataset.sha256[i] for i in (*data.low, *data.val)] + data.high_sha256
 
     def read(self, config: GenerationConfig) -> QualityData:
         return QualityData(config.data, config.with_pairs, config.seed)

@@ -1,14 +1,21 @@
 """What a model was trained on, in a few numbers that its file keeps, and where other images differ from it."""
 
+import contextlib
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vfm4us.checkpoints import seen
 from vfm4us.data.dataset import PreparedDataset, valid_part
-from vfm4us.data.decode import read_record
+from vfm4us.data.decode import read_record, read_records
+from vfm4us.data.frames import is_container
+from vfm4us.data.limits import file_bytes
 from vfm4us.data.looks import sample
+from vfm4us.data.prepare import pixels_sha256
 from vfm4us.data.records import Record
 
 LOOKED_AT = 256, 32  # images of the training set, and of another one
@@ -28,6 +35,44 @@ def trained_on(dataset: PreparedDataset) -> dict[str, Any]:
         "longer_side": np.quantile(sides, QUANTILES).round(1).tolist() if rows else [],
         "blank": bool(dataset.description.get("blank", False)),
     }
+
+
+def digests_of(root: Path, records: list[Record]) -> np.ndarray:
+    """The digests of images by which a prepared dataset would know them, of their files or of their frames' own pixels.
+
+    int64 (n,), 0 for what cannot be read.
+    """
+    found = np.zeros(len(records), np.int64)
+    frames_at = [i for i, record in enumerate(records) if is_container(root / record.path)]
+    for i in sorted({*range(len(records))} - {*frames_at}):
+        with contextlib.suppress(ValueError):
+            found[i] = seen.digests([hashlib.sha256(file_bytes(root / records[i].path)).hexdigest()])[0]
+    for i, grey in zip(
+        frames_at, read_records(root, (replace(records[i], filled=None) for i in frames_at)), strict=True
+    ):
+        if isinstance(grey, np.ndarray):
+            found[i] = seen.digests([pixels_sha256(grey)])[0]
+    return found
+
+
+def seen_in_training(state: Mapping[str, Any], root: Path, records: list[Record]) -> list[str]:
+    """Warnings where images are among those that a model, or its encoder before it, was trained on, as far as its file says."""
+    known = {
+        "digests": "this model was trained on or chosen by",
+        "pretraining_digests": "its encoder was pretrained on",
+    }
+    lists = {words: seen.stated(state, key) for key, words in known.items()}
+    if not any(map(len, lists.values())):
+        return []
+    given, told = digests_of(root, records), []
+    for words, digests in lists.items():
+        among = np.flatnonzero(np.isin(given, digests) & (given != 0))
+        if len(among):
+            told.append(
+                f"{len(among)} of {len(records)} images are among those that {words} (e.g. {records[among[0]].path}): figures "
+                "with them flatter it; give others, or --split test"
+            )
+    return told
 
 
 def differences(known: Mapping[str, Any], root: Path, records: list[Record]) -> list[str]:
