@@ -161,7 +161,9 @@ def test_packing_reports_and_fills(tmp_path, monkeypatch, capsys):
         rows.append(f"{k}.png,patient {k}")
     (source / "manifest.csv").write_text("\n".join(rows) + "\n")
     seen = prepare(source, tmp_path / "seen", size=SIZE)
-    assert "burnt into 12 of 12 images (overlays.png); blank: true" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "burnt into 12 of 12 images (overlays.png); blank: true" in printed
+    assert "not looked for: what is set anew in each image, such as calipers" in printed
     told = json.loads((tmp_path / "seen" / "understood.json").read_text())["burnt_in"]
     assert (told["images"], told["of"], told["filled"]) == (12, 12, False) and told["places"][0]["example"] == "0"
     assert (tmp_path / "seen" / "overlays.png").is_file()

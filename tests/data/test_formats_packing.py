@@ -1,6 +1,7 @@
 """DICOM, clips and volumes packed from a folder: the right frames, one group per patient or clip, no name of anybody."""
 
 import csv
+import json
 from dataclasses import fields
 
 import numpy as np
@@ -278,3 +279,14 @@ def test_what_was_used_as_group_is_said(tmp_path):
     for k in range(3):
         save_dicom(tmp_path / "alike" / f"{k}.dcm", dicom_dataset(speckle(k), PatientID="ANON"))
     assert "all 3 DICOM files name one patient" in "\n".join(understand(tmp_path / "alike").lines())
+
+
+def test_what_is_not_looked_for_and_what_shows_nothing_is_said(tmp_path):
+    for k in range(3):
+        pixels = speckle(k) // 10 if k == 1 else speckle(k)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{k}.png")
+    told = prepare.prepare(tmp_path / "in", tmp_path / "out", size=48, progress=False).description
+    assert any("1 of 3 images are nearly black" in warning and "(e.g. 1)" in warning for warning in told["warnings"])
+    notes = json.loads((tmp_path / "out" / "understood.json").read_text())["notes"]
+    assert any("no text or marks that stay" in note and "calipers" in note for note in notes)

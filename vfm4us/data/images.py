@@ -188,9 +188,11 @@ def _first_frame(path: Path) -> np.ndarray:
     if path.is_dir():
         raise ValueError("a folder is given by itself, not in a list of images")
     contents = frames.contents_of(path)
-    if contents is not None and contents.count > 1:
+    if contents is not None and contents.count * len(contents.crops) > 1:
+        regions = f" of {len(contents.crops)} regions" * (len(contents.crops) > 1)
         warnings.warn(
-            f"{path} has {contents.count} frames: in a list the first alone is taken, else {ALL_FRAMES}", stacklevel=4
+            f"{path} has {contents.count} frames{regions}: in a list the first alone is taken, else {ALL_FRAMES}",
+            stacklevel=4,
         )
     return read_grey(path)
 

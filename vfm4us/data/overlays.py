@@ -144,11 +144,13 @@ def read_places(path: Path) -> tuple[list[np.ndarray], list[list[int]]]:
 
 
 def sentence(told: dict) -> str:
-    """What `look` found, in words; "" where it was nothing."""
+    """What `look` found, and what it does not look for, in words."""
+    unseen = f"not looked for: {told['not_looked_for']}"
     if not told["images"]:
-        return ""
+        return f"no text or marks that stay at one place were found; {unseen}"
     does = "it is filled with its neighbourhood" if told["filled"] else "blank: true of the reading fills it"
-    return f"text, scales or marks are burnt into {told['images']} of {told['of']} images (overlays.png); {does}"
+    where = f"burnt into {told['images']} of {told['of']} images (overlays.png)"
+    return f"text, scales or marks are {where}; {does}; {unseen}"
 
 
 def find(images, valid, geometries, groups, digests=None) -> list[Places]:

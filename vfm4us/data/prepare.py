@@ -56,6 +56,7 @@ except ImportError:  # Windows: no file locks, so two processes must not prepare
 VERSION = 2  # of the packed format: a dataset of another version is prepared anew
 NPY_HEADER = 128  # bytes, for any N and S
 LONGEST_RUN = 64  # frames of one file that are decoded in one go
+DARK = 32  # grey levels: an image without a brighter pixel shows nothing
 NEAR_IDENTICAL = "near-identical to the frame before it"
 MOST_GROUPS = 5  # that one picture joins; LARGEST_JOINED: share of the images that joined groups may hold
 LARGEST_JOINED = 0.5
@@ -235,7 +236,10 @@ def _packed(work: Work, root: Path, size: int, keep_all: bool, coding: MaskCodin
         for role, layer in zip(("images", "masks", "targets"), layers, strict=True):
             if role in rows:
                 rows[role].append(layer if layer is not None else np.zeros((size, size), np.uint8))
-        lines.append(json.dumps({"record": {name: getattr(record, name) for name in COLUMNS}}).encode() + b"\n")
+        entry: dict = {"record": {name: getattr(record, name) for name in COLUMNS}}
+        if layers[0].max() < DARK:
+            entry["dark"] = True
+        lines.append(json.dumps(entry).encode() + b"\n")
     return Packed(lines, {role: np.stack(arrays) for role, arrays in rows.items() if arrays})
 
 
@@ -509,15 +513,20 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
     hidden += hidden_groups(records, grouped) + _moved(
         [r for r, is_open in zip(records, drawn, strict=True) if is_open], out, plan
     )
+    if dark := [entry["record"]["id"] for entry in entries if entry.get("dark")]:
+        hidden.append(
+            f"{len(dark)} of {len(records)} images are nearly black, no pixel above {DARK} of 255 (e.g. {dark[0]}): the range of "
+            "their numbers, or the window of their DICOM file, may be wrong"
+        )
     understood.warnings += hidden
     if progress and hidden:
         log.note("\n".join(f"  warning  {words}" for words in hidden), logging.WARNING)
     del images  # the file may be replaced
     understood.burnt_in = overlays.look(partial, records, plan.get("blank", False))
-    if burnt_in := overlays.sentence(understood.burnt_in):
-        understood.notes.append(burnt_in)
-        if progress:
-            log.note(f"  note     {burnt_in}")
+    burnt_in = overlays.sentence(understood.burnt_in)
+    understood.notes.append(burnt_in)
+    if progress:
+        log.note(f"  note     {burnt_in}")
     images = np.load(partial / "images.npy", mmap_mode="r")
     write_manifest(partial / "manifest.csv", records)
     write_rows(partial / "rejected.csv", ["path", "reason"], rejected)
