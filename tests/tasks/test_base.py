@@ -142,7 +142,7 @@ def test_a_table_shows_a_dozen_classes_and_leaves_a_thousand_to_the_file():
 
 @pytest.mark.parametrize("seeds", ["[3]", "[0,1]"])
 def test_the_conclusion_is_said_once(monkeypatch, seeds):
-    class Trained:
+    class Trained(base.Task):
         def run_seeds(self, settings):
             if len(settings.seeds) == 1:
                 said.append(self.conclusion({}))  # as run_seed says it of each seed
