@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -12,6 +13,14 @@ class Parser(argparse.ArgumentParser):
         more.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         more.setdefault("allow_abbrev", False)
         super().__init__(description=description, **more)
+
+    def parse_known_args(self, *given: Any, **more: Any) -> Any:
+        """As argparse, with the home folder written out, which a shell does behind a space alone: `--out=~/x` is no folder `~`."""
+        values, rest = super().parse_known_args(*given, **more)
+        for name, value in vars(values).items():
+            if str(value).startswith("~/") and isinstance(value, str | Path):
+                setattr(values, name, type(value)(Path(value).expanduser()))
+        return values, rest
 
     def error(self, message: str) -> NoReturn:
         """Say the message, of an unknown flag with the nearest known one, and end with exit code 2."""

@@ -498,7 +498,8 @@ def _convert(value: typing.Any, hint: typing.Any, name: str, defaults: typing.An
     elif hint is str and isinstance(value, str):
         if control := re.search(r"[\0-\x08\x0b-\x1f\x7f\ud800-\udfff]", value):
             raise ConfigError(name, f"{name}: {_shown(value)} holds a character that no name has: {control[0]!r}")
-        return value
+        # a shell writes the home folder out behind a space, not behind data.path= or in a file
+        return str(Path(value).expanduser()) if value.startswith("~/") else value
     elif type(value) is hint:
         return plain_yaml.plain(value)
     raise ConfigError(

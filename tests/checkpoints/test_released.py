@@ -135,3 +135,6 @@ def test_imagenet_is_torchvision_s_resnet18_from_its_cache(tmp_path, monkeypatch
     torch.save(resnet18().state_dict(), file)
     for given in ("imagenet", f"~/{file.relative_to(tmp_path)}"):
         assert vfm4us.load_encoder(given).report.matched == 120
+    (tmp_path / "imagenet").mkdir()
+    with pytest.raises(ValueError, match="'imagenet' is the name of torchvision's ResNet18, and of a path in"):
+        vfm4us.load_encoder("imagenet")

@@ -160,7 +160,7 @@ def test_the_conclusion_is_said_once(monkeypatch, seeds):
     assert "\n".join(said).count("it was worth it") == 1
 
 
-def test_what_weights_have_seen_is_listed_or_stated(tmp_path):
+def test_what_weights_have_seen_is_listed_or_stated(tmp_path, monkeypatch):
     known = seen.seen("open")
     assert len(known) > 7_000 and (seen.seen("a/vfm4us_resnet18_open.safetensors") == known).all()
     some = [f"{k:064x}" for k in range(3)] + ["f" * 64]
@@ -172,4 +172,6 @@ def test_what_weights_have_seen_is_listed_or_stated(tmp_path):
     for older in ({}, {"trained_on": {"mean_grey": []}}, {"trained_on": {"digests": torch.ones(2)}}, {"trained_on": 3}):
         checkpoints.save(tmp_path / "old.pt", older)
         assert len(seen.seen(str(tmp_path / "old.pt"))) == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet").mkdir()  # somebody's images
     assert len(seen.seen("imagenet")) == len(seen.seen("none")) == len(seen.seen("timm:resnet18")) == 0

@@ -119,8 +119,15 @@ def open_checkpoint(source: str | Path, sha256: str | None = None) -> tuple[str,
     if not str(source).strip():
         raise ValueError(f"{source!r} is no path: give {loadable()}; the working folder is '.'")
     path, expected = released.resolve(source)
-    if not path.exists():
-        path = imagenet_weights() if source == IMAGENET else _refuse_missing(str(source), path)
+    if source == IMAGENET:
+        if path.exists():
+            raise ValueError(
+                f"'imagenet' is the name of torchvision's ResNet18, and of a path in {Path.cwd()}: give ./imagenet for the path, "
+                "or go to another folder for the encoder"
+            )
+        path = imagenet_weights()
+    elif not path.exists():
+        _refuse_missing(str(source), path)
     path, sha256 = _place_of(path), sha256 or expected
     if path.is_dir():
         return str(path), huggingface.read_folder(path, sha256)

@@ -39,8 +39,8 @@ def seen(weights: str) -> np.ndarray:
     """Digests of what a released encoder or a file of this project was trained on; empty where nothing is known of that."""
     if listed := released.seen(weights):
         return digests(listed)
-    if not released.resolve(weights)[0].exists():
-        return NONE  # imagenet, none, what a probe names
+    if weights in ("none", "imagenet") or not released.resolve(weights)[0].exists():
+        return NONE  # the last is what a probe names: random:0, timm:NAME
     return stated(open_checkpoint(weights)[1])
 
 
