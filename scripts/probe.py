@@ -99,9 +99,11 @@ def main() -> None:
         ]
         for size in dict.fromkeys(size for setting in settings for size in setting.sizes)
     }
-    for source, task in product([s for row in rows for s in row.sources], next(iter(tasks.values()))):
-        tested = [task.tested_on.sha256[i] for i in task.tested_on.indices("test")] if arguments.split == "test" else []
-        if count := int(seen.among(tested, seen.seen(source)).sum()) if tested else 0:
+    sources = [source for row in rows for source in row.sources] if arguments.split == "test" else []
+    for source, task in product(sources, next(iter(tasks.values()))):
+        dataset, tested = task.tested_on, task.tested_on.indices("test")
+        same = seen.among((dataset.sha256[i] for i in tested), seen.seen(source))
+        if count := int((same | seen.looks_like(dataset.phash[tested], source)).sum()):
             print(
                 f"WARNING: {task.name}: {count} of {len(tested)} test images are among those that {source} was pretrained on"
             )

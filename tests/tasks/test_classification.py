@@ -476,7 +476,7 @@ def test_test_images_that_the_encoder_was_pretrained_on_are_told_by_the_encoder_
         assert base.shared_with_pretraining(settings) == []
 
 
-def test_images_that_weights_were_trained_on_are_known_again_wherever_they_lie(build, folder, tmp_path):
+def test_images_that_weights_were_trained_on_are_known_again_wherever_they_lie(build, folder, tmp_path, monkeypatch):
     settings = build()
     data = task.LabelledData(settings.data, 0).dataset
     had = [*data.indices("test")[:2], *data.indices("val")[:1], *data.indices("train")]
@@ -489,6 +489,18 @@ def test_images_that_weights_were_trained_on_are_known_again_wherever_they_lie(b
     )
     assert (tmp_path / "duplicates.csv").read_text().count("pretraining,logs/mine,") == 3
     assert "WARNING" not in base.report_duplicates(data, settings.data, tmp_path, (), "logs/mine", known[3:])
+    # pictures that the released encoder has seen, saved anew: two bits of the hash differ, of another one three
+    near, far = (int(data.phash[i]) for i in data.indices("test")[:2])
+    monkeypatch.setattr(
+        seen.released, "hashes", lambda weights: {near ^ 0b11, far ^ 0b111} if weights == "open" else set()
+    )
+    text = base.report_duplicates(data, settings.data, tmp_path, (), "open")
+    assert (
+        f"WARNING: {seen.looks_like(data.phash[data.indices('test')], 'open').sum()} of {counts[0]} test images" in text
+    )
+    assert (tmp_path / "duplicates.csv").read_text().count(",test,the same picture") >= 1
+    assert seen.looks_like(data.phash[data.indices("test")[:1]], "open").all()
+    assert not seen.looks_like(np.array([far ^ 0b111000], dtype=np.uint64), "open").any()
     # the files of the same images, elsewhere and under other names
     (tmp_path / "elsewhere").mkdir()
     for k, i in enumerate(had[:4]):

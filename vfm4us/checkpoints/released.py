@@ -53,12 +53,20 @@ def resolve(source: str | Path) -> tuple[Path, str | None]:
 
 def seen(source: str) -> set[str]:
     """First digits of the sha256 of every image that a released encoder, by its name or its file, was pretrained on; else none."""
+    return {row[column] for row in _pool(source) for column in ("sha256", "original_sha256") if row[column]}
+
+
+def hashes(source: str) -> set[int]:
+    """The perceptual hashes of the same images."""
+    return {int(row["phash"], 16) for row in _pool(source) if row["phash"]}
+
+
+def _pool(source: str) -> list[dict[str, str]]:
     if source not in table() and Path(source).name not in {entry["file"] for entry in table().values()}:
-        return set()
+        return []
     for folder in FOLDERS:
         file = folder / POOL
         if file.is_file():
             with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
-                rows = list(csv.DictReader(stream))
-            return {row[column] for row in rows for column in ("sha256", "original_sha256") if row[column]}
-    return set()
+                return list(csv.DictReader(stream))
+    return []

@@ -505,9 +505,21 @@ def report_duplicates(
     told, same = [], []
     for split in ("test", "val"):
         of_split = dataset.indices(split)
-        same += (again := of_split[seen.among((dataset.sha256[i] for i in of_split), known)].tolist())
+        alike = seen.among((dataset.sha256[i] for i in of_split), known)
+        anew = seen.looks_like(dataset.phash[of_split], weights) & ~alike
+        same += (again := of_split[alike | anew].tolist())
         told.append(f"{len(again)} of {len(of_split)} {split} images")
-        rows += [["pretraining", weights, dataset.records[i].path, split, "the same file"] for i in again]
+        copies = set(of_split[anew].tolist())
+        rows += [
+            [
+                "pretraining",
+                weights,
+                dataset.records[i].path,
+                split,
+                "the same picture" if i in copies else "the same file",
+            ]
+            for i in again
+        ]
     write_rows(folder / "duplicates.csv", ["kind", "cluster_or_dataset", "path", "split", "how"], rows)
     images = int(counts[counts > 1].sum())
     text = f"{len(several)} clusters of near-duplicates with {images} images; {divided} of them lie in two splits"
