@@ -51,6 +51,6 @@ def among(sha256: Iterable[str], known: np.ndarray) -> np.ndarray:
 
 
 def looks_like(phash: np.ndarray, weights: str) -> np.ndarray:
-    """Of each perceptual hash (uint64) whether it is one of a released encoder's images, if saved anew or made smaller: bool (n,)."""
+    """Of each perceptual hash (uint64) whether a released encoder has seen the picture, maybe at another size: bool (n,)."""
     known = np.array(sorted(released.hashes(weights)), dtype=np.uint64)
     return np.array([bool((np.bitwise_count(known ^ bits) <= NEAR).any()) for bits in phash], dtype=bool)
