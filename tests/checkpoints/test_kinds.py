@@ -356,6 +356,7 @@ def test_a_class_of_another_project_is_refused_with_the_remedy(tmp_path, monkeyp
         {"meta": {"cfg": "backbone=dict(type='ResNet', depth=50, style='caffe')"}},
         {"arch": "resnetblur50"},
         {"args": argparse.Namespace(replace_stride_with_dilation=[False, False, True])},
+        {"config.json": {"model_type": "resnet", "hidden_act": "silu"}},
         {"classifier": {"0.convs.0.0.weight": torch.ones(2)}},  # DeepLab's, whose last stages are dilated
         {"aux_classifier": {"0.weight": torch.ones(2)}},
     ],
@@ -379,6 +380,7 @@ def test_a_usual_file_is_not_warned_about():
             "arch": "resnet18",
             "meta": {"style": "pytorch", "dilations": (1, 1, 1, 1)},
             "args": {"dilation": False},
+            "config.json": {"hidden_act": "relu", "text_config": {"hidden_act": "quick_gelu"}},
         }
         vfm4us.load_encoder({"state_dict": without_head(resnet18())} | said)
 

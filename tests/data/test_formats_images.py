@@ -170,15 +170,23 @@ def test_tensors_of_any_kind_and_place_in_memory_are_the_same_image():
     same(grey, np.asfortranarray(grey), grey.astype(">u2"), np.ma.masked_array(grey), iter([grey]))
 
 
-def test_frames_that_are_left_out_and_ranges_that_are_guessed_are_told(tmp_path):
+def test_frames_that_are_left_out_and_ranges_that_are_guessed_are_told(tmp_path, capsys):
     pages = [Image.fromarray(speckle(k)) for k in range(3)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    with pytest.warns(UserWarning, match="pages.tif: 1 of its 3 frames are taken.*frames: all"):
+    with pytest.warns(UserWarning, match="pages.tif: 1 of 3 frames are taken.*frames: all"):
         image_batch(tmp_path / "pages.tif")
     with pytest.warns(UserWarning, match="pages.tif has 3 frames: in a list the first alone"):
         image_batch([tmp_path / "pages.tif"])
     with Image.open(tmp_path / "pages.tif") as opened, pytest.warns(UserWarning, match="this is the first alone"):
         image_batch(opened)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.warns(UserWarning, match="1 of 3 frames are taken, else .frames: all. in its reading.yaml"):
+        image_batch(tmp_path)
+    assert "1 images; beside them 1 passed over" in capsys.readouterr().err
+    (tmp_path / "reading.yaml").write_text("frames: first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(image_batch(tmp_path)[0]) == 1
     below = Image.fromarray(speckle().astype(np.int32) - 100)
     below.save(tmp_path / "below.tif")
     for given in (below, tmp_path / "below.tif"):

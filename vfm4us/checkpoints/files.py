@@ -149,6 +149,7 @@ BEGINNINGS = (
     (b"\x89PNG", "it is a picture (PNG), not a checkpoint"),
     (b"\xff\xd8\xff", "it is a picture (JPEG), not a checkpoint"),
     (b"model_checkpoint_path:", "it is a file of TensorFlow: this project reads weights of PyTorch"),
+    (b"<?xml", "it is XML (a program of OpenVINO, or the error of a server), not a checkpoint"),
     (b"<", "it is a web page, not a checkpoint: the download needs a login or another address"),
     (b"{", "it is a text file (JSON), not a checkpoint: give the weights beside it, or their folder"),
 )

@@ -25,6 +25,7 @@ DIFFERENT = (
     (r"(?i)resnet_?blur|blur_?pool|resnetaa", "anti-aliased pooling (blur)"),
     (r"replace_stride_with_dilation.*True|dilations?: [\[(][^\])]*[2-9]|output_stride: (8|16)$", "dilated stages"),
     (r"(?i)resnet\d+_?(gn|groupnorm)", "group norm"),
+    (r"^(quick_gelu: True|hidden_act: (?!gelu$|relu$))", "another activation"),
     (r"(?i)resnet_?v2|preact", "another order of its layers"),
     (r"downsample_in_bottleneck: True|downsample_in_first_stage: True", "a stride in another convolution"),
 )

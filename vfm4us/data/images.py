@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from vfm4us import log
 from vfm4us.data import frames
 from vfm4us.data.containers import Reading, Told, one_record_per_image
 from vfm4us.data.dataset import RESAMPLING, packed_size
@@ -29,7 +30,7 @@ from vfm4us.data.greys import full_range, grey_of_image, to_8_bit, white_is_zero
 from vfm4us.data.limits import check_size
 from vfm4us.data.reading import reading_of
 from vfm4us.data.records import Record, without_extension
-from vfm4us.data.sources import find_source, nearest, source_root
+from vfm4us.data.sources import nearest, source_root, understand
 
 ROUNDING = 1e-3  # by which a float may leave [0, 1]: a resized image does
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
@@ -39,22 +40,29 @@ TABLES = (".csv", ".tsv")
 def image_records(source) -> list[Record]:
     """The images of a file, a folder or a CSV manifest, each frame of a clip by itself; their paths begin at the working folder.
 
-    In the order in which `image_batch` and `encoder.embed` read them. Warns where a file's frames are not all taken.
-    Raises FileNotFoundError and ValueError as `find_source`.
+    In the order in which `image_batch` and `encoder.embed` read them. Warns where a file's frames are not all taken, and says which
+    files of a folder are no images. Raises FileNotFoundError and ValueError as `find_source`.
     """
-    path = given_path(source)
+    path, told, reading = given_path(source), Told(), Reading()
     if path.is_file() and path.suffix.lower() not in TABLES:
         _refuse_array_file(path)
-        told = Told()
-        records = one_record_per_image(path.parent, [Record(without_extension(path.name), path.name)], Reading(), told)
-        if sum(told.taken.values()) < sum(told.frames.values()):
-            counts = f"{sum(told.taken.values())} of its {sum(told.frames.values())} frames"
-            warnings.warn(f"{path}: {counts} are taken, else {ALL_FRAMES}", stacklevel=3)
+        records = one_record_per_image(path.parent, [Record(without_extension(path.name), path.name)], reading, told)
+        remedy = ALL_FRAMES
     else:
         reading = reading_of(path)
-        records = find_source(path, reading)
+        understood = understand(path, reading, whole=False)
+        records = one_record_per_image(source_root(path), understood.records, reading, told)
+        remedy = "`frames: all` in its reading.yaml"
+        if others := {role: count for role, count in understood.counts().items() if role != "image" and count}:
+            left = ", ".join(f"{count} {role}" for role, count in others.items())
+            log.note(f"{path} is understood as {understood.layout}: {len(records)} images; beside them {left}")
         if reading.blank:
             fill_unpacked(source_root(path), records)
+    if (
+        sum(told.taken.values()) < sum(told.frames.values()) and reading.frames == Reading().frames
+    ):  # nobody has said which
+        counts = f"{sum(told.taken.values())} of {sum(told.frames.values())} frames"
+        warnings.warn(f"{path}: {counts} are taken, else {remedy}", stacklevel=3)
     return [replace(record, path=str(source_root(path) / record.path)) for record in records]
 
 
