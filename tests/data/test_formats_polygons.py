@@ -373,3 +373,35 @@ def test_damaged_files_say_so(tmp_path):
             read(tmp_path / name, "x")
     assert polygons.split_reference("m/a.png") == ("m/a.png", None)
     assert polygons.split_reference(polygons.reference("m/a.json", "b::c.png")) == ("m/a.json", "b::c.png")
+
+
+def outlines_of(tmp_path, kind, height, width):
+    """A file of outlines of `square` for an image of that size, of which it covers the same part."""
+    points = np.array(corners(), float).reshape(-1, 2) * (width / WIDTH, height / HEIGHT)
+    if kind == "coco":
+        path = coco(tmp_path, [points.ravel().tolist()])
+        content = json.loads(path.read_text())
+        content["images"][0] |= {"height": height, "width": width}
+    elif kind == "labelme":
+        shape = {"label": "x", "points": (points - 0.5).tolist(), "shape_type": "polygon"}
+        path = tmp_path / "labelme.json"
+        content = {"shapes": [shape], "imagePath": "a.png", "imageHeight": height, "imageWidth": width}
+    else:
+        path, text = tmp_path / "cvat.xml", ";".join(f"{x},{y}" for x, y in points)
+        polygon = f'<polygon label="x" points="{text}"/>'
+        path.write_text(
+            f'<annotations><image name="a.png" width="{width}" height="{height}">{polygon}</image></annotations>'
+        )
+        return path
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["coco", "labelme", "cvat"])
+def test_outlines_for_a_copy_of_another_size_are_scaled_and_for_another_shape_refused(tmp_path, kind):
+    same = read(outlines_of(tmp_path, kind, HEIGHT, WIDTH), "a.png")
+    assert (read(outlines_of(tmp_path, kind, HEIGHT // 2, WIDTH // 2), "a.png") == same).all() and same.any()
+    with pytest.raises(ValueError, match=f"are for {HEIGHT} x {WIDTH} pixels, the image has {WIDTH} x {HEIGHT}"):
+        read(outlines_of(tmp_path, kind, WIDTH, HEIGHT), "a.png")
+    with pytest.raises(ValueError, match="annotation 5 is of the category 9, which the file does not list"):
+        read(coco(tmp_path, [corners()], category=9), "a.png")

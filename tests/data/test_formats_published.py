@@ -9,7 +9,8 @@ from making_formats import speckle, write_clip
 from PIL import Image
 
 from vfm4us.data import annotations, layouts, prepare, published
-from vfm4us.data.sources import find_source
+from vfm4us.data.masks import read_masks
+from vfm4us.data.sources import find_source, understand
 
 SQUARE = [[20, 10], [50, 10], [50, 30], [20, 30]]
 
@@ -71,6 +72,36 @@ def test_echonet_dynamic(tmp_path):
         (0, "0X2", "test", False),
     ]
     assert alike(dataset.masks[0], square()) and dataset.ids[:2] == ["Videos/0X1_frame0001", "Videos/0X1_frame0004"]
+
+
+def test_echonet_pediatric(tmp_path):
+    root = tmp_path / "A4C"
+    for name in ("C0", "C1"):
+        write_clip(root / "Videos" / f"{name}.avi", [speckle(k) for k in range(4)], codec="mjpeg")
+    (root / "FileList.csv").write_text("FileName,EF,Split\nC0.avi,60,0\nC1.avi,55,1\n")
+    points = "".join(
+        f"{name}.avi,{x},{y},0\n" for name in ("C0", "C1") for x, y in ((20, 10), (49, 10), (49, 29), (20, 29))
+    )
+    (root / "VolumeTracings.csv").write_text(f"FileName,X,Y,Frame\n{points}C1.avi,1,1,No Systolic\n")
+    records = understand(root).records
+    assert [(record.frame, record.mask) for record in records] == [
+        (0, "VolumeTracings.csv::C0#0"),
+        (0, "VolumeTracings.csv::C1#0"),
+    ]
+    assert read_masks(root, records[0], speckle(0), 64).sum() == 600
+
+
+def test_one_mask_for_all_frames_of_a_clip_is_refused(tmp_path):
+    for k in range(3):
+        write_clip(
+            tmp_path / f"x{k}.avi", [np.roll(speckle(k), 9 * j, axis=1) for j in range(3)], rate=1, codec="mjpeg"
+        )
+        mask = np.zeros((64, 80), np.uint8)
+        mask[20:40, 20:40] = 255
+        Image.fromarray(mask).save(tmp_path / f"x{k}_mask.png")
+    assert all("has 3 frames and one mask" in record.reason for record in understand(tmp_path).records)
+    first = understand(tmp_path, {"frames": "first"}).records
+    assert len(first) == 3 and not any(record.reason for record in first)
 
 
 def test_us4(tmp_path):

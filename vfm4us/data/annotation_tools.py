@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vfm4us.data.limits import MAXIMUM_PIXELS, check_size
-from vfm4us.data.shapes import Bitmap, Box, Outline, ellipse
+from vfm4us.data.shapes import Bitmap, Box, Outline, ellipse, with_size
 
 LARGEST_BITMAP = 64 * 1024**2  # bytes of a PNG within a file of annotations
 
@@ -44,7 +44,7 @@ def supervisely(content: dict):
             shapes.append(Bitmap(_bitmap(entry["bitmap"]["data"]), top, left, number, size))
         else:
             shapes.append(Box(f"an object of the kind {kind!r}"))
-    return {"": shapes}, dict(enumerate(names, start=1))
+    return {"": with_size(shapes, *size)}, dict(enumerate(names, start=1))
 
 
 def _bitmap(text: str) -> np.ndarray:
@@ -112,11 +112,13 @@ def _mark(mark: dict, number: int):
     if value.get("rotation") and kind != "ellipselabels":
         return Box(f"a turned mark of the kind {kind!r}")
     if kind == "polygonlabels":
-        return Outline(np.asarray(value["points"], np.float64) * scale - 0.5, number)
+        outline = Outline(np.asarray(value["points"], np.float64) * scale - 0.5, number)
+        return with_size([outline], height, width)[0]
     if kind == "ellipselabels":
         x, y = np.array((value["x"], value["y"])) * scale - 0.5
         across, down = np.array((value["radiusX"], value["radiusY"])) * scale
-        return Outline(ellipse(x, y, across, down, np.deg2rad(value.get("rotation", 0))), number)
+        outline = Outline(ellipse(x, y, across, down, np.deg2rad(value.get("rotation", 0))), number)
+        return with_size([outline], height, width)[0]
     if kind == "brushlabels":
         check_size(width, height)
         flat = _brush(value["rle"], width * height * 4)
@@ -164,6 +166,8 @@ def cvat(root: ElementTree.Element):
         image: [_cvat_shape(shape, names.index(str(shape.get("label"))) + 1) for shape in several if shape.tag != "tag"]
         for image, several in drawn.items()
     }
+    for image in root.iter("image"):
+        with_size(shapes[str(image.get("name")).replace("\\", "/")], image.get("height"), image.get("width"))
     return shapes, dict(enumerate(names, start=1))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vfm4us.data import frames
 from vfm4us.data.frames import Contents, FrameRule, frame_rule
+from vfm4us.data.polygons import split_reference
 from vfm4us.data.reading import Reading
 from vfm4us.data.records import Record
 
@@ -81,6 +82,10 @@ def one_record_per_image(root, records: list[Record], reading: Reading, told: To
             expanded.append(record)
             continue
         images = _of_file(record, contents, rule)
+        if reason := _one_mask_for_many(record, contents, rule, Path(root)):
+            told.refused[record.path] = reason
+            expanded += [replace(record, reason=reason)]
+            continue
         expanded += images
         told.files[contents.kind] += 1
         told.frames[contents.kind] += contents.count
@@ -114,8 +119,29 @@ def _missing(root: Path, directory: Record, told: Told) -> list[Record]:
     return missing
 
 
+def _one_mask_for_many(record: Record, contents: Contents, rule: FrameRule, root: Path) -> str:
+    """Why one mask cannot be that of all frames taken of a file; "" where there is none, or it has frames as well."""
+    if not record.mask or contents.count < 2 or rule.kind == "first" or _is_named(record):
+        return ""
+    for mask in record.mask_paths:
+        try:
+            if split_reference(mask)[1] is not None or not frames.is_container(root / mask):
+                return (
+                    f"has {contents.count} frames and one mask, {mask}, which does not say of which: give the frame as an image, "
+                    "or frames: first if it is the first"
+                )
+        except ValueError:  # the mask's own reason is told when it is read
+            continue
+    return ""
+
+
+def _is_named(record: Record) -> bool:
+    """Whether a record is of one frame or part of its file already; a traced frame is named by its mask."""
+    return bool(record.frame or record.crop) or record.mask.endswith(f"#{record.frame}")
+
+
 def _of_file(record: Record, contents: Contents, rule: FrameRule) -> list[Record]:
-    named = bool(record.frame or record.crop)
+    named = _is_named(record)
     numbers = [record.frame] if named else rule.chosen(contents)
     crops = [record.crop] if record.crop else contents.crops
     group = record.group or contents.group

@@ -192,7 +192,7 @@ def _layer(root: Path, record: Record, path: str, shape: tuple, coding: MaskCodi
     file, key = polygons.split_reference(path)
     top, left, height, width = (int(v) for v in record.crop.split()) if record.crop else (0, 0, *shape)
     if key is not None:  # outlines are drawn on the whole frame, as far as the crop reaches
-        drawn = polygons.read_mask(root / file, key, top + height, left + width)[top:, left:]
+        drawn = polygons.read_mask(root / file, key, top + height, left + width, part=bool(record.crop))[top:, left:]
         return _by_names(drawn, polygons.class_names(root / file), coding)
     _one_page(root / path, root / record.path)
     raw = _raw_of(root / path, record.frame, root / record.path)

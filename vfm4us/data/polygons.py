@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vfm4us.data import annotation_tools, limits
-from vfm4us.data.shapes import Box, Outline, Runs, ellipse
+from vfm4us.data.shapes import Box, Outline, Runs, ellipse, with_size
 
 SEPARATOR = "::"
 FORMS = (".json", ".csv", ".xml", ".txt")
@@ -36,9 +36,10 @@ def split_reference(name: str) -> tuple[str, str | None]:
     return (file, key) if sign and Path(file).suffix.lower() in FORMS else (name, None)
 
 
-def read_mask(path, key: str, height: int, width: int) -> np.ndarray:
+def read_mask(path, key: str, height: int, width: int, part: bool = False) -> np.ndarray:
     """Class numbers uint8 (H, W) of an image of `height` x `width` pixels; later outlines lie over earlier ones.
 
+    Outlines of an image of another size, where the file says its size, are scaled. part: the image reaches further than that
     Raises ValueError with a one-line reason: a damaged file, an image it does not know, outlines without an area.
     """
     shapes = _of_file(path).get(key)
@@ -46,7 +47,7 @@ def read_mask(path, key: str, height: int, width: int) -> np.ndarray:
         raise ValueError(f"does not know the image {key!r}")
     mask = np.zeros((height, width), np.uint8)
     for shape in shapes:
-        shape.draw(mask)
+        (shape.on_image(height, width) if isinstance(shape, Outline) and not part else shape).draw(mask)
     return mask
 
 
@@ -152,6 +153,7 @@ def _labelme(content: dict):
         elif kind != "polygon":
             raise ValueError(f"a shape of the kind {str(kind)[:80]!r} is no outline: polygon and circle are read")
         shapes.append(Outline(points, words.index(str(shape["label"]).strip()) + 1))
+    with_size(shapes, content.get("imageHeight"), content.get("imageWidth"))
     return {str(content["imagePath"]): shapes}, {number: word for number, word in enumerate(words, start=1) if word}
 
 
@@ -160,18 +162,24 @@ def _coco(content: dict):
         {int(category["id"]): str(category.get("name", "")) for category in content.get("categories", [])}.items()
     )
     number_of = {identity: number for number, (identity, _) in enumerate(categories, start=1)}
-    file_of = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    file_of = {str(image["id"]): str(image["file_name"]) for image in content["images"]}
     shapes = {file: [] for file in file_of.values()}
     for annotation in content["annotations"]:
-        number = number_of.get(annotation.get("category_id"), 1 if not number_of else 0)
+        category, image = annotation.get("category_id"), str(annotation["image_id"])
+        number = number_of.get(category, 1 if not number_of else 0)
+        if not number or image not in file_of:
+            what = f"the category {category!r}, which" if not number else f"the image {image}, which"
+            raise ValueError(f"annotation {annotation.get('id')} is of {what} the file does not list")
         outlines = annotation.get("segmentation")
-        target = shapes[file_of[annotation["image_id"]]]
+        target = shapes[file_of[image]]
         if not outlines:
             target.append(Box(f"annotation {annotation.get('id')}"))
         elif isinstance(outlines, dict):
             target.append(_coco_runs(outlines, number))
         else:  # COCO counts from the corner of the first pixel
             target.extend(Outline(np.asarray(outline, np.float64) - 0.5, number) for outline in outlines)
+    for image in content["images"]:
+        with_size(shapes[str(image["file_name"])], image.get("height"), image.get("width"))
     names = {number: name for number, (_, name) in enumerate(categories, start=1)}
     return shapes, names if all(names.values()) and len(set(names.values())) == len(names) else {}
 
@@ -307,6 +315,8 @@ def _table(data: bytes):
         return _via(regions, rows)
     if {"filename", "x1", "y1", "x2", "y2", "frame"} <= names.keys():
         return _tracings(rows, names)
+    if {"filename", "x", "y", "frame"} <= names.keys():
+        return _traced_points(rows, names)
     pixels = next((names[name] for name in ("pixels", "encodedpixels", "rle", "rle_mask") if name in names), None)
     if pixels is None:
         raise ValueError(f"has no column of outlines or run lengths; its columns: {', '.join(names) or 'none'}")
@@ -324,12 +334,25 @@ def _table(data: bytes):
     return shapes, {}
 
 
+def _traced_points(rows: list[dict], names: dict[str, str]):
+    """EchoNet-Pediatric: the points of the ventricle of a frame, in order; a frame that is no number has none."""
+    points: dict[str, list] = {}
+    for row in rows:
+        if row[names["frame"]].strip().isdigit():
+            key = f"{_stem_of_clip(row[names['filename']])}#{int(row[names['frame']])}"
+            points.setdefault(key, []).append([float(row[names["x"]]), float(row[names["y"]])])
+    return {key: [Outline(several, 1)] for key, several in points.items()}, {1: "left ventricle"}
+
+
+def _stem_of_clip(name: str) -> str:
+    return re.sub(r"\.avi$", "", name.strip(), flags=re.IGNORECASE)
+
+
 def _tracings(rows: list[dict], names: dict[str, str]):
     """EchoNet-Dynamic: the first row of a frame is the long axis, the others are cords across the ventricle, from tip to base."""
     cords: dict[str, list] = {}
     for row in rows:
-        stem = re.sub(r"\.avi$", "", row[names["filename"]].strip(), flags=re.IGNORECASE)
-        key = f"{stem}#{int(float(row[names['frame']]))}"
+        key = f"{_stem_of_clip(row[names['filename']])}#{int(float(row[names['frame']]))}"
         cords.setdefault(key, []).append([float(row[names[name]]) for name in ("x1", "y1", "x2", "y2")])
     shapes = {}
     for key, lines in cords.items():

@@ -3,6 +3,7 @@
 import numpy as np
 
 CLASS_LIMIT = 254  # 255 is left for what is to be ignored
+OTHER_SHAPE = 0.02  # difference of the two scales, beyond which an image is no copy of another size
 CIRCLE_POINTS = 72  # corners of a circle or an ellipse
 
 
@@ -15,11 +16,22 @@ def ellipse(x: float, y: float, across: float, down: float, tilt: float = 0.0) -
     )
 
 
+def with_size(shapes: list, height, width) -> list:
+    """The same shapes, which know the size of the image they were drawn on; nothing of a size that is missing or 0."""
+    size = int(float(height or 0)), int(float(width or 0))
+    for shape in shapes:
+        if isinstance(shape, Outline) and min(size) > 0:
+            shape.size = size
+    return shapes
+
+
 class Outline:
     """A polygon of points (N, 2) as x, y in pixels, the centre of the first pixel at 0, 0; `relative` to width and height.
 
-    holes: polygons within it that do not belong to it
+    holes: polygons within it that do not belong to it; size: height and width of the image it was drawn on, where known
     """
+
+    size: tuple[int, int] | None = None
 
     def __init__(self, points, number: int, relative: bool = False, holes=()):
         self.points = np.asarray(points, np.float64).reshape(-1, 2)
@@ -27,6 +39,22 @@ class Outline:
             raise ValueError("an outline needs three points or more, within the image")
         self.number, self.relative = _class(number), relative
         self.holes = [Outline(hole, number) for hole in holes]
+
+    def on_image(self, height: int, width: int) -> "Outline":
+        """The outline for an image of that size, which may be a larger or smaller copy. ValueError where its shape is another."""
+        if self.size is None or self.size == (height, width) or self.relative:
+            return self
+        down, across = height / self.size[0], width / self.size[1]
+        if abs(down / across - 1) > OTHER_SHAPE:
+            raise ValueError(
+                f"its outlines are for {self.size[1]} x {self.size[0]} pixels, the image has {width} x {height}: write the size of "
+                "the image for which they are"
+            )
+
+        def scaled(points: np.ndarray) -> np.ndarray:
+            return (points + 0.5) * (across, down) - 0.5
+
+        return Outline(scaled(self.points), self.number, holes=[scaled(hole.points) for hole in self.holes])
 
     def draw(self, mask: np.ndarray) -> None:
         """Fill the outline in `mask` (H, W). ValueError where shares of the image reach beyond it."""
