@@ -816,7 +816,113 @@ TREES = {
         masks=5,
         splits={"train": 3, "test": 2},
     ),
+    "videos first": Tree(
+        "Folders of videos and no classes",
+        (plain(*(f"video{v}/{k}.png" for v in (1, 2) for k in (1, 2))),),
+        images=4,
+        groups=2,
+    ),
+    "patient and class in one name": Tree(
+        "A folder for each patient, which names the class too",
+        (plain(*(f"P{p}_{c}/{k}.png" for p, c in ((1, "cyst"), (2, "mass"), (3, "cyst")) for k in (1, 2))),),
+        images=6,
+        labels=("cyst", "mass"),
+        groups=3,
+    ),
+    "one class with kinds": Tree(
+        "A class with further folders below",
+        (plain("normal/1.png", "normal/2.png", *(f"ill/{c}/{c}{k}.png" for c in ("cyst", "mass") for k in (1, 2))),),
+        images=6,
+        labels=("ill", "normal"),
+    ),
+    "views first": Tree(
+        "Folders of views, with the same patients below",
+        (plain(*(f"{v}/p{p}/{v}{p}.png" for v in ("A2C", "A4C") for p in (1, 2))),),
+        images=4,
+        labels=("A2C", "A4C"),
+        groups=2,
+    ),
+    "Roboflow's copies": Tree(
+        "Varied copies of Roboflow",
+        (plain(*(f"{c}/{c}{k}_png.rf.{v}1f.jpg" for c in "ab" for k in (1, 2) for v in "cd")),),
+        images=8,
+        labels=("a", "b"),
+        groups=4,
+    ),
+    "LabelMe's folders": Tree(
+        "What LabelMe makes of each JSON file",
+        (
+            pairs("us{}_json/img.png", "us{}_json/label.png"),
+            lambda root: [
+                save(np.maximum(speckle(i), (disc(20) * 90).astype(np.uint8)), root / f"us{i}_json/label_viz.png")
+                for i in range(3)
+            ][0],
+            text("us0_json/label_names.txt", "_background_\nlesion\n"),
+        ),
+        images=3,
+        masks=3,
+        passed_over=4,
+    ),
+    "double endings": Tree(
+        "Masks with the ending of the image in their name",
+        (pairs("images/{}.jpg", "masks/{}.jpg_mask.png"),),
+        images=3,
+        masks=3,
+    ),
+    "a form for submissions": Tree(
+        "Kaggle's form for submissions",
+        (
+            plain("train/1a.png", "train/2a.png", "test/1b.png", "test/2b.png"),
+            text("train.csv", "id,label\n1a,x\n2a,y\n"),
+            text("sample_submission.csv", "id,label\n1b,x\n2b,x\n"),
+        ),
+        images=4,
+        labels=("x", "y"),
+        splits={"train": 2, "test": 2},
+        passed_over=1,
+    ),
+    "what spreadsheets add": Tree(
+        "A line that names the separator, and a title",
+        (
+            plain("i/a.png", "i/b.png"),
+            text("a.csv", "sep=;\nfile;label\na.png;x\nb.png;y\n"),
+            text("b.csv", "Table 1: patients,,\n,,\nfile,age,patient\na.png,40,1\nb.png,50,2\n"),
+        ),
+        images=2,
+        labels=("x", "y"),
+        groups=2,
+    ),
+    "rows that agree": Tree(
+        "Several rows of an image that say the same",
+        (plain("a.png", "b.png"), text("boxes.csv", "file,x,label\na.png,1,x\na.png,2,x\nb.png,3,y\n")),
+        images=2,
+        labels=("x", "y"),
+    ),
+    "names of several images": Tree(
+        "A table whose names stand for several images",
+        (plain("a/1.png", "a/2.png", "b/1.png", "b/2.png"), text("s.csv", "file,split\n1.png,train\n2.png,test\n")),
+        images=4,
+        labels=("a", "b"),
+        passed_over=1,
+    ),
+    "labels at the end of names, said": Tree(
+        "Words at the end of names, decided",
+        (plain("1_cyst.png", "2_mass.png", "3_cyst.png"),),
+        images=3,
+        labels=("cyst", "mass"),
+        reading={"labels": "endings"},
+    ),
     # two readings
+    "padded numbers": Tree(
+        "Few folders with padded numbers",
+        (plain(*(f"{k:03d}/{k}.png" for k in range(3))),),
+        error="its 3 numbered folders .*are classes, or patients",
+    ),
+    "set aside": Tree(
+        "A folder of what was taken out",
+        (plain("a/1.png", "b/2.png", "excluded/3.png"),),
+        error="excluded is a class, or holds what was taken out.*reading.passed_over=excluded",
+    ),
     "numbered masks": Tree(
         "The same number of masks for each image",
         (

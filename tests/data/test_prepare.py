@@ -768,3 +768,12 @@ def test_another_source_does_not_replace_a_prepared_dataset_and_a_moved_one_is_t
     assert len(prepare(tmp_path / "three", tmp_path / "out", size=48, progress=False)) == 2
     plain("a/5.png")(tmp_path / "three")  # the same source, changed: packed anew
     assert len(prepare(tmp_path / "three", tmp_path / "out", size=48, progress=False)) == 3
+
+
+def test_one_file_under_two_labels_and_archives_beside_are_warned_of(tmp_path):
+    plain("set/a/1.png", "set/a/2.png", "set/b/3.png")(tmp_path)
+    shutil.copy(tmp_path / "set/a/1.png", tmp_path / "set/b/4.png")
+    (tmp_path / "set/more.zip").write_bytes(b"PK")
+    warnings = " ".join(prepare(tmp_path / "set", tmp_path / "out", size=32, progress=False).description["warnings"])
+    assert "1 images stand under two labels, e.g. a/1.png (a) and b/4.png (b)" in warnings
+    assert "1 archives beside the images are not unpacked, e.g. more.zip" in warnings

@@ -13,7 +13,7 @@ MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
 LINKS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
-def excel(path, *sheets, before=""):
+def excel(path, *sheets, before="", merged=""):
     """An Excel file of sheets, each a list of rows; text goes to the shared strings, None leaves a cell out."""
     strings, parts = [], {}
     for number, rows in enumerate(sheets, start=1):
@@ -28,7 +28,7 @@ def excel(path, *sheets, before=""):
                 elif value is not None:
                     cells.append(f"<c {place}><v>{value}</v></c>")
             lines.append(f'<row r="{r}">{"".join(cells)}</row>')
-        parts[f"xl/worksheets/sheet{number}.xml"] = f"{before}<worksheet {MAIN}>{''.join(lines)}</worksheet>"
+        parts[f"xl/worksheets/sheet{number}.xml"] = f"{before}<worksheet {MAIN}>{''.join(lines)}{merged}</worksheet>"
     numbers = range(1, len(sheets) + 1)
     parts["xl/workbook.xml"] = (
         f'<workbook {MAIN} xmlns:r="{LINKS}">' + "".join(f'<sheet r:id="r{k}"/>' for k in numbers) + "</workbook>"
@@ -61,6 +61,13 @@ def test_an_excel_file_beside_images_is_joined_by_the_sheet_that_names_them(tmp_
     excel(tmp_path / "Liste.xlsx", rows, rows)
     with pytest.raises(ValueError, match="Liste.xlsx has 2 sheets that name images"):
         understand(tmp_path)
+
+
+def test_merged_cells_of_excel_have_the_value_of_the_first(tmp_path):
+    plain("a.png", "b.png", "c.png")(tmp_path)
+    rows = [["Table 1"], ["file", "patient", "label"], ["a.png", "P1", "x"], ["b.png", None, "y"], ["c.png", "P2", "x"]]
+    excel(tmp_path / "t.xlsx", rows, merged='<mergeCells><mergeCell ref="B3:B4"/><mergeCell ref="A1:C1"/></mergeCells>')
+    assert [(r.group, r.label) for r in understand(tmp_path).records] == [("P1", "x"), ("P1", "y"), ("P2", "x")]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 MARKED = re.compile(r"'+[=+\-@\t\r]")
 MARKED_CELL = re.compile(r"(?:^|[,\"\n])'+[=+\-@\t\r]")  # somewhere in a text
 DELIMITERS = (",", ";", "\t", "|")
+SEPARATOR_LINE = re.compile(r"\A\s*sep=.\r?\n", re.IGNORECASE)  # what spreadsheets write before the header
 WESTERN = frozenset(map(chr, range(0xC0, 0x100))) - set("×÷") | set("\xa0°µ±²³€§«»–—‘’“”„…")
 
 
@@ -104,7 +105,7 @@ def decoded_table(path: Path) -> tuple[str, str]:
         encoding = "Windows-1252"
     if "\0" in text or not text.strip():
         raise ValueError(f"{path} is {'empty' if not text.strip() else 'not text'}: give a CSV manifest or a folder")
-    return text, encoding
+    return SEPARATOR_LINE.sub("", text), encoding
 
 
 def _western(data: bytes) -> str | None:

@@ -21,6 +21,8 @@ from vfm4us.data.words import folder_of, same, split_within
 ROLES = ("label", "group", "split")
 FEWEST = 2  # images that a table must name
 NAMED = 0.5  # share of the rows that must name one
+PLACEHOLDERS = re.compile(r"(?i)sample[-_ ]?(?:sub|sol)|submission")
+TITLE_ROWS = 4  # above the header, at most
 NUMBERS_NAMED = 0.9  # share of rows and of images, where names are plain numbers: 7.png is the 7th row only if all are
 
 
@@ -57,6 +59,10 @@ def join_tables(root: Path, tables: list[str], reading: Reading, understood: Und
         )
     if reading.table == "none" or not understood.records:
         return
+    if not reading.table:
+        placeholders = [table for table in tables if PLACEHOLDERS.search(_stem(table))]
+        understood.add("passed over", "a form for submissions, whose labels are none", *placeholders)
+        tables = [table for table in tables if table not in placeholders]
     tables = sorted(given_tables if reading.table else tables, key=natural_key)
     joined = [one for path in tables if (one := _joined(root, path, understood, bool(reading.table)))]
     _splits_by_name(root, joined, reading, understood)
@@ -117,11 +123,26 @@ def _joined(root: Path, path: str, understood: Understanding, surely: bool) -> J
         found = [one for rows in tables if (one := _by_groups(root, path, rows, records))]
     if len(found) > 1:
         raise ValueError(f"{root / path} has {len(found)} sheets that name images: save the one that counts as CSV")
+    if not found and not repeated and (unclear := _unclear(tables, _names(records))):
+        understood.add(
+            "passed over", f"table whose names stand for several images each (e.g. {unclear}): give their folders", path
+        )
     if repeated and not found:
         understood.add("passed over", f"table whose column {repeated!r} names images several times: not joined", path)
     if found and (encoding := table_files.encoding_of(root / path)):
         understood.notes.append(f"{path} is not in UTF-8: read as {encoding}")
     return found[0] if found else None
+
+
+def _unclear(tables: list[list[list[str]]], names: dict[str, int | None]) -> str:
+    """A name with an ending that several images have, where most rows of a table hold such names; else nothing."""
+    for rows in tables:
+        for column in range(max(map(len, rows), default=0)):
+            cells = [cell for cell in _cells(rows[1:], column) if without_extension(cell) != cell]
+            several = [cell for cell in cells if names.get(same(cell), 0) is None]
+            if len(several) >= FEWEST and len(several) >= NAMED * len(rows):
+                return several[0]
+    return ""
 
 
 def _reason(path: Path, error: ValueError) -> str:
@@ -154,6 +175,8 @@ def _by_names(
         cell for cell in (rows[0] if len(rows[0]) == 1 else ended) if _named(cell.strip(), names) is not None
     ]
     headed = not first_names or same(rows[0][0].strip()) in COLUMNS["path"]
+    if headed and (titles := _titles(rows)):
+        rows = rows[titles:]
     header = [name.strip() for name in rows[0]] if headed else [f"column {k}" for k in range(1, len(rows[0]) + 1)]
     rows = rows[headed:]
     fewest = 1 if _split_of(path) else FEWEST
@@ -169,8 +192,10 @@ def _by_names(
             continue
         numbers = all(cell.isdigit() for cell in cells if cell)
         if len({place for place, _ in hits}) < len(hits):
-            repeated = repeated or header[column] * (not numbers)
-            continue
+            if not _agree(root, path, header, column, hits):
+                repeated = repeated or header[column] * (not numbers)
+                continue
+            hits = list({place: (place, row) for place, row in reversed(hits)}.values())
         enough = min(len(hits) / len(rows), len(hits) / images) >= NUMBERS_NAMED
         if not numbers or enough or surely:
             keys[column] = (dict(hits), with_ending)
@@ -185,9 +210,31 @@ def _by_names(
                 "images in a row. Write a manifest.csv with the column path, or say reading.table=none"
             )
     named = keys[first][0]
-    one = Joined(path, header, first, named, len(rows), {}, len(named), headed=headed)
+    counted = sum(_named(cell, names) is not None for cell in _cells(rows, first))
+    one = Joined(path, header, first, named, len(rows), {}, counted, headed=headed)
     _roles(root, one, rows, keys)
     return one, ""
+
+
+def _agree(root: Path, path: str, header: list[str], key: int, hits: list[tuple[int, list[str]]]) -> bool:
+    """Whether several rows of one image, of its boxes, say the same label, group and split; False where they say none."""
+    one = Joined(path, header, key, {}, len(hits), {})
+    _roles(root, one, [row for _, row in hits], {key: None})
+    told: dict[int, tuple] = {}
+    for place, row in hits:
+        said = tuple(row[k].strip() if k < len(row) else "" for k in one.places.values())
+        if not said or told.setdefault(place, said) != said:
+            return False
+    return True
+
+
+def _titles(rows: list[list[str]]) -> int:
+    """How many rows stand above the header: those before the first row with two names of columns that are known."""
+    known = {name for spellings in COLUMNS.values() for name in spellings}
+    for count, row in enumerate(rows[: TITLE_ROWS + 1]):
+        if len({same(cell.strip()) for cell in row} & known) > 1:
+            return count
+    return 0
 
 
 def _by_groups(root: Path, path: str, rows: list[list[str]], records: list[Record]) -> Joined | None:

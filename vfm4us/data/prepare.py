@@ -510,8 +510,10 @@ def _finish(sources, partial: Path, out: Path, plan: dict, understood: Understan
     images = np.load(partial / "images.npy", mmap_mode="r")
     grouped, drawn = [bool(record.group) for record in records], [not record.split for record in records]
     crossing, hidden = _complete_groups_and_splits(records, images, plan, is_table(Path(plan["source"])))
-    hidden += hidden_groups(records, grouped) + _moved(
-        [r for r, is_open in zip(records, drawn, strict=True) if is_open], out, plan
+    hidden += (
+        _two_labels(records)
+        + hidden_groups(records, grouped)
+        + _moved([r for r, is_open in zip(records, drawn, strict=True) if is_open], out, plan)
     )
     if dark := [entry["record"]["id"] for entry in entries if entry.get("dark")]:
         hidden.append(
@@ -576,6 +578,23 @@ def _check_source(out: Path, plan: dict) -> None:
         raise ValueError(
             f"{out} holds images of {source}, and not of {plan['source']}: choose another folder, or delete it first"
         )
+
+
+def _two_labels(records: list[Record]) -> list[str]:
+    """A warning where one file, byte for byte, stands under two labels."""
+    first: dict[str, Record] = {}
+    both = [
+        (other, record)
+        for record in records
+        if record.label and (other := first.setdefault(record.sha256, record)).label != record.label
+    ]
+    if not both:
+        return []
+    one, other = both[0]
+    return [
+        f"{len(both)} images stand under two labels, e.g. {one.path} ({one.label}) and {other.path} ({other.label}), which are the "
+        "same file: take one away"
+    ]
 
 
 def _moved(records: list[Record], out: Path, plan: dict) -> list[str]:

@@ -13,7 +13,7 @@ from vfm4us.data.frames import frame_rule
 FILE = "reading.yaml"
 CHOICES = {
     "folders": ("", "classes", "splits", "patients", "below", "both"),
-    "labels": ("", "names"),
+    "labels": ("", "names", "endings"),
     "values": ("", "binary", "classes"),
     "outlines": ("", "fill", "keep"),
     "orientation": ("", "upright", "raw"),
@@ -34,7 +34,8 @@ class Reading:
     folders:     what the first folders are: classes, splits or patients; below: the folders below them are the classes;
                  both: a class is a folder with one below it
     table:       a table beside the images that is joined to them, over what folders say; "none": no table is
-    labels:      "names": the words with which the names of files begin, before a number, are the labels
+    labels:      "names": the words with which the names of files begin, before a number, are the labels; "endings": the
+                 words with which they end, behind a number
     groups:      "none": splits go by image and duplicate cluster, whatever names and folders say; "names": the name of a file
                  before its last number is the group
     ignore:      pixel value of masks that counts nowhere; "none": no value does

@@ -32,6 +32,7 @@ from vfm4us.data.understanding import Understanding
 from vfm4us.data.words import folder_of, is_litter, says_outlines
 
 BEFORE_A_NUMBER = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)[ _-]*[(\[]?\d")  # benign (12), non_tumour-3
+FIRST_WORD = re.compile(r"([^\W\d_]+)[ _.(-]")
 BEHIND_A_NUMBER = re.compile(r"\d[ _-]*([^\W\d_]+\d?)$")  # p12_clean, 000_label1
 LAST_NUMBER = re.compile(r"^(.*[^\W_])[-_ .()]+\d+\)?$")  # 12_3, IMG_004_1
 MOST_ALONE = 0.7  # of images may be groups of their own, where names hold two numbers
@@ -162,9 +163,14 @@ def _groups_in_names(reading: Reading, understood: Understanding) -> None:
 def _labels_in_names(reading: Reading, understood: Understanding) -> None:
     """Take the words before the number of a file's name as labels where that is asked for; say so where it could be meant."""
     words = [BEFORE_A_NUMBER.match(Path(record.path).name) for record in understood.records]
-    if reading.labels == "names":
+    if not all(words):  # Cov-Atlas-1, Reg-Butterfly-2: the first word alone
+        words = [FIRST_WORD.match(Path(record.path).name) for record in understood.records]
+    endings = [BEHIND_A_NUMBER.search(frames.stem_of(Path(record.path).name)) for record in understood.records]
+    if reading.labels:
+        words = words if reading.labels == "names" else endings
         if strange := [record.path for record, word in zip(understood.records, words, strict=True) if not word]:
-            raise ValueError(f"reading: labels=names: {strange[0]} does not begin with a word before a number")
+            where = "begin with a word before" if reading.labels == "names" else "end with a word behind"
+            raise ValueError(f"reading: labels={reading.labels}: {strange[0]} does not {where} a number")
         for record, word in zip(understood.records, words, strict=True):
             record.label = word[1]
         understood.labels = "by the names of files"
@@ -176,11 +182,10 @@ def _labels_in_names(reading: Reading, understood: Understanding) -> None:
             f"names begin with different words ({told}): if these are labels, say reading.labels=names "
             "(prepare_data.py --reading labels=names, or `labels: names` in a reading.yaml in the folder)"
         )
-    endings = [BEHIND_A_NUMBER.search(frames.stem_of(Path(record.path).name)) for record in understood.records]
     if told := _different(endings):
         understood.notes.append(
             f"names end with different words ({told}), which are not used: if the one is the target of the other, "
-            "say reading.targets=ENDING; if these are labels, write a manifest.csv with a label column"
+            "say reading.targets=ENDING; if these are labels, reading.labels=endings"
         )
 
 
@@ -341,7 +346,8 @@ def _tables_among(root: Path, files: list[str], understood: Understanding) -> li
     for file in files:
         name = file.rsplit("/", 1)[-1]
         ending = os.path.splitext(name)[1].lower()
-        if ending in (*TABLES, *table_files.OTHERS) and name[: -len(ending)] not in stems and not name.startswith("~$"):
+        of_one = ending in (".txt", ".json") and name[: -len(ending)] in stems
+        if ending in (*TABLES, *table_files.OTHERS) and not of_one and not name.startswith("~$"):
             by_ending[ending].append(file)
     return [
         file
@@ -394,6 +400,7 @@ def _empty_classes(root: Path, understood: Understanding, files: list[str], empt
 def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
     """Count every file that has no role yet, by its kind."""
     used = {polygons.split_reference(file)[0] for kind in understood.kinds for file in kind.paths}
+    archives: list[str] = []
     for file in files:
         if file in used or file == READING_FILE:
             continue
@@ -416,8 +423,13 @@ def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
             understood.add("passed over", "images that the layout does not name", file)
         elif ending in (*ARCHIVES, *SHEETS):
             understood.add("passed over", f"{ending} files: unpack archives, save sheets as CSV", file)
+            archives += [file] * (ending in ARCHIVES)
         else:
             understood.add("passed over", f"{ending or 'no ending'}: not read{REMEDIES.get(ending, '')}", file)
+    if archives:
+        understood.warnings.append(
+            f"{len(archives)} archives beside the images are not unpacked, e.g. {archives[0]}: do so if they belong to the set"
+        )
 
 
 def _look_into_files(root: Path, reading: Reading, understood: Understanding) -> None:
@@ -486,6 +498,8 @@ def _say_counts(understood: Understanding) -> None:
             understood.notes.append(
                 "there is no val split: the share that splits gives val is taken from train, by groups"
             )
+        if not splits["train"] and not open_:
+            understood.notes.append("there is no train split: nothing can be learned from it")
         lacking = [split for split in ("val", "test") if not splits[split]]
         if lacking and splits["train"] and not open_ and (not splits["test"] or understood.layout == "a CSV manifest"):
             understood.notes.append(

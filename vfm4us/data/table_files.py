@@ -149,12 +149,13 @@ def _text_of(item: ElementTree.Element) -> str:
 
 
 def _rows(sheet: ElementTree.Element, strings: list[str]) -> list[list[str]]:
-    rows = []
+    """The cells of a sheet; those that are merged all have the value of the first."""
+    cells: dict[tuple[int, int], str] = {}
+    number = 0
     for row in sheet.iter(f"{SHEET}row"):
-        cells: dict[int, str] = {}
+        number = int(row.get("r") or number + 1)
         for count, cell in enumerate(row.iter(f"{SHEET}c")):
             letters = re.match("[A-Z]{1,3}", cell.get("r") or "")
-            place = _column(letters[0]) if letters else count
             value = cell.findtext(f"{SHEET}v") or ""
             if cell.get("t") == "s":
                 value = strings[int(value)]
@@ -162,10 +163,18 @@ def _rows(sheet: ElementTree.Element, strings: list[str]) -> list[list[str]]:
                 value = "".join(_text_of(inline) for inline in cell.iter(f"{SHEET}is"))
             elif re.fullmatch(r"-?\d+\.0+", value):
                 value = value.split(".")[0]
-            cells[place] = value.strip()
-        if any(cells.values()):
-            rows.append([cells.get(place, "") for place in range(max(cells) + 1)])
-    return rows
+            cells[number, _column(letters[0]) if letters else count] = value.strip()
+    for merged in sheet.iter(f"{SHEET}mergeCell"):
+        ends = re.fullmatch(r"([A-Z]{1,3})(\d+):([A-Z]{1,3})(\d+)", merged.get("ref") or "")
+        if ends and (value := cells.get((int(ends[2]), _column(ends[1])))) and int(ends[4]) <= number:
+            for line in range(int(ends[2]), int(ends[4]) + 1):
+                for column in range(_column(ends[1]), _column(ends[3]) + 1):
+                    cells[line, column] = value
+    rows: dict[int, dict[int, str]] = {}
+    for (line, column), value in cells.items():
+        if value:
+            rows.setdefault(line, {})[column] = value
+    return [[row.get(column, "") for column in range(max(row) + 1)] for _, row in sorted(rows.items())]
 
 
 def _column(letters: str) -> int:

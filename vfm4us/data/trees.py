@@ -23,10 +23,11 @@ LABEL_PATIENTS = 5  # so many patient folders beside each other are patients, no
 
 WORD_BEFORE = re.compile(r"^([^\W\d_]+)[-_ ]*(.*\d.*)$")
 WORD_BEHIND = re.compile(r"^(.*\d.*?)[-_ ]+([^\W\d_]+)$")
+IMAGE_ENDING = re.compile(r"\.(?:png|jpe?g|bmp|tiff?|dcm)$")
 INDEX = re.compile(r"[-_ .(]+\d+\)?$")  # of one of several masks of an image
 ENDING_WORD = re.compile(r"[-_ .]+[^\W\d_]+$")
 MOST_CLASSES = 12  # folders whose files are looked at, whether they are masks
-NO_LABELS = "the first folders are patients, so that there are no labels"
+NO_LABELS = "the first folders are patients or clips, so that there are no labels"
 MOST_WORDS = 6  # of names in one folder that are compared
 
 
@@ -684,7 +685,8 @@ def _unnamed_mask_folders(root: Path, items: list[Item], understood: Understandi
 def _key(item: Item, loose: bool = False) -> tuple:
     """What an image and its mask have in common: split, folders between, name."""
     stem = item.base if (item.role == "mask" and item.word) or item.role in ("low", "high") else item.stem
-    return (item.split, () if loose else tuple(words.same(part) for part in item.rest), words.same(stem))
+    stem = IMAGE_ENDING.sub("", words.same(stem))  # x.jpg.png is the mask of x.jpg
+    return (item.split, () if loose else tuple(words.same(part) for part in item.rest), stem)
 
 
 def _best(item: Item, candidates: list[Item]) -> Item | None:
@@ -858,10 +860,20 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
     if len({item.rest for item in items}) == 1 and len(around) == len(items) and all(around):
         for item in items:
             item.rest = ()  # one folder around images/ and masks/
+    if _a_folder_each(items):
+        for item in items:
+            item.rest = item.rest[:-1]
     tops = {item.rest[0] for item in items if item.rest}
     surely = all(re.match(r"(?i)(pat|subj|sub[-_]|person|volunteer|proband|pac|paz|mrn)", top) for top in tops)
     patients = len(tops) >= (2 if surely else LABEL_PATIENTS) and all(map(words.is_patient_folder, tops))
-    ids = bool(tops) and all(words.is_date(top) or words.is_number_of_server(top) for top in tops)
+    _set_aside(understood.source, tops, reading)
+    both = {top: words.patient_and_class(top) for top in tops}
+    if len(tops) > 1 and all(both[top][1] for top in tops) and not reading.folders:
+        _patients_and_classes(items, both, understood)
+        tops = {item.rest[0] for item in items if item.rest}
+    ids = bool(tops) and all(
+        words.is_date(top) or words.is_number_of_server(top) or words.is_clip_folder(top) for top in tops
+    )
     patients = patients or reading.folders == "patients" or (ids and not reading.folders)
     days = ids and patients and any(map(words.is_date, tops))
     deeper = defaultdict(set)
@@ -879,7 +891,9 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
         any(map(words.is_no_class, rest)) and not all(map(words.is_side, rest)) for rest in below
     )
     sides = all(words.is_side(rest[0]) for rest in below)
+    sides = sides or not (all(re.search(r"\d", rest[-1]) for rest in below) or len(below) >= 5 * len(deeper))
     many = bool(below) and not sides and len(below) >= 2 * len(deeper) and reading.folders not in ("below", "both")
+    views_first = bool(tops) and all(map(words.is_view, tops))  # a patient is in every view
     originals, views = _originals(items), {} if reading.groups else _views(items)
     by_name = varied = 0
     for item in items:
@@ -895,7 +909,7 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
             elif reading.folders == "both":
                 label = " ".join(item.rest[:2])
             if len(item.rest) > 1 and (named or many):
-                group = "/".join(_patient_of(item.rest))
+                group = "/".join(_patient_of(item.rest)[views_first:])
         record = Record(id=without_extension(item.path), path=item.path, label=label, group=group, split=item.split)
         if item.word == "target":
             record.target = item.masks[0]
@@ -920,10 +934,11 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
     _apart_in_splits(understood)
     groups = {record.group for record in understood.records if record.group}
     if patients:
-        understood.groups = f"folders of {'days' if days else 'patients'}, e.g. {sorted(tops)[0]}/"
+        whose = "days" if days else "clips" if all(map(words.is_clip_folder, tops)) else "patients"
+        understood.groups = f"folders of {whose}, e.g. {sorted(tops)[0]}/"
     elif named or many:
         understood.groups = f"folders below the classes, e.g. {'/'.join(sorted(below)[0])}/"
-        if twice := sorted(rest for rest, times in Counter(below).items() if times > 1):
+        if not views_first and (twice := sorted(rest for rest, times in Counter(below).items() if times > 1)):
             understood.notes.append(
                 f"{len(twice)} names of folders stand below several classes (e.g. {'/'.join(twice[0])}/) and are taken for "
                 "different patients: if one is the same patient, name the groups in a manifest.csv, or splits may divide a patient"
@@ -950,7 +965,8 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
     if any(record.group == views.get(record.path) for record in understood.records):
         example = next(record for record in understood.records if record.group == views.get(record.path))
         understood.groups = (
-            understood.groups or f"by the names of files without the view: {example.path} belongs to {example.group}"
+            understood.groups
+            or f"by the names of files without view or version: {example.path} belongs to {example.group}"
         )
     if days:
         understood.notes.append(
@@ -963,7 +979,8 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
 
 def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -> None:
     """ValueError where the classes can be the first folders or those below, or numbered folders classes or patients."""
-    if len(tops) > NUMBERED and all(top.isdigit() for top in tops):
+    padded = any(len(top) > 2 and top.startswith("0") for top in tops)
+    if len(tops) > (1 if padded else NUMBERED) and all(top.isdigit() for top in tops):
         raise ValueError(
             f"{source} can be read in two ways: its {len(tops)} numbered folders ({_some(sorted(tops, key=natural_key))}) are "
             "classes, or patients. Say reading.folders=classes or reading.folders=patients"
@@ -978,6 +995,37 @@ def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -
             f"({_some(repeated)}). Say reading.folders=classes, reading.folders=below, or reading.folders=both for classes such as "
             f"{first[0] + ' ' + repeated[0]!r}"
         )
+
+
+def _a_folder_each(items: list[Item]) -> bool:
+    """Whether each image lies in a folder of its own and is called `img` or so there: the folder is its name, and no class."""
+    rests = {item.rest for item in items}
+    return (
+        len(items) > 2
+        and len(rests) == len(items)
+        and all(rest and not words.is_no_class(rest[-1]) for rest in rests)
+        and all(words.words_of(item.stem) and set(words.words_of(item.stem)) <= words.IMAGES for item in items)
+    )
+
+
+def _set_aside(source: str, tops: set[str], reading) -> None:
+    """ValueError where a folder of what was taken out of the set lies beside the classes."""
+    aside = sorted(top for top in tops if words.says_set_aside(top))
+    if aside and len(tops) > len(aside) and not reading.folders:
+        raise ValueError(
+            f"{source} can be read in two ways: {_some(aside)} is a class, or holds what was taken out of the set. Say "
+            f"reading.passed_over={aside[0]} or reading.folders=classes"
+        )
+
+
+def _patients_and_classes(items: list[Item], both: dict[str, tuple[str, str]], understood: Understanding) -> None:
+    """P012_benign/: the class comes first and the patient below it, as in other trees."""
+    for item in items:
+        if item.rest:
+            patient, label = both[item.rest[0]]
+            item.rest = (label, patient, *item.rest[1:])
+    example = min(both)
+    understood.notes.append(f"folders name a patient and a class: {example}/ is {both[example][0]}, {both[example][1]}")
 
 
 def _few_in_each(source: str, tops: set[str], items: list[Item]) -> None:

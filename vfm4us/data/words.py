@@ -18,7 +18,7 @@ PERHAPS_MASKS = frozenset("lesion lesions tumor tumors tumour tumours nodule nod
 SURELY_MASKS = frozenset("mask masks seg segs segmentation segmentations gt gts groundtruth labelmap".split())
 OUTLINES = frozenset("annotation annotations annot anno contour contours outline outlines boundary boundaries".split())
 OVERLAYS = frozenset(
-    "overlay overlays overlaid visual visuals visualisation visualisations visualization visualizations vis preview previews "
+    "overlay overlays overlaid viz visual visuals visualisation visualisations visualization visualizations vis preview previews "
     "blend blends blended superimposed heatmap heatmaps cam cams montage montages".split()
 )
 IMAGES = frozenset(
@@ -56,6 +56,10 @@ SHORT_SPLITS = {"tr": "train", "ts": "test", "te": "test", "va": "val", "vl": "v
 FORMS = frozenset("jpeg jpg png bmp tif tiff dicom dir dirs".split())  # beside a word for images they say nothing
 FILLERS = frozenset("set sets data dataset datasets folder split splits part subset cohort public published".split())
 # whether there are masks is no class
+SET_ASIDE = frozenset(
+    "exclude excluded excludes reject rejected rejects discard discarded trash deleted backup duplicate duplicates unused unusable "
+    "ausgeschlossen papierkorb".split()
+)
 LABELLED = frozenset("labelled labeled unlabelled unlabeled annotated unannotated supervised unsupervised".split())
 # what servers and systems leave behind
 LITTER = frozenset(
@@ -70,6 +74,8 @@ PATIENT = (
 )
 PATIENT_NAME = re.compile(rf"(?i)(?:{PATIENT})[-_ #]*\d+[a-z]?")
 PATIENT_IN_NAME = re.compile(rf"(?i)(?:^|[-_ /])((?:{PATIENT})[-_ #]?\d+)(?=[-_ .]|$)")
+PATIENT_BEFORE = re.compile(rf"(?i)((?:{PATIENT})[-_ #]?\d+)[-_ ]+([^\W\d_].*)")
+PATIENT_BEHIND = re.compile(rf"(?i)([^\W\d_].*?)[-_ ]+((?:{PATIENT})[-_ #]?\d+)")
 CLIP_IN_NAME = re.compile(r"(?i)^(.*?(?:^|[-_ ])(?:clip|video|vid|cine|loop|movie|sweep)[-_ ]?\d+)(?=[-_ .]|$)")
 FOLD_NAME = re.compile(
     r"(?i)(?:fold|kfold|k|cv|split|batch|chunk)[-_ ]?\d+|"
@@ -96,6 +102,7 @@ VIEWS = SIDES | frozenset(
     "long longitudinal trans transv transverse transversal sag sagittal ax axial cor coronal cc mlo 2ch 3ch 4ch a2c a3c a4c psax "
     "plax längs quer".split()
 )
+VERSION_BEHIND = re.compile(r"^(.+)\.rf\.[0-9a-f]{3,}$", re.IGNORECASE)  # Roboflow's varied copies of one image
 VIEW_BEHIND = re.compile(rf"(?i)^(.*\d.*?)[-_ .]+(?:{'|'.join(sorted(VIEWS, key=len, reverse=True))})$")
 SPLIT_WORDS = "|".join(sorted(SPLITS, key=len, reverse=True))
 SPLIT_BEFORE = re.compile(rf"(?i)^({SPLIT_WORDS})[-_ .]+(.+)$")
@@ -205,7 +212,8 @@ def without_role(stem: str) -> tuple[str, str]:
         and all(word in MASKS | OVERLAYS or word.isdigit() for word in of_stem)
         and not of_stem[0].isdigit()
     ):
-        return "", of_stem[0]  # mask.png beside image.png, in a folder for each patient
+        overlay = [word for word in of_stem if word in OVERLAYS]  # label_viz.png beside label.png
+        return "", (overlay or of_stem)[0]  # mask.png beside image.png, in a folder for each patient
     return stem, ""
 
 
@@ -311,9 +319,28 @@ def is_no_class(name: str) -> bool:
     return any(of(name) for of in (is_patient_folder, is_clip_folder, is_date, is_number_of_server, is_side))
 
 
+def is_view(name: str) -> bool:
+    """Whether a folder is named by a view or a side alone."""
+    return same(name) in VIEWS
+
+
+def says_set_aside(name: str) -> bool:
+    """Whether a folder is named as what somebody took out of a set."""
+    return bool(set(words_of(name)) & SET_ASIDE)
+
+
+def patient_and_class(name: str) -> tuple[str, str]:
+    """The patient and the class that the name of one folder says: P012_benign -> P012, benign; nothing where it says not both."""
+    if match := PATIENT_BEFORE.fullmatch(name):
+        return match[1], match[2]
+    if match := PATIENT_BEHIND.fullmatch(name):
+        return match[2], match[1]
+    return "", ""
+
+
 def without_view(stem: str) -> str:
-    """The name of what several views show: 003_L -> 003, 7-trans -> 7; "" where no view is named."""
-    match = VIEW_BEHIND.match(stem)
+    """The name of what several views show: 003_L -> 003, 7-trans -> 7, a_png.rf.0f3 -> a_png; "" where no view is named."""
+    match = VERSION_BEHIND.match(stem) or VIEW_BEHIND.match(stem)
     return match[1] if match else ""
 
 
