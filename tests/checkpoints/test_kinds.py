@@ -1,6 +1,7 @@
 """What people have is loaded by what it says of itself, or refused by its own name; two possible readings are both said."""
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -280,6 +281,12 @@ def test_torchvisions_vit_and_those_without_biases_load():
     torch.testing.assert_close(encoder(images()), vector_of(model), atol=1e-5, rtol=1e-4)
 
 
+def test_the_teacher_is_taken_where_ddp_wraps_the_student_alone():
+    tensors = without_head(resnet18())
+    state = {"student": put(tensors, "module.backbone."), "teacher": put(tensors, "backbone.")}
+    assert vfm4us.load_encoder(state).report.root == "teacher.backbone."
+
+
 def test_deit_3_has_its_own_name():
     report = str(vfm4us.load_encoder(vit(width=384, heads=6, init_values=1.0, no_embed_class=True).state_dict()).report)
     assert report.startswith("layout DeiT III") and "6 heads, as DeiT's networks have" in report
@@ -500,6 +507,8 @@ def test_arguments_of_the_wrong_kind_are_refused():
     tensors = without_head(resnet18())
     for arguments, said in (
         ({"source": None}, "not as NoneType"),
+        ({"source": nn.Linear(2, 2)}, r"not as Linear: give model.state_dict\(\)"),
+        ({"source": io.BytesIO()}, "not as BytesIO: give its path"),
         ({"source": ""}, "'' is no path: give 'open', 'imagenet'"),
         ({"source": tensors, "heads": -3}, "heads=-3"),
         ({"source": tensors, "image_size": -16}, "image_size=-16"),

@@ -508,7 +508,7 @@ def test_images_that_weights_were_trained_on_are_known_again_wherever_they_lie(b
     (tmp_path / "elsewhere" / "bad.png").write_bytes(b"hello")
     frames = [Image.fromarray(np.full((40, 40), 60 + 40 * k, np.uint8)) for k in range(3)]
     frames[0].save(tmp_path / "elsewhere" / "clip.gif", save_all=True, append_images=frames[1:])
-    records = find_source(tmp_path / "elsewhere", {"frames": "all"})
+    records = [*find_source(tmp_path / "elsewhere", {"frames": "all"}), Record("gone", "gone.tif")]
     packed = prepare.open_or_prepare(tmp_path / "elsewhere", tmp_path / "cache", 40, reading={"frames": "all"})
     state = {
         "trained_on": {
@@ -517,8 +517,8 @@ def test_images_that_weights_were_trained_on_are_known_again_wherever_they_lie(b
         }
     }
     told = seen_in_training(state, tmp_path / "elsewhere", records)
-    assert told[0].startswith("3 of 8 images are among those that this model was trained on or chosen by (e.g. 0.png)")
-    assert told[1].startswith("3 of 8 images are among those that its encoder was pretrained on (e.g. clip.gif)")
+    assert told[0].startswith("3 of 9 images are among those that this model was trained on or chosen by (e.g. 0.png)")
+    assert told[1].startswith("3 of 9 images are among those that its encoder was pretrained on (e.g. clip.gif)")
     assert seen_in_training({}, tmp_path / "elsewhere", records) == []  # a model of before
 
 

@@ -35,6 +35,7 @@ PREFERRED = (
     ("model", "model_ema"),
     ("backbone", "backbone_momentum"),
 )
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
 BLOCKS = ResNet.sizes
 ENTRIES = 200_000  # of nested dicts
 LONGEST_KEY = 500  # characters; those of real networks have at most 150
@@ -346,10 +347,10 @@ def _choose_root(flat: Mapping[str, Tensor], name: str, prefix: str | None, word
 
 
 def _less_preferred(root: str, other: str) -> bool:
-    parts = root.split(".")
+    # of DINO's and iBOT's two networks DDP wraps the student alone
+    parts, of_other = ([p for p in name.split(".") if p not in WRAPPERS] for name in (root, other))
     return any(
-        worse in parts and other.split(".") == [better if p == worse else p for p in parts]
-        for better, worse in PREFERRED
+        worse in parts and of_other == [better if p == worse else p for p in parts] for better, worse in PREFERRED
     )
 
 

@@ -115,7 +115,10 @@ def _refuse_normalisation(key: str, value: object) -> None:
 def open_checkpoint(source: str | Path, sha256: str | None = None) -> tuple[str, Mapping]:
     """The path and the content of a checkpoint file, a run folder, a folder of transformers or timm, or a released encoder."""
     if not isinstance(source, str | Path):
-        raise ValueError(f"a checkpoint is given as a path or as a dict that was read, not as {type(source).__name__}")
+        kind = type(source).__name__
+        remedy = ": give model.state_dict()" if isinstance(source, torch.nn.Module) else ""
+        remedy = ": give its path, or torch.load(FILE, weights_only=True)" if hasattr(source, "read") else remedy
+        raise ValueError(f"a checkpoint is given as a path or as a dict that was read, not as {kind}{remedy}")
     if not str(source).strip():
         raise ValueError(f"{source!r} is no path: give {loadable()}; the working folder is '.'")
     path, expected = released.resolve(source)

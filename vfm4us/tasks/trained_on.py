@@ -42,14 +42,17 @@ def digests_of(root: Path, records: list[Record]) -> np.ndarray:
 
     int64 (n,), 0 for what cannot be read.
     """
-    found = np.zeros(len(records), np.int64)
-    frames_at = [i for i, record in enumerate(records) if is_container(root / record.path)]
-    for i in sorted({*range(len(records))} - {*frames_at}):
-        with contextlib.suppress(ValueError):
-            found[i] = seen.digests([hashlib.sha256(file_bytes(root / records[i].path)).hexdigest()])[0]
-    for i, grey in zip(
-        frames_at, read_records(root, (replace(records[i], filled=None) for i in frames_at)), strict=True
-    ):
+    found, several = np.zeros(len(records), np.int64), {}
+    for path in dict.fromkeys(record.path for record in records):
+        with contextlib.suppress(ValueError):  # what cannot be read is named where the images are read
+            several[path] = is_container(root / path)
+    for i, record in enumerate(records):
+        if several.get(record.path) is False:
+            with contextlib.suppress(ValueError):
+                found[i] = seen.digests([hashlib.sha256(file_bytes(root / record.path)).hexdigest()])[0]
+    rows = [i for i, record in enumerate(records) if several.get(record.path)]
+    unfilled = (replace(records[i], filled=None) for i in rows)  # burnt-in text is filled after an image got its number
+    for i, grey in zip(rows, read_records(root, unfilled), strict=True):
         if isinstance(grey, np.ndarray):
             found[i] = seen.digests([pixels_sha256(grey)])[0]
     return found
