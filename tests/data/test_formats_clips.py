@@ -100,6 +100,24 @@ def test_sixteen_bits_have_one_range_over_a_clip(tmp_path):
         assert np.abs(grey.astype(int) - frame).mean() < 1
 
 
+def test_a_cover_is_no_clip(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        cover, clip = container.add_stream("mjpeg", rate=1), container.add_stream("libx264", rate=1)
+        for stream, kind in ((cover, "yuvj420p"), (clip, "yuv420p")):
+            stream.height, stream.width, stream.pix_fmt = 64, 80, kind
+        cover.disposition = av.stream.Disposition.attached_pic
+        for stream, pictures in ((cover, [speckle(9)]), (clip, loop(4))):
+            for pixels in pictures:
+                colour = av.VideoFrame.from_ndarray(np.repeat(pixels[..., None], 3, 2), format="rgb24")
+                container.mux(stream.encode(colour))
+            container.mux(stream.encode())
+    told = frames.contents_of(tmp_path / "a.mkv")
+    assert told.count == 4 and any("several video streams" in note for note in told.notes)
+    assert [number for number, _ in frames.read_frames(tmp_path / "a.mkv", [0, 3])] == [0, 3]
+
+
 def test_interlaced_clips_are_told(tmp_path):
     path = write_clip(tmp_path / "a.mp4", loop(3), codec="libx264", options={"x264-params": "tff=1"})
     assert any("interlaced" in note for note in frames.contents_of(path).notes)

@@ -148,6 +148,25 @@ def test_of_a_loop_cut_short_the_whole_frames_are_read(tmp_path, compressed):
     assert len(only(path, range(4))) == 3
 
 
+def test_frames_are_found_without_their_table_of_offsets(tmp_path):
+    loop = np.stack([speckle(k) for k in range(3)])
+    ds = dicom_dataset(loop)
+    ds.compress(uid.JPEG2000Lossless)
+    data = bytearray(ds.PixelData)
+    size = int.from_bytes(data[4:8], "little")
+    data[8 : 8 + size] = bytes(size)  # every frame begins at 0
+    ds.PixelData = bytes(data)
+    assert all((a == b).all() for a, b in zip(only(save_dicom(tmp_path / "a.dcm", ds), range(3)), loop, strict=True))
+
+
+def test_pixels_that_are_not_square_are_told(tmp_path):
+    for name, tags in (("a.dcm", {"PixelSpacing": ["0.2", "0.1"]}), ("b.dcm", {"PixelAspectRatio": ["1", "2"]})):
+        told = frames.contents_of(save_dicom(tmp_path / name, dicom_dataset(speckle(), **tags)))
+        assert frames.NOT_SQUARE in told.notes
+    told = frames.contents_of(save_dicom(tmp_path / "c.dcm", dicom_dataset(speckle(), PixelSpacing=["0.1", "0.1"])))
+    assert frames.NOT_SQUARE not in told.notes
+
+
 # colours that are not what the header says
 
 

@@ -86,6 +86,12 @@ def test_pages_that_are_not_what_they_seem_are_refused(tmp_path, kind, words):
         read_grey(path)
 
 
+def test_pages_are_upright(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", stack(2), photometric="minisblack", extratags=[(274, 3, 1, 6, False)])
+    one, other = only(tmp_path / "a.tif", 0, 1)
+    assert (one == np.rot90(speckle(0), -1)).all() and (other == np.rot90(speckle(1), -1)).all()
+
+
 def test_smaller_copies_are_no_frames(tmp_path):
     for name, images in (("a.tif", 1), ("b.tif", 2)):
         with tifffile.TiffWriter(tmp_path / name) as file:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vfm4us.data import limits
-from vfm4us.data.frames import Contents, MissingPackage
+from vfm4us.data.frames import NOT_SQUARE, Contents, MissingPackage
 from vfm4us.data.greys import common_range, range_of_file, to_8_bit
 from vfm4us.data.signatures import what_file_is
 
@@ -32,7 +32,9 @@ def clip_contents(path) -> Contents:
         told = Contents("clip", count=count, rate=float(rate) if rate else None)
         aspect = stream.sample_aspect_ratio
         if aspect and aspect != 1:
-            told.notes.append(f"its pixels are not square ({aspect.numerator}:{aspect.denominator}), and stay so")
+            told.notes.append(NOT_SQUARE)
+        if len(container.streams.video) > 1:
+            told.notes.append("has several video streams: one is taken")
         if getattr(stream.codec_context, "field_order", 0) in INTERLACED:  # a newer PyAV tells
             told.notes.append("is interlaced: the lines of a frame are of two moments")
         return told
@@ -103,7 +105,7 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,asf,matroska,webm,mpeg,mpegts,mpegvideo,h
 def _video(container):
     if not container.streams.video:
         raise ValueError("clip: holds no video")
-    stream = container.streams.video[0]
+    stream = container.streams.best("video") or container.streams.video[0]  # the first may be a cover
     if stream.codec_context is None:
         raise ValueError("clip: is encoded in a way that is not known here")
     return stream

@@ -11,7 +11,7 @@ import numpy as np
 
 from vfm4us.data import dicom_pixels, limits
 from vfm4us.data.dicom_pixels import number_of, numbers_of
-from vfm4us.data.frames import Contents, MissingPackage
+from vfm4us.data.frames import NOT_SQUARE, Contents, MissingPackage, tell_shape_of_pixels
 from vfm4us.data.pseudonyms import pseudonym
 from vfm4us.data.signatures import what_file_is
 
@@ -76,7 +76,7 @@ TAGS = [
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
-    *("PixelSpacing", "SequenceOfUltrasoundRegions", "UltrasoundColorDataPresent"),
+    *("PixelSpacing", "PixelAspectRatio", "SequenceOfUltrasoundRegions", "UltrasoundColorDataPresent"),
     *FUNCTIONAL_GROUPS,
     *("FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate"),
     *_PALETTE,
@@ -119,6 +119,10 @@ def contents(path, regions=("b-mode",)) -> Contents:
         )
         if number_of(header, "UltrasoundColorDataPresent", 0) == 1:
             told.notes.append("says that it holds colour Doppler, not where: its colours become grey")
+    tell_shape_of_pixels(told)
+    aspect = numbers_of(header, "PixelAspectRatio")
+    if not told.spacing_mm and len(aspect) == 2 and aspect[0] != aspect[1]:
+        told.notes.append(NOT_SQUARE)
     if _names_the_patient(path, header):
         told.notes.append("its path holds the patient's ID or name, and manifest.csv repeats paths: rename it")
     return told

@@ -414,7 +414,7 @@ def _decoded(pixels: Pixels, numbers: list[int]) -> Iterator[tuple[int, np.ndarr
     elif not compressed and pixels.samples == 3 and bits == 8 and pixels.kind != "YBR_FULL_422":
         frames = _plain_colours(pixels, numbers)
     else:
-        frames = _of_pydicom(pixels, numbers)
+        frames = _of_pydicom(pixels, numbers, compressed)
     for number, frame in zip(numbers, frames, strict=False):
         if frame.ndim == 3 and compressed:
             _check_colours(frame, pixels)
@@ -436,22 +436,31 @@ def _why(pixels: Pixels, error: Exception) -> str:
     return f"DICOM: its pixels cannot be decoded ({type(error).__name__}, {_syntax_name(pixels.syntax)}): truncated or damaged"
 
 
-def _of_pydicom(pixels: Pixels, numbers: list[int]) -> Iterator[np.ndarray]:
-    from pydicom.pixels import get_decoder, iter_pixels
+def _of_pydicom(pixels: Pixels, numbers: list[int], compressed: bool) -> Iterator[np.ndarray]:
+    """Frames as pydicom decodes them, compressed ones from their own bytes: many a table of offsets is wrong."""
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import as_pixel_options, get_decoder, iter_pixels
     from pydicom.uid import UID
 
-    plugin = FASTER.get(pixels.syntax, "")
-    if plugin and plugin not in get_decoder(UID(pixels.syntax)).available_plugins:
-        plugin = ""
+    raw = pixels.kind in LUMA_FIRST
     try:
-        yield from iter_pixels(
-            pixels.path,
-            indices=numbers,
-            transfer_syntax_uid=pixels.syntax,
-            number_of_frames=pixels.count,
-            raw=pixels.kind in LUMA_FIRST,
-            decoding_plugin=plugin,
-        )
+        if not compressed:
+            yield from iter_pixels(
+                pixels.path,
+                indices=numbers,
+                transfer_syntax_uid=pixels.syntax,
+                number_of_frames=pixels.count,
+                raw=raw,
+            )
+            return
+        decoder = get_decoder(UID(pixels.syntax))
+        plugin = FASTER.get(pixels.syntax, "")
+        options = as_pixel_options(pixels.header, number_of_frames=1, pixel_keyword="PixelData")
+        options["decoding_plugin"] = plugin if plugin in decoder.available_plugins else ""
+        with limits.open_regular(pixels.path) as file:
+            for number in numbers:
+                stream = encapsulate([_stream(file, pixels, number)], has_bot=False)
+                yield decoder.as_array(stream, index=0, raw=raw, **options)[0]
     except (MemoryError, MissingPackage):
         raise
     except Exception as error:  # decoders of damaged pixels raise almost anything; their words may quote the file

@@ -25,6 +25,8 @@ OTHER_EXTENSIONS = tuple(  # which are not looked into
 )
 ASSUMED_RATE = 25.0  # frames a second, of a clip that does not say
 SAME_CELL = 2.5  # grey levels of 255, see `near_identical`
+SQUARE = 0.05  # by which rows and columns of square pixels may be apart
+NOT_SQUARE = "its pixels are not square, and stay so"
 RULES = "first, all, every N, per second, or N per second"
 INSTALL = {"dicom": "pydicom", "clips": "av", "volumes": "SimpleITK"}  # extra of pyproject.toml -> its first package
 
@@ -65,6 +67,13 @@ class Contents:
     splits: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def tell_shape_of_pixels(told: Contents) -> None:
+    """Note pixels that are not square by their distances."""
+    down, across = (float(step) for step in told.spacing_mm.split()) if told.spacing_mm else (1.0, 1.0)
+    if abs(down / across - 1) > SQUARE and NOT_SQUARE not in told.notes:
+        told.notes.append(NOT_SQUARE)
 
 
 @dataclass(frozen=True)

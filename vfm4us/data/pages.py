@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from vfm4us.data import limits
 from vfm4us.data.frames import Contents
-from vfm4us.data.greys import common_range, grey_of_image, range_of_file
+from vfm4us.data.greys import common_range, grey_of_image, range_of_file, white_is_zero
 
 PAGE_FORMATS = ("TIFF", "GIF", "WEBP")
 MAXIMUM_PAGES = 1_000_000
@@ -124,9 +124,9 @@ def read_pages(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     """(number, grey uint8 (H, W)) of the pages asked for; of more than 8 bits all pages of a file have one range of greys."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: half-decoded images would pass as whole ones")
-    limits.refuse_special(path)
     try:
-        with Image.open(path, formats=PAGE_FORMATS) as image:
+        # given a path, Pillow maps the pixels of some TIFFs into memory and then forgets to turn them upright
+        with limits.open_regular(path) as file, Image.open(file, formats=PAGE_FORMATS) as image:
             value_range = None
             if _is_wide(image):
                 value_range = range_of_file(path, lambda: common_range(_wide_pages(path)))
@@ -135,7 +135,8 @@ def read_pages(path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
                 limits.check_size(*image.size)
                 with limits.hold(image.width * image.height):
                     image.load()
-                    grey = grey_of_image(image, value_range=value_range)
+                    turned = white_is_zero(image)
+                    grey = grey_of_image(ImageOps.exif_transpose(image), turned, value_range)
                 yield number, grey
     except (MemoryError, ValueError):
         raise
@@ -153,7 +154,7 @@ def _is_wide(image: Image.Image) -> bool:
 
 def _wide_pages(path) -> Iterator[np.ndarray]:
     """The numbers of each page of more than 8 bits; what is damaged is left to the page that is asked for."""
-    with Image.open(path, formats=PAGE_FORMATS) as image:
+    with limits.open_regular(path) as file, Image.open(file, formats=PAGE_FORMATS) as image:
         for number in range(getattr(image, "n_frames", 1)):
             try:
                 image.seek(number)

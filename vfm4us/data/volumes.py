@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vfm4us.data import limits
-from vfm4us.data.frames import VOLUME_EXTENSIONS, Contents, MissingPackage, extension_of
+from vfm4us.data.frames import VOLUME_EXTENSIONS, Contents, MissingPackage, extension_of, tell_shape_of_pixels
 from vfm4us.data.greys import full_range, to_8_bit
 from vfm4us.data.signatures import what_file_is
 
@@ -44,6 +44,7 @@ def contents(path) -> Contents:
     told = Contents("volume", count=int(np.prod(size[2:], dtype=np.int64)), rate=0)
     if all(0 < step < 1000 for step in spacing[:2]) and tuple(spacing[:2]) != (1.0, 1.0):
         told.spacing_mm = f"{spacing[1]:.6g} {spacing[0]:.6g}"  # 1 by 1 is what a header says that knows nothing
+    tell_shape_of_pixels(told)
     if _third_is_time(reader) or (len(size) == 4 and size[2] == 1):
         told.rate = _rate(reader, spacing[-1])
     elif len(size) == 4:
