@@ -107,7 +107,7 @@ def test_a_cover_is_no_clip(tmp_path):
         cover, clip = container.add_stream("mjpeg", rate=1), container.add_stream("libx264", rate=1)
         for stream, kind in ((cover, "yuvj420p"), (clip, "yuv420p")):
             stream.height, stream.width, stream.pix_fmt = 64, 80, kind
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         for stream, pictures in ((cover, [speckle(9)]), (clip, loop(4))):
             for pixels in pictures:
                 colour = av.VideoFrame.from_ndarray(np.repeat(pixels[..., None], 3, 2), format="rgb24")
@@ -119,6 +119,10 @@ def test_a_cover_is_no_clip(tmp_path):
 
 
 def test_interlaced_clips_are_told(tmp_path):
+    import av
+
+    if not hasattr(av.VideoCodecContext, "field_order"):
+        pytest.skip("an older PyAV does not tell")
     path = write_clip(tmp_path / "a.mp4", loop(3), codec="libx264", options={"x264-params": "tff=1"})
     assert any("interlaced" in note for note in frames.contents_of(path).notes)
     assert not frames.contents_of(write_clip(tmp_path / "b.mp4", loop(3), codec="libx264")).notes
