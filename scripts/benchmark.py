@@ -765,7 +765,7 @@ def main() -> None:
         "phantoms": benchmark_phantoms,
         "packing": benchmark_packing,
     }
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(parts)}")
+    parser.add_argument("parts", nargs="*", default=[], metavar="part", help=f"any of {', '.join(parts)}")
     parser.add_argument(
         "--out", type=Path, help="folder for speed.md, speed.json and pictures; parts measured earlier stay"
     )

@@ -49,7 +49,9 @@ def main() -> None:
     """
     parser = Parser(__doc__)
     parser.add_argument("source", type=Path, metavar="DIR", help="folder of images or CSV manifest")
-    parser.add_argument("overrides", nargs="*", metavar="encoder.weights=FILE", help="the same as --encoder FILE")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="encoder.weights=FILE", help="the same as --encoder FILE"
+    )
     parser.add_argument("--encoder", default="open", help="open (this project's), a checkpoint or a run folder")
     parser.add_argument("--prefix", help="what stands before the encoder's keys, where its file holds several encoders")
     parser.add_argument("--heads", help="attention heads of a ViT, where nothing in its file tells how many")

@@ -53,7 +53,7 @@ def main() -> None:
     """Write the card README.md and the list of training images pool.csv.gz of a run to --out."""
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
-    parser.add_argument("overrides", nargs="*", metavar="data.root=DIR", help="where the data are now")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="data.root=DIR", help="where the data are now")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of the card (default weights)")
     parser.add_argument("--probe", type=Path, help="results.csv of scripts/probe.py")
     parser.add_argument("--trained", type=Path, help="differences.csv of configs/tables/release.yaml")

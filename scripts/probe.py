@@ -36,7 +36,7 @@ def main() -> None:
     Raises ValueError for rows of one name, a --reference that is no row, and where no row can be measured.
     """
     parser = Parser(__doc__)
-    parser.add_argument("positional", nargs="*", metavar="ENCODER", help="the same as --encoders")
+    parser.add_argument("positional", nargs="*", default=[], metavar="ENCODER", help="the same as --encoders")
     parser.add_argument("--encoders", nargs="+", default=[], metavar="ENCODER", help="rows: [NAME=]SOURCE[,SOURCE ...]")
     parser.add_argument("--anchors", action="store_true", help="add what everybody has, and what labels leak through")
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders that hold the tasks' folders")

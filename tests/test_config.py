@@ -320,3 +320,8 @@ def test_a_key_of_thousands_of_letters_is_cut_in_its_message(key):
         config.override(values, key.replace("{}", "9" * 6000) + "=1")
         config.from_dict(PretrainingConfig, values)
     assert len(str(caught.value)) < 800
+
+
+def test_an_item_that_is_not_there_is_told_from_those_that_are():
+    with pytest.raises(ValueError, match=r"there is no item '1': the list has 1, counted from 0"):
+        config._index("1", [{}], "command line")

@@ -37,6 +37,11 @@ def test_help_does_not_wait_for_torch(script):
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
 
 
+def test_what_may_be_left_out_is_not_asked_for():
+    done = run("scripts/embed.py")
+    assert done.returncode == 2 and done.stderr.endswith("error: the following arguments are required: DIR\n")
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -75,7 +75,7 @@ def parser(doc: str | None, cls: type) -> argparse.ArgumentParser:
     """The command line of a script that is given a `cls`: [--config FILE] [section.key=value ...]; --help lists the keys."""
     result = Parser(doc, epilog="keys, defaults and meaning:\n" + describe(cls))
     result.add_argument("--config", type=Path, help="YAML file; also one of this repository from any working directory")
-    result.add_argument("overrides", nargs="*", metavar="section.key=value")
+    result.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     return result
 
 
@@ -469,7 +469,9 @@ def _index(part: str, items: list, shown: str) -> int:
     if not items:
         raise ValueError(f"{shown}: {_shown(part)} would be an item of a list that is empty: give the whole list")
     if not NUMBER.fullmatch(part) or len(part) > 9 or int(part) >= len(items):
-        raise ValueError(f"{shown}: {_shown(part)} must be a number from 0 to {len(items) - 1}")
+        raise ValueError(
+            f"{shown}: there is no item {_shown(part)}: the list has {len(items)}, counted from 0; to add one give it whole"
+        )
     return int(part)
 
 

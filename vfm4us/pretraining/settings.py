@@ -181,8 +181,8 @@ def check(config: PretrainingConfig) -> None:
         )
     if section.masks_tokens and not family_of(config.encoder.name).maskable:
         raise ValueError(
-            f"encoder.name {config.encoder.name} has no tokens to mask: method={config.method} needs one of "
-            f"{', '.join(names(maskable=True))}"
+            f"encoder.name {config.encoder.name} has no tokens to mask: method={config.method} needs encoder.name="
+            f"{' or '.join(names(maskable=True))}, as {config.method}'s own configs have"
         )
     for i, stage in enumerate(config.stages):
         if stage.learning_rate > section.highest_rate:
