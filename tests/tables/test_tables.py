@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,13 +17,16 @@ import yaml
 
 from tests.conftest import ROOT, TINY
 from tests.running import script_soon
-from vfm4us import config
+from vfm4us import checkpoints, config
+from vfm4us.checkpoints import seen
+from vfm4us.data.prepare import open_or_prepare
 from vfm4us.runtime.signals import exit_code
 from vfm4us.tables import report
-from vfm4us.tables.leakage import _not_compared, check_leakage
+from vfm4us.tables.leakage import _of_given, check_leakage
 from vfm4us.tables.plan import STAGES, TASKS, Pretraining, TableConfig, make_plan, merge
 from vfm4us.tables.run import work
 from vfm4us.tasks.finetune import InitialEncoderConfig, make_encoder
+from vfm4us.tasks.settings import TaskDataConfig
 
 SCRIPT = ROOT / "scripts" / "reproduce_tables.py"
 
@@ -307,6 +311,21 @@ def test_tables_of_older_runs_keep_their_cells(write_table, textures):
         make_plan(load(file, f"data={textures}", "only=['*one-*']", "tasks.classification.cells.mode=linear"))
 
 
-def test_of_the_released_encoder_it_is_said_which_sets_it_has_seen():
-    assert "weights/sources.csv" in _not_compared("ours", "open")
-    assert _not_compared("theirs", "theirs.pth") == " What theirs was pretrained on is not known here."
+def test_of_a_given_encoder_it_is_said_how_many_test_images_it_has_seen(textures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder = InitialEncoderConfig(weights="open")
+    data = TaskDataConfig(path=str(textures / "one"), size=48, cache=str(tmp_path / "cache"))
+    cell = SimpleNamespace(config=SimpleNamespace(encoder=encoder, data=data, seeds=[0, 1]))
+    assert re.search(
+        r" ours was pretrained on the sets of weights/sources.csv, .*; 0 of these \d+ test", _of_given("ours", [cell])
+    )
+    packed = open_or_prepare(textures / "one", tmp_path / "cache", 48, tuple(data.splits))
+    had = [packed.sha256[i] for i in packed.indices("test")]
+    for seed in (0, 1):
+        checkpoints.save(
+            tmp_path / f"{seed}.pt", {"trained_on": {"digests": seen.kept(seen.digests(had[seed : seed + 1]))}}
+        )
+    encoder.weights = "{seed}.pt"
+    assert f"2 of these {len(had)} test images are among its images" in _of_given("theirs", [cell])
+    encoder.weights = "theirs.pth"
+    assert _of_given("theirs", [cell]) == " What theirs was pretrained on is not known here."

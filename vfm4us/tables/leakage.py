@@ -6,12 +6,15 @@ said = check_leakage(plan)      # a line for each task; ValueError where a test 
 import json
 from pathlib import Path
 
+import numpy as np
+
 from vfm4us import checkpoints, config
-from vfm4us.checkpoints import released
+from vfm4us.checkpoints import released, seen
 from vfm4us.data.pools import StagePool, kept_leakage, stage_pools
 from vfm4us.data.prepare import open_or_prepare
 from vfm4us.data.reading import frames_of
 from vfm4us.tables.plan import Cell, Plan, Pretraining
+from vfm4us.tasks.finetune import weights_of
 
 
 def check_leakage(plan: Plan) -> dict[str, str]:
@@ -45,12 +48,11 @@ def check_leakage(plan: Plan) -> dict[str, str]:
             sizes[cell.task].setdefault(cell.dataset, set()).update(_compare(pretraining, opened[key], cell))
     pools = [pool for stages in opened.values() for pool in stages]
     images = len({digest for pool in pools for digest in _digests(pool)})
-    given = {
-        c.method: c.config.encoder.weights
-        for c in cells
-        if c.method and not c.needs and c.config.encoder.weights not in ("none", "imagenet")
-    }
-    unknown = "".join(map(_not_compared, given, given.values()))
+    given: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.method and not cell.needs and cell.config.encoder.weights not in ("none", "imagenet"):
+            given.setdefault(cell.method, []).append(cell)
+    of_given = "".join(_of_given(method, of) for method, of in given.items())
     lines = {}
     for task, of in sizes.items():
         tested = ", ".join(f"{len(ids)} of {name}" for name, ids in of.items())
@@ -62,15 +64,29 @@ def check_leakage(plan: Plan) -> dict[str, str]:
             if of
             else "Leakage: nothing was pretrained for these cells, so nothing was compared."
         )
-        lines[task] += unknown
+        lines[task] += of_given
     return lines
 
 
-def _not_compared(method: str, weights: str) -> str:
-    """What is said of a method whose encoder is given: its images are not at hand."""
-    if weights in released.names():
-        return f" {method} was pretrained on the sets of weights/sources.csv; their images were not compared."
-    return f" What {method} was pretrained on is not known here."
+def _of_given(method: str, cells: list[Cell]) -> str:
+    """What is said of a method whose encoder is given: how many test images its file says that it has seen, if it says any."""
+    config = cells[0].config
+    sources = {weights_of(config.encoder, seed) for seed in config.seeds}
+    known = np.concatenate([seen.seen(weights) for weights in sorted(sources)])
+    if not len(known):
+        return f" What {method} was pretrained on is not known here."
+    tested: set[str] = set()
+    for data in {(c.config.data.path, tuple(c.config.data.splits)): c.config.data for c in cells}.values():
+        dataset = open_or_prepare(
+            Path(data.path), Path(data.cache), data.size, tuple(data.splits), reading=frames_of(data.frames)
+        )
+        splits = {"test"} if not data.folds else {"train", "val"} | ({"test"} if data.with_test else set())
+        tested |= {dataset.sha256[i] for split in splits for i in dataset.indices(split)}
+    sets = " on the sets of weights/sources.csv" if config.encoder.weights in released.names() else ""
+    return (
+        f" {method} was pretrained{sets}, without labels; {seen.among(tested, known).sum()} of these {len(tested)} test images "
+        "are among its images (sha256)."
+    )
 
 
 def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> list[str]:
@@ -89,10 +105,10 @@ def _compare(pretraining: Pretraining, stages: list[StagePool], cell: Cell) -> l
     for stage in stages:
         for source, part in zip(stage.training.datasets, stage.training.parts, strict=True):
             for leak in kept_leakage(source, part, dataset, test):
-                seen, held = source.records[part[leak.pool_index]], dataset.records[test[leak.protected_index]]
+                had, held = source.records[part[leak.pool_index]], dataset.records[test[leak.protected_index]]
                 how = "equals" if leak.kind == "identical" else "nearly equals"
                 raise ValueError(
-                    f"{pretraining.name} is pretrained on {seen.path} of {source.name}, which {how} {held.path}, a test image of "
+                    f"{pretraining.name} is pretrained on {had.path} of {source.name}, which {how} {held.path}, a test image of "
                     f"{cell.config.data.path} ({cell.task}): name that dataset in pretraining.data.protect, or give both the same "
                     "splits, and give the table another name"
                 )
