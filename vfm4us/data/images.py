@@ -35,6 +35,20 @@ from vfm4us.data.sources import nearest, source_root, understand
 ROUNDING = 1e-3  # by which a float may leave [0, 1]: a resized image does
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 TABLES = (".csv", ".tsv")
+ALL_FRAMES = "`frames: all` in a reading.yaml of the file's folder, which is then given"
+WHAT_TO_GIVE = "{} is no image: {}"
+GIVE = "give a path, a PIL image, an array, a tensor, or a list of such"
+REFUSED: tuple[tuple[Any, str, str], ...] = (
+    (
+        bytes | bytearray | memoryview,
+        "a string of bytes",
+        "give the file's path, or PIL.Image.open(io.BytesIO(data))",
+    ),
+    (io.IOBase, "an open file", "give its path, or PIL.Image.open(file)"),
+    (dict, "a dict", "give the list of its values that are images"),
+    (set | frozenset, "a set", "it has no order: give a list"),
+    (NoneType, "None", GIVE),
+)
 
 
 def image_records(source) -> list[Record]:
@@ -58,11 +72,9 @@ def image_records(source) -> list[Record]:
             log.note(f"{path} is understood as {understood.layout}: {len(records)} images; beside them {left}")
         if reading.blank:
             fill_unpacked(source_root(path), records)
-    if (
-        sum(told.taken.values()) < sum(told.frames.values()) and reading.frames == Reading().frames
-    ):  # nobody has said which
-        counts = f"{sum(told.taken.values())} of {sum(told.frames.values())} frames"
-        warnings.warn(f"{path}: {counts} are taken, else {remedy}", stacklevel=3)
+    taken, there = told.taken.total(), told.frames.total()
+    if taken < there and reading.frames == Reading().frames:  # nobody has said which
+        warnings.warn(f"{path}: {taken} of {there} frames are taken, else {remedy}", stacklevel=3)
     return [replace(record, path=str(source_root(path) / record.path)) for record in records]
 
 
@@ -209,10 +221,6 @@ def _name_of(image: Image.Image) -> str:
     return str(getattr(image, "filename", "") or "a PIL image")
 
 
-ALL_FRAMES = "`frames: all` in a reading.yaml of the file's folder, which is then given"
-WHAT_TO_GIVE = "{} is no image: {}"
-
-
 def _refuse_array_file(path: Path) -> None:
     if path.suffix.lower() == ".npy":
         raise ValueError(
@@ -240,20 +248,6 @@ def _numbers(images) -> np.ndarray:
     if array.ndim == 0 and array.dtype.kind in "OUSV":
         raise ValueError(WHAT_TO_GIVE.format(f"a {type(images).__name__}", GIVE))
     return array
-
-
-GIVE = "give a path, a PIL image, an array, a tensor, or a list of such"
-REFUSED: tuple[tuple[Any, str, str], ...] = (
-    (
-        bytes | bytearray | memoryview,
-        "a string of bytes",
-        "give the file's path, or PIL.Image.open(io.BytesIO(data))",
-    ),
-    (io.IOBase, "an open file", "give its path, or PIL.Image.open(file)"),
-    (dict, "a dict", "give the list of its values that are images"),
-    (set | frozenset, "a set", "it has no order: give a list"),
-    (NoneType, "None", GIVE),
-)
 
 
 def _of_tensor(images: Tensor) -> np.ndarray:
