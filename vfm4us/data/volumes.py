@@ -34,6 +34,7 @@ READERS = dict(  # by ending, so that no other reader of ITK is ever tried on a 
 COLOUR_TYPES = ("vector of 8-bit unsigned integer", "vector of 16-bit unsigned integer")
 RGB_DATATYPES = (128, 2304)  # of NIfTI: RGB24, RGBA32
 SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # NIfTI's xyzt_units of the time axis
+KINDS = re.compile(rb"^kinds:(.*)$", re.IGNORECASE | re.MULTILINE)
 DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:=?)\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -167,8 +168,7 @@ def _reader(path):
             f"volume: its header is damaged{what_file_is(path, 'volume') or f': {_words(error)}'}"
         ) from None
     size, values = reader.GetSize(), reader.GetNumberOfComponents()
-    pixel = "NRRD_kinds[pixel]"
-    if values not in (1, 3, 4) or (reader.HasMetaDataKey(pixel) and reader.GetMetaData(pixel).strip() == "list"):
+    if values not in (1, 3, 4) or (values > 1 and _has_a_list(path)):
         raise ValueError(
             f"volume: holds {values} values a pixel that are no colour: write frames along an axis of their own, and segments as "
             "class numbers"
@@ -242,7 +242,7 @@ def data_file(path) -> Path | None:
     if extension_of(path) not in (".mhd", ".mha", ".nhdr", ".nrrd"):
         return None
     header = limits.first_bytes(path, 65536)
-    header = header.split(b"\n\n", 1)[0] if header.startswith(b"NRRD") else header
+    header = _nrrd_header(path) if header.startswith(b"NRRD") else header
     match = DATA_FILE.search(header)
     name = match[1].decode("utf-8", "surrogateescape") if match else ""
     if not name or name.upper() == "LOCAL":
@@ -254,6 +254,16 @@ def data_file(path) -> Path | None:
     except ValueError as error:
         raise ValueError(f"volume: the file with its pixels, {name}: {error}") from None
     return Path(path).parent / name
+
+
+def _has_a_list(path) -> bool:
+    """Whether an NRRD says that one of its axes is a list, which ITK takes for the values of a pixel."""
+    kinds = KINDS.search(_nrrd_header(path)) if extension_of(path) in (".nrrd", ".nhdr") else None
+    return kinds is not None and b"list" in kinds[1].lower().split()
+
+
+def _nrrd_header(path) -> bytes:
+    return limits.first_bytes(path, 65536).split(b"\n\n", 1)[0]
 
 
 def _third_is_time(reader) -> bool:
