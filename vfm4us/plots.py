@@ -564,7 +564,9 @@ def before_and_after(path: Path, rows: list[tuple[dict[str, np.ndarray], np.ndar
     for axis in grid.flat:
         axis.axis("off")
     if shown is not None:
-        figure.colorbar(shown, ax=grid[:, -1].tolist(), shrink=0.6, aspect=30).ax.tick_params(labelsize=7)
+        bar = figure.colorbar(shown, ax=grid[:, -1].tolist(), shrink=0.6, aspect=30)
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label("grey levels of 255", fontsize=7)
     _save(figure, path)
 
 

@@ -499,6 +499,7 @@ def test_images_that_weights_were_trained_on_are_known_again_wherever_they_lie(b
         f"WARNING: {seen.looks_like(data.phash[data.indices('test')], 'open').sum()} of {counts[0]} test images" in text
     )
     assert (tmp_path / "duplicates.csv").read_text().count(",test,the same picture") >= 1
+    assert "give these the split train" in text and "prepare the folder once" not in text
     assert seen.looks_like(data.phash[data.indices("test")[:1]], "open").all()
     assert not seen.looks_like(np.array([far ^ 0b111000], dtype=np.uint64), "open").any()
     # the files of the same images, elsewhere and under other names

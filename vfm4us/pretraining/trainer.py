@@ -542,7 +542,9 @@ def summary(folder: Path, start: str = "random") -> str:
         rows.append(
             f"{title:<20}" + "".join(f"{'-' if v is None else f'{v:.3f}' if v <= 1 else f'{v:.1f}':>16}" for v in cells)
         )
-    rows.append("k-NN: balanced accuracy of a weighted k-NN on whole images; rank: RankMe")
+    rows.append(
+        "k-NN: balanced accuracy of a weighted k-NN on whole images; rank: RankMe, the number of directions that features use"
+    )
     if (folder / "budget.json").is_file():
         b = json.loads((folder / "budget.json").read_text())
         rows.append(

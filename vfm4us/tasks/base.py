@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from vfm4us import checkpoints, log, markdown
-from vfm4us.checkpoints import load_encoder, seen
+from vfm4us.checkpoints import load_encoder, released, seen
 from vfm4us.checkpoints.loading import open_checkpoint
 from vfm4us.config import to_dict
 from vfm4us.data import splits as splitting
@@ -451,6 +451,10 @@ REMEDY = (
     " (duplicates.csv names them): figures may flatter it. To leave them out of it, prepare the folder once "
     "(scripts/prepare_data.py folder) and give the prepared one to both"
 )
+RELEASED_REMEDY = (
+    " (duplicates.csv names them), without labels: figures may flatter it. To test on others alone, give these the split train "
+    "in a manifest.csv, or take another encoder"
+)
 
 
 def report_duplicates(
@@ -529,8 +533,9 @@ def report_duplicates(
             "labels. Prepare the folder once (scripts/prepare_data.py folder) and give both the prepared one: its splits are fixed"
         )
     text += f"; {len(found)} test images occur in the pretraining data" if compared else ""
+    remedy = RELEASED_REMEDY if weights in released.names() else REMEDY
     return text + (
-        f"\nWARNING: {' and '.join(told)} are among those that {weights!r} was trained on{REMEDY}" if same else ""
+        f"\nWARNING: {' and '.join(told)} are among those that {weights!r} was trained on{remedy}" if same else ""
     )
 
 

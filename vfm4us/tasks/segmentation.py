@@ -345,7 +345,7 @@ def pictures(out: Path, root: Path, cases: Cases, size: int, join: bool = False)
         truth = read_masks(root, record, images[-1], size)
         truths.append(np.where(truth == IGNORED, 0, np.minimum(truth, 1) if join else truth))
         predictions.append(np.where(truth == IGNORED, 0, np.asarray(Image.open(out / str(outcome["predicted"][i])))))
-        titles.append(f"{word} {overlap[i]:.3f}   {Path(record.path).stem}".strip())
+        titles.append(f"{word} Dice {overlap[i]:.3f}   {Path(record.path).stem}".strip())
     if chosen:
         plots.overlays(out / "overlays.png", images, predictions, titles, names, truths)
 
