@@ -2,6 +2,7 @@
 
 import os
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -98,6 +99,24 @@ def test_sixteen_bits_have_one_range_over_a_clip(tmp_path):
         container.mux(stream.encode())
     for (_, grey), frame in zip(frames.read_frames(tmp_path / "a.mkv", [0, 1]), written, strict=True):
         assert np.abs(grey.astype(int) - frame).mean() < 1
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")])
+def test_the_clock_of_a_file_is_no_rate(tmp_path, name, codec):
+    import av
+
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=1000)
+        stream.height, stream.width, stream.pix_fmt = 64, 80, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, pixels in enumerate(loop(40)):
+            frame = av.VideoFrame.from_ndarray(np.repeat(pixels[..., None], 3, 2), format="rgb24")
+            frame.pts, frame.time_base = 100 * number + 7 * (number % 3), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    told = frames.contents_of(tmp_path / name)
+    assert told.count == 40 and told.rate == pytest.approx(10, rel=0.02)
+    assert frame_rule("per second").chosen(told) == [0, 10, 20, 30]
 
 
 def test_a_cover_is_no_clip(tmp_path):

@@ -15,21 +15,26 @@ from vfm4us.data.signatures import what_file_is
 
 MAXIMUM_FRAMES = 1_000_000
 INTERLACED = (2, 3, 4, 5)  # FFmpeg's orders of fields; 1 is progressive
+FASTEST = 240  # frames a second; more is often the clock of a file, and the times of its frames say how many there are
 SEEK_FROM = 64  # frames; nearer to the start than this, a clip is decoded from its start
 
 
 def clip_contents(path) -> Contents:
-    """Frames and rate of a clip, from its header; of one that does not say, its packets are counted, undecoded."""
+    """Frames and rate of a clip, from its header; of one that does not say, or nonsense, from its packets, undecoded."""
     with _opened(path) as container:
         stream = _video(container)
         limits.check_size(stream.codec_context.width, stream.codec_context.height)
-        rate = stream.average_rate or stream.guessed_rate
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
         count = stream.frames
-        if count <= 0:
-            count = sum(packet.size > 0 for packet in _packets(container, stream))
+        if count <= 0 or not 0 < rate <= FASTEST:
+            times = [packet.pts for packet in _packets(container, stream) if packet.size > 0]
+            count, known = len(times), [time for time in times if time is not None]
+            span = float((max(known) - min(known)) * stream.time_base) if known and stream.time_base else 0
+            if span > 0 and not 0 < rate <= FASTEST:
+                rate = (count - 1) / span
         if not 1 <= count <= MAXIMUM_FRAMES:
             raise ValueError(f"clip: holds {count} frames")
-        told = Contents("clip", count=count, rate=float(rate) if rate else None)
+        told = Contents("clip", count=count, rate=rate or None)
         aspect = stream.sample_aspect_ratio
         if aspect and aspect != 1:
             told.notes.append(NOT_SQUARE)

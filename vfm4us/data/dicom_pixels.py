@@ -31,6 +31,7 @@ CODESTREAMS = {  # transfer syntaxes, by how they begin -> what their frames are
 }
 FASTER = {"1.2.840.10008.1.2.4.80": "pyjpegls", "1.2.840.10008.1.2.4.81": "pyjpegls"}  # CharLS
 PLAIN_KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422")  # uncompressed
+KNOWN_KINDS = (*PLAIN_KINDS, "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT")
 LUMA_FIRST = ("YBR_FULL", "YBR_FULL_422")  # their first channel is the luminance (ITU-R 601): no colour is made of them
 UNKNOWN_LENGTH = 0xFFFFFFFF
 VRS = (b"OB", b"OW", b"OF", b"OD", b"OV", b"UN")  # types of an element of pixels, where they are written
@@ -241,7 +242,12 @@ def _look_at_colours(file, pixels: Pixels) -> None:
 
 def _note_colour(pixels: Pixels) -> None:
     held = {"RGB": "RGB", "YBR": "luminance and chroma"}[pixels.colour]
-    pixels.notes.append(f"says {pixels.kind[:12]}, but its pixels are {held}: read as what they are")
+    pixels.notes.append(f"says {_said(pixels)}, but its pixels are {held}: read as what they are")
+
+
+def _said(pixels: Pixels) -> str:
+    """The photometric interpretation, if it is one: nothing else of a file's text is passed on."""
+    return pixels.kind if pixels.kind in KNOWN_KINDS else "another photometric interpretation"
 
 
 def _grey_shares(sample: np.ndarray, tolerance: int) -> dict[str, float]:
@@ -511,7 +517,7 @@ def _check_colours(frame: np.ndarray, pixels: Pixels) -> None:
         if share and pixels.colour == other and share[held] >= MOSTLY and share[other] <= HARDLY:
             right = {"RGB": "RGB", "YBR": "YBR_FULL"}[held]
             raise ValueError(
-                f"DICOM: says {pixels.kind[:12]}, but most of its pixels are grey only as {right}: put PhotometricInterpretation "
+                f"DICOM: says {_said(pixels)}, but most of its pixels are grey only as {right}: put PhotometricInterpretation "
                 f"right, e.g. dcmodify -m PhotometricInterpretation={right}"
             )
 

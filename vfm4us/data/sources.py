@@ -48,6 +48,7 @@ REMEDIES = {  # of what holds images and is not read
     ".npy": ", as arrays are masks alone: save images as PNG",
     **dict.fromkeys((".jp2", ".heic", ".avif", ".pgm", ".ppm", ".tga"), ", save it as PNG"),
     **dict.fromkeys((".hdr", ".img"), ", save the pair as .nii"),
+    **dict.fromkeys((".flv", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".asf", ".ogv"), ", save it as .mp4"),
     ".vol": ", export it as DICOM or NRRD",
 }
 SIDECARS = (".json", ".xml", ".yaml", ".yml", ".md", ".pdf", ".docx", ".html", ".cfg")
