@@ -816,6 +816,21 @@ TREES = {
         masks=5,
         splits={"train": 3, "test": 2},
     ),
+    "a folder called data": Tree(
+        "A folder around images that says nothing", (plain("data/1.png", "data/2.png"),), images=2
+    ),
+    "a prepared set within": Tree(
+        "A prepared dataset within the folder of its images",
+        (
+            pairs("images/{}.png", "masks/{}.png"),
+            text("packed/dataset.json", "{}"),
+            text("packed/images.npy", "x"),
+            text("packed/masks.npy", "x"),
+        ),
+        images=3,
+        masks=3,
+        passed_over=3,
+    ),
     "videos first": Tree(
         "Folders of videos and no classes",
         (plain(*(f"video{v}/{k}.png" for v in (1, 2) for k in (1, 2))),),

@@ -131,6 +131,8 @@ def test_ddti_original(tmp_path):
         ("", "case 2", "2.xml::1"),
         ("", "case 2", ""),
     ]
+    around = find_source(tmp_path)  # a folder around the published one
+    assert [(r.path, r.group, r.mask) for r in around[:1]] == [("d/1_1.jpg", "case 1", "d/1.xml::1")]
     assert alike(packed(tmp_path / "d", tmp_path / "out").masks[0], square())
 
 

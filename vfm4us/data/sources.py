@@ -22,6 +22,7 @@ from vfm4us.data.records import (
     Record,
     folders_below,
     is_read,
+    joined_paths,
     natural_key,
     one_walk,
     with_unique_ids,
@@ -236,9 +237,15 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
     for file in litter:
         understood.add("passed over", "hidden files and thumbnails of systems and file servers", file)
     files = [file for file in files if not is_litter(file)]
+    known = set(files)
+    places = [file.removesuffix("dataset.json") for file in files if file.endswith("/dataset.json")]
+    prepared = tuple(place for place in places if f"{place}images.npy" in known)
+    if inside := [file for file in files if prepared and file.startswith(prepared)]:
+        understood.add("passed over", "a prepared dataset within the folder", *inside)
+        files = [file for file in files if not file.startswith(prepared)]
     images = [file for file in files if is_read(path / file)]
     told = reading.plan().keys() & {"images", "masks", "targets", "passed_over", "folders"}
-    published = None if told else layouts.recognise(path)
+    published = None if told else _published(path, files)
     annotated = None if published or told - {"folders"} else annotations.recognise(path)
     if published is not None:
         name, records = published
@@ -298,6 +305,24 @@ def _lost_masks(root: Path, files: list[str], understood: Understanding) -> None
             f"{len(halved)} of {len(wide)} images looked at have one half that looks like a mask, e.g. {halved[0]}: image "
             "and mask side by side? They are read as one image: cut them apart"
         )
+
+
+def _published(root: Path, files: list[str]) -> tuple[str, list[Record]] | None:
+    """Name and records of a published dataset, also where folders lie around it."""
+    around = ""
+    while True:
+        if (found := layouts.recognise(root / around)) is not None:
+            break
+        inner = {file[len(around) :].split("/")[0] for file in files if "/" in file[len(around) :]}
+        loose = any("/" not in file[len(around) :] and is_read(root / file) for file in files)
+        if len(inner) != 1 or loose:
+            return None
+        around += f"{inner.pop()}/"
+    for record in found[1] if around else ():
+        record.id, record.path = around + record.id, around + record.path
+        record.mask = joined_paths(around + mask for mask in record.mask_paths)
+        record.target = around + record.target if record.target else ""
+    return found
 
 
 def _as_published(layout: str, doc: str | None, records: list[Record], understood: Understanding) -> None:

@@ -184,7 +184,7 @@ def folder_of(name: str) -> Folder:
         role = "image"
     if role in ("mask", "overlay") and not split and [w for w in others if len(w) > 1] and set(roles) <= PERHAPS_MASKS:
         role = ""  # "malignant lesions" is a class
-    rest = "" if split or role else name
+    rest = "" if split or role or (words and set(words) <= FILLERS) else name  # data/ around everything says nothing
     return Folder(name, split, role, domain, rest)
 
 
