@@ -109,6 +109,9 @@ def test_a_perfect_score_of_few_groups_is_not_shown_as_certain():
     assert perfect.summary()["low"] == pytest.approx(0.6306, abs=1e-4)
     more = probe_table.figures_of(outcome(np.arange(40) % 2, np.arange(40).astype(str), np.arange(40) % 2 * 1.0))
     assert probe_table.mean_of([perfect, more["knn"]["auroc"]]).interval() == perfect.interval()
+    tasks = {"small": {"knn": {"auroc": perfect}}, "large": more, "mean": {"knn": {"auroc": perfect}}}
+    assert probe_table.few_groups({"row": tasks}).endswith("too narrow: small 8.")
+    assert probe_table.few_groups({"row": {"large": more}}) == ""
     same = probe_table.figures_of(outcome(labels, groups, np.full(16, 0.5)))["knn"]["auroc"]
     assert same.interval() == (0.5, 0.5, 0.5)  # one answer for all images: nothing is left to chance
 

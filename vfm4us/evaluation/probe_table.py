@@ -555,6 +555,7 @@ def described(table: Table, reference: str, methods=tuple(METHODS), measures=tup
         + ", ".join(f"{name} {count:,}" for name, count in table.images.items())
         + "."
         + (f" At most {table.limit} images of train and val." if table.limit else "")
+        + few_groups(table.figures)
     ]
     for method in methods:
         for key in measures:
@@ -570,6 +571,19 @@ def described(table: Table, reference: str, methods=tuple(METHODS), measures=tup
     if table.absent:
         parts.append("\n".join(f"- {name} could not be measured: {reason}" for name, reason in table.absent.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def few_groups(figures: dict[str, dict]) -> str:
+    """What is to be said of tasks whose test images are of so few groups that a bootstrap over them is too narrow; else nothing."""
+    measured = next(iter(figures.values()), {})
+    few = {
+        name: methods["knn"]["auroc"].groups
+        for name, methods in measured.items()
+        if name not in ("mean", "mean across")
+    }
+    few = {name: count for name, count in few.items() if count < statistics.FEW_GROUPS}
+    told = ", ".join(f"{name} {count}" for name, count in few.items())
+    return f" Of fewer than {statistics.FEW_GROUPS} groups, so that intervals are too narrow: {told}." if few else ""
 
 
 def _differences(table: Table, reference: str, columns: list[str], method: str) -> str:
