@@ -535,6 +535,9 @@ def test_damaged_and_boastful_files_are_refused_and_quote_no_tag(tmp_path):
             only(path)
         except ValueError as error:
             assert not any(word in str(error) for word in PLANTED), error
+    path.write_bytes(whole.replace(b"\x02\0\x02\0UI", b"\x02\0\x02\0U\x7f", 1))  # no type of an element
+    with pytest.raises(ValueError, match="its header is damaged"):
+        frames.contents_of(path)
     huge = dicom_dataset(speckle())
     huge.Rows = huge.Columns = 60000
     with pytest.raises(ValueError, match="over the limit"):

@@ -164,6 +164,7 @@ def _header(path, extra=()):
                 header = pydicom.dcmread(file, force=not named, stop_before_pixels=True, specific_tags=[*TAGS, *extra])
                 begin = file.tell()
         _convert(header or ())
+        _convert(getattr(header, "file_meta", ()))
     except MemoryError:
         raise
     except Exception as error:  # a damaged header raises almost anything; its words may quote the file
