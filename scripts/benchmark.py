@@ -11,10 +11,10 @@ loop         a whole step, from packed images or PNG files to new weights, again
              a logdet per patch, momentum) and lightly's transform and loss
 step         a training step in FLOP/s beside what a product of matrices reaches, and its share in the network
 layers       each convolution of a ResNet18 on patches of 96 px in bf16 where the CPU multiplies it, forward and backward, in
-             channels_last and contiguous
+             channels_last and contiguous, and those of small maps as products of matrices, as training in bf16 computes them
 processes    the share of a step of two gloo processes that the flat all-reduce of the gradients takes
 large        opening, first leakage check, going on, and clusters of near-duplicates against the number of images; --largest sets it
-attention    a ViT-Ti/8 in bf16 on a CPU, forward and backward on 32 crops of 64 px: attention as `choose_attention` leaves it,
+attention    a ViT-Ti/8 in bf16 on a CPU, forward and backward on 32 crops of 64 px: attention as `choose_kernels` leaves it,
              against torch's fused kernel
 finetune     a fine-tuning step of a ResNet18 with a linear head, 32 images of 128 px, in float32 and in bfloat16
 load         load_encoder on a ResNet18 file, against torch.load and load_state_dict into a model that is there already, and
@@ -384,7 +384,10 @@ def peak_rate(dtype) -> float:
 
 
 def benchmark_layers(rounds: int) -> None:
-    """GFLOP/s of each kind of convolution of a ResNet18, forward and backward, of 160 patches of 96 px, in both memory formats."""
+    """GFLOP/s of each kind of convolution of a ResNet18, forward and backward, of 160 patches of 96 px, in both memory formats.
+
+    In bf16 also as training computes those of small maps, `use_small_maps`.
+    """
     dtype = torch.bfloat16 if devices.multiplies_bfloat16() else torch.float32
     peak, batch, spent, slow = peak_rate(dtype), 160, {}, []
     kinds = [(1, 64, 7, 2, 96, 1)]  # channels in and out, kernel, stride, side, how many of it in the network
@@ -402,24 +405,39 @@ def benchmark_layers(rounds: int) -> None:
             x.requires_grad_(low > 1)  # no gradient of the images is wanted
             gradient = torch.ones_like(layer(x).detach())
             sides.append(lambda layer=layer, x=x, gradient=gradient: layer(x).backward(gradient))
+            if layout == torch.channels_last:
+                by_products, its_own = copy.deepcopy(layer), (x, gradient)
+        encoders.use_small_maps(by_products)
+        if dtype == torch.bfloat16 and type(by_products) is not torch.nn.Conv2d and -(-side // stride) <= 3:
+
+            def products(layer=by_products, x=its_own[0], gradient=its_own[1]):
+                with torch.autocast("cpu", torch.bfloat16):
+                    made = layer(x)
+                made.backward(gradient)
+
+            sides.append(products)
         flops = 2 * batch * (-(-side // stride)) ** 2 * low * high * kernel**2 * (3 if low > 1 else 2)
         what = f"{number} x {low} to {high} channels, {kernel} x {kernel}, stride {stride}, {side} px"
         rates = flops / in_turn(sides, rounds) / 1e9
-        for name, values in zip(("channels_last", "contiguous"), rates, strict=True):
+        names = ("channels_last", "contiguous", "products")[: len(rates)]
+        for name, values in zip(names, rates, strict=True):
             note(what, name, values, "GFLOP/s")
             spent.setdefault(name, []).append((number * flops, number * flops / np.median(values)))
+        if len(rates) == 2 and dtype == torch.bfloat16:
+            spent.setdefault("products", []).append(spent["channels_last"][-1])
         best = float(np.median(rates, axis=1).max())
         if best < 0.65e-9 * peak:
             slow.append(f"{what} ({100e9 * best / peak:.0f} %)")
     for name, pairs in spent.items():
         rate = 1e9 * sum(f for f, _ in pairs) / sum(s for _, s in pairs)
+        how = {"products": "channels_last, small maps as products of matrices"}.get(name, name)
         remark(
-            f"All convolutions in {name}: {100 * rate / peak:.0f} % of a product of matrices ({peak / 1e9:.0f} GFLOP/s, {dtype})."
+            f"All convolutions in {how}: {100 * rate / peak:.0f} % of a product of matrices ({peak / 1e9:.0f} GFLOP/s, {dtype})."
         )
     fastest = [min(sides, key=lambda pair: pair[1]) for sides in zip(*spent.values(), strict=True)]
     rate = 1e9 * sum(f for f, _ in fastest) / sum(s for _, s in fastest)
-    remark(f"Each in its faster format, with no cost of changing between them: {100 * rate / peak:.0f} %.")
-    remark("Below 65 % in both formats: " + ("; ".join(slow) or "none") + ".")
+    remark(f"Each in its fastest way, with no cost of changing between them: {100 * rate / peak:.0f} %.")
+    remark("Below 65 % in every way: " + ("; ".join(slow) or "none") + ".")
 
 
 def benchmark_processes(rounds: int) -> None:
@@ -485,7 +503,7 @@ def benchmark_attention(rounds: int) -> None:
     """Print the time of a small ViT in bfloat16 on a CPU, forward and backward, with attention written out and fused."""
     device, encoder = torch.device("cpu"), encoders.Encoder(encoders.EncoderSpec("vit_tiny", in_channels=1, patch=8))
     fused, crops = copy.deepcopy(encoder), torch.rand(32, 1, 64, 64)
-    devices.choose_attention(encoder, device, "bfloat16")
+    devices.choose_kernels(encoder, device, "bfloat16")
 
     def both_ways(network):
         with devices.autocast(device, "bfloat16"):

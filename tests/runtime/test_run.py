@@ -13,7 +13,7 @@ import torch
 from tests.conftest import ROOT
 from vfm4us.encoders import Encoder, EncoderSpec
 from vfm4us.runtime import device, signals
-from vfm4us.runtime.device import choose_attention
+from vfm4us.runtime.device import choose_kernels
 from vfm4us.runtime.run import RunFolder
 from vfm4us.runtime.signals import exit_code
 
@@ -98,9 +98,9 @@ def test_attention_is_written_out_on_a_cpu_in_bfloat16_alone():
     attention, x = encoder.body.blocks[0].attn, torch.rand(2, 1, 48, 48)
     attention.fused_attn, before = True, encoder(x)
     for where, precision in (("cpu", "auto"), ("cpu", "float32"), ("cuda", "bfloat16")):
-        choose_attention(encoder, torch.device(where), precision)
+        choose_kernels(encoder, torch.device(where), precision)
         assert attention.fused_attn is True
-    choose_attention(encoder, torch.device("cpu"), "bfloat16")
+    choose_kernels(encoder, torch.device("cpu"), "bfloat16")
     assert not any(block.attn.fused_attn for block in encoder.body.blocks)
     torch.testing.assert_close(encoder(x), before, rtol=1e-4, atol=1e-5)
 

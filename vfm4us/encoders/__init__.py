@@ -14,6 +14,7 @@ from vfm4us.encoders.families import NAMES, names
 if TYPE_CHECKING:
     from vfm4us.encoders.base import MEAN, STD, Encoder, EncoderSpec, Tokens, family, luminance, regular_patches
     from vfm4us.encoders.resnet import ResNet
+    from vfm4us.encoders.small_maps import use_small_maps
     from vfm4us.encoders.vit import BEiT, ViT, write_attention_out
 
 __all__ = [
@@ -30,9 +31,16 @@ __all__ = [
     "luminance",
     "names",
     "regular_patches",
+    "use_small_maps",
     "write_attention_out",
 ]
-MODULES = {"ResNet": "resnet", "BEiT": "vit", "ViT": "vit", "write_attention_out": "vit"}
+MODULES = {
+    "ResNet": "resnet",
+    "BEiT": "vit",
+    "ViT": "vit",
+    "write_attention_out": "vit",
+    "use_small_maps": "small_maps",
+}
 
 
 def __getattr__(name: str) -> Any:

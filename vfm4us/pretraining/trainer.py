@@ -30,7 +30,7 @@ from vfm4us.pretraining import pictures
 from vfm4us.pretraining.method import Method
 from vfm4us.pretraining.methods import method_named
 from vfm4us.pretraining.settings import PretrainingConfig, check, crops_of
-from vfm4us.runtime.device import autocast, choose_attention, choose_device, choose_precision, device_name
+from vfm4us.runtime.device import autocast, choose_device, choose_kernels, choose_precision, device_name
 from vfm4us.runtime.files import write_text
 from vfm4us.runtime.loop import NEVER, PLACE, Loop, Training, cosine_with_warmup
 from vfm4us.runtime.processes import agreed, average_gradients, barrier, busy, come_to_meeting, processes
@@ -135,7 +135,7 @@ class Trainer(Training):
             self._say(f"encoder.weights {config.encoder.weights}: {report}")
         self.seen_by_stage = self._digests()
         network = self.network = self.method.network.to(device, memory_format=torch.channels_last)
-        choose_attention(network, device, self.precision)
+        choose_kernels(network, device, self.precision)
         if world_size > 1 and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.method.optimizer = self.method.new_optimizer()

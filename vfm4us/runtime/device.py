@@ -62,12 +62,16 @@ def computing(device: torch.device, precision: str) -> str:
     return f"{device_name()}, {chosen}" + (" (precision=bfloat16 is faster on this CPU)" if faster else "")
 
 
-def choose_attention(network: torch.nn.Module, device: torch.device, precision: str) -> None:
-    """timm's attention written out where the fused kernel is slower: on a CPU in bf16 (`benchmark.py attention` has the ratio)."""
+def choose_kernels(network: torch.nn.Module, device: torch.device, precision: str) -> None:
+    """What is faster on a CPU in bf16: timm's attention written out, and convolutions of small maps as matrix products.
+
+    `benchmark.py attention` and `benchmark.py layers` have the ratios.
+    """
     if device.type == "cpu" and in_bfloat16(device, precision):
-        from vfm4us.encoders import write_attention_out
+        from vfm4us.encoders import use_small_maps, write_attention_out
 
         write_attention_out(network)
+        use_small_maps(network)
 
 
 def device_name() -> str:

@@ -19,7 +19,7 @@ from vfm4us.checkpoints import LoadReport, load_encoder, resolve
 from vfm4us.checkpoints.imagenet import imagenet_weights
 from vfm4us.data.pools import epoch_order
 from vfm4us.encoders import Encoder, EncoderSpec
-from vfm4us.runtime.device import autocast, choose_attention
+from vfm4us.runtime.device import autocast, choose_kernels
 from vfm4us.runtime.loop import PLACE, Loop, Training, cosine_with_warmup
 from vfm4us.runtime.rng import stream
 from vfm4us.runtime.run import RunFolder
@@ -112,7 +112,7 @@ class Finetuner(Training):
         precision: str = "auto",
     ):
         self.model = model.to(device, memory_format=torch.channels_last)
-        choose_attention(model, device, precision)
+        choose_kernels(model, device, precision)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.average else self.model
         self.config, self.folder, self.device, self.seed = config, folder, device, seed
         self.freeze_epochs, self.precision = freeze_epochs, precision
