@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from vfm4us.data import annotation_tools, limits, polygons
+from vfm4us.data import annotation_tools, frames, limits, polygons
 from vfm4us.data.records import SPLIT_SYNONYMS, Record, image_files, joined_paths, without_extension
 
 LARGEST_JSON = 64 * 1024**2  # bytes that are looked into to see what a file is
@@ -163,18 +163,18 @@ def _of_each(folder: Path, named: dict[Path, str], keys: dict[Path, str]) -> lis
 
 def yolo(folder: Path) -> list[Record] | None:
     """Outlines in text files of YOLO; an image beside others without a file has no mask."""
+    texts = {file.relative_to(folder).as_posix() for file in folder.glob("**/*.txt")}
     records, outlined = [], 0
-    for image in image_files(folder):
-        parts = image.split("/")
-        labels = [Path(image).with_suffix(".txt").as_posix()]
-        if "images" in parts[:-1]:
-            place = len(parts) - 1 - parts[::-1].index("images")
-            labels.insert(
-                0, "/".join([*parts[:place], "labels", *parts[place + 1 : -1], Path(parts[-1]).stem + ".txt"])
-            )
-        label = next((name for name in labels if (folder / name).is_file()), "")
+    for image in image_files(folder) if texts else ():
+        *folders, name = image.split("/")
+        own = frames.stem_of(name) + ".txt"
+        labels = ["/".join([*folders, own])]
+        if "images" in folders:
+            place = len(folders) - 1 - folders[::-1].index("images")
+            labels.insert(0, "/".join([*folders[:place], "labels", *folders[place + 1 :], own]))
+        label = next((text for text in labels if text in texts), "")
         outlined += bool(label) and _draws(folder / label)
-        split = next((named for part in parts[:-1] if (named := _split(part))), "")
+        split = next((named for part in folders if (named := _split(part))), "")
         mask = joined_paths([polygons.reference(label, "")] * bool(label))
         records.append(Record(id=without_extension(image), path=image, mask=mask, split=split))
     return records if outlined else None

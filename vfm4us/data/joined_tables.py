@@ -61,11 +61,13 @@ def join_tables(root: Path, tables: list[str], reading: Reading, understood: Und
         return
     if not reading.table:
         placeholders = [table for table in tables if PLACEHOLDERS.search(_stem(table))]
-        understood.add("passed over", "a form for submissions, whose labels are none", *placeholders)
+        for table in placeholders:
+            understood.add("passed over", "a form for submissions, whose labels are none", table)
         tables = [table for table in tables if table not in placeholders]
     tables = sorted(given_tables if reading.table else tables, key=natural_key)
-    joined = [one for path in tables if (one := _joined(root, path, understood, bool(reading.table)))]
-    _splits_by_name(root, joined, reading, understood)
+    names = Names(understood.records)
+    joined = [one for path in tables if (one := _joined(root, path, names, understood, bool(reading.table)))]
+    _splits_by_name(root, joined, understood)
     for role in ROLES:
         with_role = [one for one in joined if role in one.places]
         given: dict[int, tuple[str, Joined]] = {}
@@ -94,25 +96,25 @@ def join_tables(root: Path, tables: list[str], reading: Reading, understood: Und
         )
 
 
-def _joined(root: Path, path: str, understood: Understanding, surely: bool) -> Joined | None:
+def _joined(root: Path, path: str, names: "Names", understood: Understanding, surely: bool) -> Joined | None:
     """The table with the column that names the images one to one; None where no column does, which is said."""
     records = understood.records
     try:
         tables = table_files.tables_of(root / path)
     except ValueError as error:
-        if _names_any(root / path, records):
+        if _names_any(root / path, names.below("")[0]):
             raise ValueError(
                 f"{root / path} names images here and {_reason(root / path, error)}, or say reading.table=none"
             ) from error
         understood.add("passed over", f"table that cannot be read: {_reason(root / path, error)}", path)
         return None
     folder = path.rpartition("/")[0]
-    below = [place for place, record in enumerate(records) if folder and record.path.startswith(f"{folder}/")]
+    known = [names.below(folder)] * bool(folder) + [names.below("")]
     repeated, found = "", []
     for rows in tables:
         one = None
-        for names in [_names(records, below)] * bool(below) + [_names(records)]:
-            one, again = _by_names(root, path, rows, names, len(below or records), surely)
+        for named, count in known:
+            one, again = _by_names(root, path, rows, named, count, surely)
             repeated = repeated or again
             if one or again:
                 break
@@ -123,7 +125,7 @@ def _joined(root: Path, path: str, understood: Understanding, surely: bool) -> J
         found = [one for rows in tables if (one := _by_groups(root, path, rows, records))]
     if len(found) > 1:
         raise ValueError(f"{root / path} has {len(found)} sheets that name images: save the one that counts as CSV")
-    if not found and not repeated and (unclear := _unclear(tables, _names(records))):
+    if not found and not repeated and (unclear := _unclear(tables, names.below("")[0])):
         understood.add(
             "passed over", f"table whose names stand for several images each (e.g. {unclear}): give their folders", path
         )
@@ -149,11 +151,10 @@ def _reason(path: Path, error: ValueError) -> str:
     return str(error).removeprefix(str(path)).strip()
 
 
-def _names_any(path: Path, records: list[Record]) -> bool:
+def _names_any(path: Path, names: dict[str, int | None]) -> bool:
     """Whether a text in an encoding that is not read names images here."""
     if path.suffix.lower() not in table_files.TEXTS:
         return False
-    names = _names(records)
     cells = re.split(r"[,;\t|\r\n]", path.read_bytes()[:100_000].decode("latin-1"))
     return (
         sum(without_extension(cell) != cell and _named(cell, names) is not None for cell in map(str.strip, cells)) > 1
@@ -297,16 +298,26 @@ def _may_be_labels(cells: list[str]) -> bool:
     return bool(values) and len(values) <= max(2, len(cells) / 2) and not name_files(cells)
 
 
-def _names(records: list[Record], places: list[int] | None = None) -> dict[str, int | None]:
-    """Every way to name an image, or one of those at `places` -> its place; None where it could be several."""
-    names: dict[str, int | None] = {}
-    for place in range(len(records)) if places is None else places:
-        parts = records[place].path.split("/")
-        for begin in range(len(parts)):
-            tail = same("/".join(parts[begin:]))
-            for name in {tail, without_extension(tail)}:
-                names[name] = None if name in names else place
-    return names
+class Names:
+    """Every way to name an image, among all of them or those below a folder."""
+
+    def __init__(self, records: list[Record]):
+        self.paths = [record.path for record in records]
+        self.known: dict[str, tuple[dict[str, int | None], int]] = {}
+
+    def below(self, folder: str) -> tuple[dict[str, int | None], int]:
+        """Name -> the image's place, None where it could be several, and how many images lie below the folder."""
+        if folder not in self.known:
+            names: dict[str, int | None] = {}
+            places = [k for k, path in enumerate(self.paths) if not folder or path.startswith(f"{folder}/")]
+            for place in places:
+                parts = self.paths[place].split("/")
+                for begin in range(len(parts)):
+                    tail = same("/".join(parts[begin:]))
+                    for name in {tail, without_extension(tail)}:
+                        names[name] = None if name in names else place
+            self.known[folder] = names, len(places)
+        return self.known[folder]
 
 
 def _named(cell: str, names: dict[str, int | None]) -> int | None:
@@ -346,7 +357,7 @@ def _split_of(path: str) -> str:
     )
 
 
-def _splits_by_name(root: Path, joined: list[Joined], reading: Reading, understood: Understanding) -> None:
+def _splits_by_name(root: Path, joined: list[Joined], understood: Understanding) -> None:
     """train.csv and test.csv that name different images: their names say the splits."""
     named = [one for one in joined if _split_of(one.path)]
     if len(named) < 2 or any("split" in one.places for one in joined):

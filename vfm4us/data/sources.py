@@ -372,14 +372,17 @@ def _tables_among(root: Path, files: list[str], understood: Understanding) -> li
     for file in files:
         name = file.rsplit("/", 1)[-1]
         ending = os.path.splitext(name)[1].lower()
-        of_one = ending in (".txt", ".json") and name[: -len(ending)] in stems
-        if ending in (*TABLES, *table_files.OTHERS) and not of_one and not name.startswith("~$"):
+        if ending in (*TABLES, *table_files.OTHERS) and not name.startswith("~$"):
             by_ending[ending].append(file)
     return [
         file
         for ending, several in by_ending.items()
         for file in several
         if (len(several) <= MOST_TABLES or ending in (".csv", ".tsv"))
+        and not (
+            (ending in (".txt", ".json") or len(several) > MOST_TABLES)
+            and file.rsplit("/", 1)[-1][: -len(ending)] in stems
+        )
         and not (ending == ".json" and annotations.is_annotation(root / file))
     ]
 
