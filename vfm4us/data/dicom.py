@@ -21,7 +21,7 @@ STORAGE = "1.2.840.10008.5.1.4.1.1."
 ULTRASOUND_CLASSES = ("6", "6.1", "6.2", "3", "3.1")  # single, multi-frame and volume; 6 and 3 are retired
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 NAMED_CLASSES = {  # SOP classes, by how they begin after STORAGE, that have no ultrasound image in them
-    "7": "a secondary capture: a picture of a screen or a report, not of a scan",
+    "7": "a secondary capture, a picture of a screen or a report: save it as PNG if it is a scan, or a mask",
     "88": "a structured report, no image",
     "104": "an encapsulated document, no image",
     "11": "a presentation state, no image",

@@ -119,6 +119,8 @@ def find(path, header, begin: int) -> Pixels:
     pixels = Pixels(path, header, syntax, height, width, samples, kind)
     if samples == 3:
         pixels.colour = "YBR" if kind in LUMA_FIRST else "RGB"
+    if not pixels.video:
+        _check_decoder(syntax)
     with limits.open_regular(path) as file:
         length = _length(file, begin, little)
         pixels.start = file.tell()
@@ -140,7 +142,6 @@ def read(pixels: Pixels, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]
     if pixels.video:
         yield from _video_frames(pixels, numbers)
         return
-    _check_decoder(pixels.syntax)
     with limits.hold(2 * pixels.height * pixels.width):
         value_range = None
         if pixels.samples == 1 and number_of(pixels.header, "BitsStored", 8) > 14:
