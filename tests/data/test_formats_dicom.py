@@ -462,12 +462,16 @@ def test_of_an_enhanced_volume_all_slices_are_taken_and_none_of_flow(tmp_path):
         codes = [item(CodeValue=meaning[:3], CodeMeaning=meaning) for meaning in meanings]
         kinds = [item(ImageDataTypeSequence=[item(ImageDataTypeCodeSequence=[code])]) for code in codes]
         ds = dicom_dataset(np.stack([speckle(k) for k in range(3)]), SOPClassUID=dicom.VOLUME_CLASS)
-        ds.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[measures])]
+        window = item(WindowCenter="64", WindowWidth="128")
+        shared = item(PixelMeasuresSequence=[measures], FrameVOILUTSequence=[window])
+        ds.SharedFunctionalGroupsSequence = [shared]
         ds.PerFrameFunctionalGroupsSequence = kinds
         return save_dicom(tmp_path / name, ds)
 
     told = frames.contents_of(volume("a.dcm", "Tissue Intensity"))
     assert frames.frame_rule("per second").chosen(told) == [0, 1, 2] and told.spacing_mm == "0.3 0.4"
+    bright = np.minimum(speckle(1).astype(int) * 2, 255)
+    assert difference(only(tmp_path / "a.dcm", [1])[0], bright) < 1.5
     for name, kinds in (("b.dcm", ["Tissue Intensity", "Other"]), ("c.dcm", ["Flow Velocity"])):
         with pytest.raises(ValueError, match="other data than tissue"):
             frames.contents_of(volume(name, *kinds))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vfm4us.data import frames, sources, volumes
 from vfm4us.data.frames import frame_rule
-from vfm4us.data.masks import read_masks
+from vfm4us.data.masks import mask_coding, read_masks
 
 sitk = pytest.importorskip("SimpleITK")
 KINDS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
@@ -169,6 +169,34 @@ def test_reasons_say_what_to_do(tmp_path):
         frames.contents_of(tmp_path / "c.nii.gz")
     with pytest.raises(ValueError, match="1 x 80 x 64: write it with the axis of 1 last"):
         frames.contents_of(write(tmp_path / "d.nii", speckle(0)[:, :, None].copy()))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({1: "Nodule"}, ""),
+        ({2: "cyst"}, ""),
+        ({1: "cyst"}, "1 is 'nodule' in one, 1 is 'cyst' in the other"),
+        ({2: "nodule"}, "2 is"),
+    ],
+)
+def test_segments_of_slicer_that_files_number_differently_are_refused(tmp_path, other, words):
+    for k, names in enumerate(({1: "nodule"}, other)):
+        stack = np.stack([speckle(k), speckle(k + 1)])
+        write(tmp_path / f"p{k}.nrrd", stack)
+        segments = "".join(
+            f"Segment{j}_LabelValue:={n}\nSegment{j}_Name:={name}\n" for j, (n, name) in enumerate(names.items())
+        )
+        head = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 80 64 2\nencoding: raw\n" + segments + "\n"
+        mask = (stack > 90).astype(np.uint8) * max(names)
+        (tmp_path / f"p{k}.seg.nrrd").write_bytes(head.encode() + mask.tobytes())
+    records = sources.understand(tmp_path).records
+    assert all(record.mask.endswith(".seg.nrrd") for record in records)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            mask_coding(tmp_path, records)
+    else:
+        assert mask_coding(tmp_path, records) is not None
 
 
 def test_masks_in_nifti_over_plain_images_are_told(tmp_path):

@@ -173,9 +173,21 @@ def _header(path, extra=()):
         raise ValueError(f"DICOM: its header is damaged ({type(error).__name__})") from None
     if deflated:
         raise ValueError("DICOM: deflated as a whole, which is not read here: convert it, e.g. with dcmconv +te")
+    if str(header.get("SOPClassUID")) == VOLUME_CLASS:
+        _lift_shared(header)
     if not named and "Rows" not in header:
         raise ValueError("not a DICOM file" + (what_file_is(path) or ", or its header is damaged"))
     return header, begin
+
+
+def _lift_shared(header) -> None:
+    """Let what an enhanced file says of all frames in groups stand where other files say it."""
+    for group in header.get("SharedFunctionalGroupsSequence") or []:
+        for sequence in ("PixelMeasuresSequence", "FrameVOILUTSequence", "PixelValueTransformationSequence"):
+            for item in group.get(sequence) or []:
+                for element in item:
+                    if element.keyword in TAGS and element.keyword not in header:
+                        header[element.tag] = element
 
 
 def _convert(dataset) -> None:
@@ -261,13 +273,9 @@ def _volume(header, told: Contents) -> None:
     if len({value for value, _ in kinds}) > 1 or any(word in meaning for _, meaning in kinds for word in NO_TISSUE):
         raise ValueError("DICOM: a volume that holds other data than tissue, such as flow: export the tissue alone")
     told.rate = 0
-    spacings = {
-        _spacing(*numbers)
-        for group in groups
-        for measures in group.get("PixelMeasuresSequence") or []
-        if len(numbers := numbers_of(measures, "PixelSpacing")) == 2
-    }
-    told.spacing_mm = spacings.pop() if len(spacings) == 1 else ""
+    frames = header.get(FUNCTIONAL_GROUPS[1]) or []
+    if any(group.get(name) for group in frames for name in ("FrameVOILUTSequence", "PixelValueTransformationSequence")):
+        told.notes.append("its frames have windows of their own, which are not applied")
 
 
 # regions

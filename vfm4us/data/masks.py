@@ -25,6 +25,7 @@ from vfm4us.data.looks import has_few_values
 from vfm4us.data.pages import page_contents
 from vfm4us.data.reading import Reading
 from vfm4us.data.records import Record
+from vfm4us.data.words import same
 
 CLASS_LIMIT = 16  # values up to this are class numbers as they stand
 IGNORE = 255  # what is ignored in packed masks
@@ -418,11 +419,32 @@ def look_at_masks(root: Path, records: list[Record], workers: int = 4) -> list[S
         return [one for one in pool.map(look, files) if one is not None]
 
 
+def _check_segments(root: Path, records: list[Record]) -> None:
+    """ValueError where the names of segments say that one number is two classes, or one class two numbers."""
+    first: dict[object, tuple] = {}
+    for path in dict.fromkeys(path for record in records for path in record.mask_paths):
+        if frames.kind_of(path) != "volume":
+            continue
+        try:
+            named = volumes.segment_names(root / path)
+        except ValueError:  # its image is refused when it is packed
+            continue
+        for number, name in named.items():
+            for key, other in ((number, same(name)), (same(name), number)):
+                value, file, words = first.setdefault(key, (other, path, f"{number} is {name!r}"))
+                if value != other:
+                    raise ValueError(
+                        f"the segments of {file} and {path} are numbered differently: {words} in one, {number} is {name!r} in the "
+                        "other. Export all with one order of segments, or name them alike"
+                    )
+
+
 def outline_names(root: Path, records: list[Record]) -> tuple[str, ...]:
     """The names of the classes 1, 2, ... over all files of outlines; () where the files tell none.
 
     Each file numbers its classes by itself; a class of one name has one number over the set. ValueError where only some name them.
     """
+    _check_segments(root, records)
     told, unnamed = {}, ""
     for path in dict.fromkeys(path for record in records for path in record.mask_paths):
         file, key = polygons.split_reference(path)

@@ -34,6 +34,7 @@ READERS = dict(  # by ending, so that no other reader of ITK is ever tried on a 
 COLOUR_TYPES = ("vector of 8-bit unsigned integer", "vector of 16-bit unsigned integer")
 RGB_DATATYPES = (128, 2304)  # of NIfTI: RGB24, RGBA32
 SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # NIfTI's xyzt_units of the time axis
+SEGMENT = re.compile(rb"^Segment(\d+)_(Name|LabelValue):?=(.*?)\s*$", re.MULTILINE)
 KINDS = re.compile(rb"^kinds:(.*)$", re.IGNORECASE | re.MULTILINE)
 DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:=?)\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 
@@ -260,6 +261,20 @@ def _has_a_list(path) -> bool:
     """Whether an NRRD says that one of its axes is a list, which ITK takes for the values of a pixel."""
     kinds = KINDS.search(_nrrd_header(path)) if extension_of(path) in (".nrrd", ".nhdr") else None
     return kinds is not None and b"list" in kinds[1].lower().split()
+
+
+def segment_names(path) -> dict[int, str]:
+    """Label value -> name of the segments of an NRRD that 3D Slicer wrote; each file numbers them by itself."""
+    if extension_of(path) != ".nrrd":
+        return {}
+    told: dict[bytes, dict[bytes, str]] = {}
+    for segment, what, value in SEGMENT.findall(_nrrd_header(path)):
+        told.setdefault(segment, {})[what] = value.decode("utf-8", "replace").strip()
+    return {
+        int(segment[b"LabelValue"]): segment[b"Name"]
+        for segment in told.values()
+        if len(segment) == 2 and segment[b"LabelValue"].isdigit()
+    }
 
 
 def _nrrd_header(path) -> bytes:
