@@ -253,9 +253,9 @@ def _said(pixels: Pixels) -> str:
 
 def _grey_shares(sample: np.ndarray, tolerance: int) -> dict[str, float]:
     """The share of pixels (N, 3) without colour, if they are RGB, and if they are luminance and chroma."""
-    values = sample.reshape(-1, 3).astype(np.int16)
-    rgb = values.max(1) - values.min(1) <= tolerance
-    ybr = np.abs(values[:, 1:] - 128).max(1) <= tolerance
+    one, two, three = (sample.reshape(-1, 3)[:, k].astype(np.int16) for k in range(3))
+    rgb = (np.abs(one - two) <= tolerance) & (np.abs(two - three) <= tolerance) & (np.abs(one - three) <= tolerance)
+    ybr = (np.abs(two - 128) <= tolerance) & (np.abs(three - 128) <= tolerance)
     return {"RGB": float(rgb.mean()), "YBR": float(ybr.mean())}
 
 
