@@ -27,6 +27,7 @@ packing      `prepare` from the listing to the finished folder, against a plain 
 """
 
 import copy
+import functools
 import hashlib
 import importlib.util
 import io
@@ -340,24 +341,23 @@ def benchmark_loop(rounds: int) -> None:
 
 
 def benchmark_step(rounds: int) -> None:
-    """Print a training step's FLOP/s, its share of what a product of matrices reaches, and the share of its time in the network."""
+    """Print a training step's FLOP/s, its share of what a product of matrices reaches, and the share of its time in the network.
+
+    And where the CPU multiplies bf16 the step in it, with the kernels that training chooses and with the library's.
+    """
     config = from_dict(EmpSSLConfig, {"patches": {"count": 8, "size": 64}})
     network = emp_ssl.Network(encoders.Encoder(encoders.EncoderSpec(in_channels=1)), config.projector).to(
         memory_format=torch.channels_last
     )
     images = torch.randint(0, 256, (32, 128, 128), dtype=torch.uint8)
     valid = torch.tensor([[0, 0, 128, 128]]).expand(32, 4)
-    sampler, objective, optimizer = (
-        augment.PatchSampler(config.patches),
-        objectives.MultiPatchLoss(),
-        emp_ssl.lars(network, config.optimizer),
-    )
-    patches = sampler(images, valid, rng.generator(0))
+    sampler, objective = augment.PatchSampler(config.patches), objectives.MultiPatchLoss()
+    patches, optimizer = sampler(images, valid, rng.generator(0)), emp_ssl.lars(network, config.optimizer)
 
-    def step():
-        loss, _ = emp_ssl.compute_loss(
-            network, objective, sampler(images, valid, rng.generator(0)), config, emp_ssl.Draws(None, None)
-        )
+    def step(network=network, optimizer=optimizer, precision="float32"):
+        shown = sampler(images, valid, rng.generator(0))
+        with devices.autocast(torch.device("cpu"), precision):
+            loss, _ = emp_ssl.compute_loss(network, objective, shown, config, emp_ssl.Draws(None, None))
         loss.backward()
         optimizer.step()
 
@@ -372,6 +372,14 @@ def benchmark_step(rounds: int) -> None:
         step()
     rate, product = counter.get_total_flops() / np.median(both[0]) / 1e9, peak_rate(torch.float32) / 1e9
     remark(f"The step runs at {rate:.0f} GFLOP/s in float32, a product of matrices at {product:.0f}.")
+    if devices.multiplies_bfloat16():
+        sides = []
+        for choose in (devices.choose_kernels, lambda *_: None):
+            choose(one := copy.deepcopy(network), torch.device("cpu"), "bfloat16")
+            sides.append(functools.partial(step, one, emp_ssl.lars(one, config.optimizer), "bfloat16"))
+        names = ("as training computes it", "with the library's convolutions")
+        for name, seconds in zip(names, in_turn(sides, rounds), strict=True):
+            note("the same step in bf16", name, 1e3 * seconds, "ms")
 
 
 def peak_rate(dtype) -> float:
