@@ -611,6 +611,10 @@ def test_a_patient_in_several_folders_is_one_group(tmp_path):
     )
     assert len({record.group for record in told.records}) == 3
     assert any("1 patients lie in several of these folders" in note for note in told.notes)
+    for folder in ("study_1", "study_2"):  # a still of the same patient
+        Image.fromarray(speckle(9)).save(tmp_path / "a" / "benign" / folder / "still.png")
+    told = sources.understand(tmp_path / "a")
+    assert len({record.group for record in told.records}) == 3 and len(told.records) == 10
     same = dict.fromkeys(("benign__study_1", "benign__study_2", "malignant__study_3", "malignant__study_4"), "P1")
     told = archive(tmp_path / "b", **same)
     assert len({record.group for record in told.records}) == 4

@@ -97,9 +97,9 @@ def _join(understood: Understanding, whose: dict[str, str]) -> None:
         )
         return
     patients = set(whose.values())
-    for record in records:
-        together = members[top(record.group)]
-        record.group = min(together & patients)
+    for record in understood.records:  # images of other kinds in these folders are of the same patients
+        if record.group in above:
+            record.group = min(members[top(record.group)] & patients)
     divided = sum(len(together & folders) > 1 for together in members.values())
     if divided:
         understood.notes.append(
