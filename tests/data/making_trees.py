@@ -831,6 +831,45 @@ TREES = {
         masks=3,
         passed_over=3,
     ),
+    "numbers of patients": Tree(
+        "A table that writes the numbers of patients alone",
+        (
+            plain(*(f"Patient {p}/{k}.png" for p in range(1, 4) for k in (1, 2))),
+            text("t.csv", "Patient ID,Diagnosis,Age\n1,x,3\n2,y,2\n3,x,1\n"),
+        ),
+        images=6,
+        labels=("x", "y"),
+        groups=3,
+    ),
+    "groups in names and a table of them": Tree(
+        "A table with a row for each group that names say, decided",
+        (
+            plain(*(f"{p}7_{k}.png" for p in range(3) for k in range(2))),
+            text("t.csv", "patient,label\n07,x\n17,y\n27,x\n"),
+        ),
+        images=6,
+        labels=("x", "y"),
+        groups=3,
+        reading={"groups": "names"},
+    ),
+    "columns of 0 and 1": Tree(
+        "Columns of 0 and 1 that are splits, and that are no labels",
+        (
+            plain("img/a.png", "img/b.png"),
+            text("s.csv", "file,train,test\na.png,1,0\nb.png,0,1\n"),
+            text("t.csv", "file,male,female\na.png,1,0\nb.png,0,1\n"),
+        ),
+        images=2,
+        splits={"train": 1, "test": 1},
+        passed_over=1,
+    ),
+    "one day": Tree("One folder, of a day", (plain("20240103/1.png", "20240103/2.png"),), images=2),
+    "words for images in names": Tree(
+        "Names that end with a word for images, and with one for masks",
+        (pairs("original/{}_org.png", "GT/{}_GT.png"),),
+        images=3,
+        masks=3,
+    ),
     "videos first": Tree(
         "Folders of videos and no classes",
         (plain(*(f"video{v}/{k}.png" for v in (1, 2) for k in (1, 2))),),
@@ -932,6 +971,11 @@ TREES = {
         "Few folders with padded numbers",
         (plain(*(f"{k:03d}/{k}.png" for k in range(3))),),
         error="its 3 numbered folders .*are classes, or patients",
+    ),
+    "copies of classes": Tree(
+        "Folders of varied copies beside the classes",
+        (plain("a/1.png", "b/2.png", "a_aug/3.png"),),
+        error="a_aug is a class, or holds varied copies of a.*reading.passed_over=.a_aug",
     ),
     "set aside": Tree(
         "A folder of what was taken out",

@@ -16,12 +16,18 @@ from vfm4us.data.reading import Reading
 from vfm4us.data.records import SPLIT_SYNONYMS, SPLITS, Record, natural_key, split_name, without_extension
 from vfm4us.data.trees import NO_LABELS
 from vfm4us.data.understanding import Understanding
-from vfm4us.data.words import folder_of, same, split_within
+from vfm4us.data.words import SIDES, folder_of, is_patient_folder, same, split_within
 
 ROLES = ("label", "group", "split")
 FEWEST = 2  # images that a table must name
 NAMED = 0.5  # share of the rows that must name one
 PLACEHOLDERS = re.compile(r"(?i)sample[-_ ]?(?:sub|sol)|submission")
+NO_CLASSES = SIDES | {"male", "female", "m", "f", "w", "yes", "no"}  # names of columns of 0 and 1
+GROUP_HEADERS = frozenset(name.replace("_", end) for name in COLUMNS["group"] for end in ("_", " ", "-")) | {
+    "id",
+    "nr",
+    "no",
+}
 TITLE_ROWS = 4  # above the header, at most
 NUMBERS_NAMED = 0.9  # share of rows and of images, where names are plain numbers: 7.png is the 7th row only if all are
 
@@ -244,8 +250,12 @@ def _by_groups(root: Path, path: str, rows: list[list[str]], records: list[Recor
     for place, record in enumerate(records):
         if record.group:
             members.setdefault(record.group, []).append(place)
-    tails = Counter(same(group.rsplit("/", 1)[-1]) for group in members)
-    of = {tail: places for g, places in members.items() if tails[tail := same(g.rsplit("/", 1)[-1])] == 1}
+    tail_of = {group: same(group.rsplit("/", 1)[-1]) for group in members}
+    tails = Counter(tail_of.values())
+    of = {tail: members[group] for group, tail in tail_of.items() if tails[tail] == 1}
+    if all(is_patient_folder(tail) for tail in tails):  # Patient 007 is the 7 of a table
+        numbers = Counter(int(re.sub(r"\D", "", tail)) for tail in of)
+        of |= {f"{n}": of[tail] for tail in list(of) if numbers[n := int(re.sub(r"\D", "", tail))] == 1}
     headed = bool(rows) and not any(same(cell.strip()) in of for cell in rows[0])
     header = (
         [name.strip() for name in rows[0]]
@@ -256,7 +266,10 @@ def _by_groups(root: Path, path: str, rows: list[list[str]], records: list[Recor
     )
     rows = rows[headed:]
     for column in range(len(header)):
-        hits = [(same(cell), row) for cell, row in zip(_cells(rows, column), rows, strict=True) if same(cell) in of]
+        cells = [same(label_of(cell)) for cell in _cells(rows, column)]
+        if all(cell.isdigit() for cell in cells) and same(header[column]) not in GROUP_HEADERS:
+            continue  # an age, a running number
+        hits = [(cell, row) for cell, row in zip(cells, rows, strict=True) if cell in of]
         if len(hits) < FEWEST or len(hits) < NAMED * len(rows) or len({name for name, _ in hits}) < len(hits):
             continue
         named = {place: row for name, row in hits for place in of[name]}
@@ -288,9 +301,10 @@ def _roles(root: Path, one: Joined, rows: list[list[str]], keys) -> None:
         free = [k for k, name in enumerate(header) if name and k not in one.places.values()]
         binary = [k for k in free if set(map(label_of, _cells(rows, k))) <= {"0", "1"}]
         ones = [sum(label_of(row[k].strip()) == "1" for k in binary if k < len(row)) for row in rows]
-        if len(binary) > 1 and rows and set(ones) == {1}:
+        names = {header[k] for k in binary}
+        if len(binary) > 1 and rows and set(ones) == {1} and not names <= NO_CLASSES:
             one.one_hot = tuple(binary)
-            one.places["label"] = binary[0]
+            one.places["split" if names <= {*SPLITS, *SPLIT_SYNONYMS} else "label"] = binary[0]
 
 
 def _may_be_labels(cells: list[str]) -> bool:
@@ -336,8 +350,9 @@ def _value(root: Path, one: Joined, role: str, row: list[str]) -> str:
     place = one.places[role]
     if place < 0:  # the table's name says the split
         return _split_of(one.path)
-    if role == "label" and one.one_hot:
-        return next(one.header[k] for k in one.one_hot if label_of(row[k].strip()) == "1")
+    if one.one_hot and place == one.one_hot[0]:
+        name = next(one.header[k] for k in one.one_hot if label_of(row[k].strip()) == "1")
+        return split_name(name, f"{root / one.path}") if role == "split" else name
     cell = label_of(row[place].strip() if place < len(row) else "")
     return split_name(cell, f"{root / one.path}") if role == "split" else cell
 
@@ -453,8 +468,8 @@ def _tell(one: Joined, understood: Understanding) -> None:
     taken = [
         "its name is the split"
         if place < 0
-        else f"the one of {', '.join(one.header[k] for k in one.one_hot)} that is 1 is the label"
-        if role == "label" and one.one_hot
+        else f"the one of {', '.join(one.header[k] for k in one.one_hot)} that is 1 is the {role}"
+        if place in one.one_hot
         else f"{one.header[place]!r} is the {role}"
         for role, place in one.places.items()
     ]

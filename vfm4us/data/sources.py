@@ -114,10 +114,11 @@ def _of_source(path, reading: Reading, whole: bool) -> Understanding:
         _one_file(path, understood)
     elif manifest.is_file():
         understand_manifest(manifest, understood, whole)
+        _groups_in_names(reading, understood)
     else:
         _folder(path, reading, understood)
     _labels_in_names(reading, understood)
-    _groups_in_names(reading, understood)
+    _two_numbers(reading, understood)
     if reading.groups == "none":
         for record in understood.records:
             record.group = ""
@@ -139,24 +140,27 @@ def _with_coding(path, reading: Reading, understood: Understanding) -> Understan
 
 
 def _groups_in_names(reading: Reading, understood: Understanding) -> None:
-    """Take what stands before the last number of a name as the group where that is asked for; say so where it could be meant."""
-    names = [LAST_NUMBER.match(frames.stem_of(record.path)) for record in understood.records]
-    if reading.groups == "names":
-        if strange := [record.path for record, name in zip(understood.records, names, strict=True) if not name]:
-            raise ValueError(f"reading: groups=names: {strange[0]} has no number behind something else")
-        for record, name in zip(understood.records, names, strict=True):
-            record.group = name[1]
-        understood.groups = "by the names of files before their last number"
+    """Take what stands before the last number of a name as the group, where that is asked for."""
+    if reading.groups != "names":
         return
+    for record in understood.records:
+        if not (name := LAST_NUMBER.match(frames.stem_of(record.path))):
+            raise ValueError(f"reading: groups=names: {record.path} has no number behind something else")
+        record.group = name[1]
+    understood.groups = "by the names of files before their last number"
+
+
+def _two_numbers(reading: Reading, understood: Understanding) -> None:
+    """Say where a number before the last one of each name could be a patient's."""
+    names = [LAST_NUMBER.match(frames.stem_of(record.path)) for record in understood.records]
     if any(record.group for record in understood.records) or reading.groups or not names or not all(names):
         return
     groups = Counter(name[1] for name in names)
     if MOST_ALONE * len(names) > len(groups) > 1 and all(
         re.search(r"\d", group.rsplit("/", 1)[-1]) for group in groups
     ):
-        example = next(
-            record.path for record, name in zip(understood.records, names, strict=True) if groups[name[1]] > 1
-        )
+        pairs = zip(understood.records, names, strict=True)
+        example = next(record.path for record, name in pairs if groups[name[1]] > 1)
         understood.notes.append(
             f"names hold two numbers, e.g. {example}: if the first is the patient ({len(groups)} of them), say reading.groups=names"
         )
@@ -253,10 +257,12 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
         _as_published(f"published dataset {name}", doc, records, understood)
         understood.groups = "as published" if any(record.group for record in records) else ""
         understood.splits = "as published" if any(record.split for record in records) else ""
+        _groups_in_names(reading, understood)
     elif annotated is not None:
         name, records = annotated
         records = _said_by_folders(path, images, records, reading, understood)
         _as_published(f"images with outlines ({name})", annotations.FORMS[name].__doc__, records, understood)
+        _groups_in_names(reading, understood)
         used = annotations.files_of(records)
         join_tables(
             path, [file for file in _tables_among(path, files, understood) if file not in used], reading, understood
@@ -277,6 +283,7 @@ def _folder(path: Path, reading: Reading, understood: Understanding) -> None:
         _lost_masks(path, files, understood)
         understood.records.sort(key=lambda record: natural_key(record.path))
         _empty_classes(path, understood, files, empty)
+        _groups_in_names(reading, understood)
         join_tables(path, _tables_among(path, files, understood), reading, understood)
     _remaining(path, files, understood)
 

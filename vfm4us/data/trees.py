@@ -744,10 +744,16 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
         """The folder around images/ with one image and masks/ with many."""
         return (item.split, tuple(part for part in item.parts if part != item.role_folder))
 
+    def without_image_word(item: Item, loose: bool = True) -> tuple:
+        split, rest, stem = _key(item, loose)
+        return (split, rest, words.without_image_word(stem))
+
     for key, loose in (
         (_key, False),
         (_key, True),
         (without_channel, False),
+        (without_image_word, False),
+        (without_image_word, True),
         (without_word, False),
         (without_word, True),
         (by_first_number, True),
@@ -871,9 +877,11 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
     if len(tops) > 1 and all(both[top][1] for top in tops) and not reading.folders:
         _patients_and_classes(items, both, understood)
         tops = {item.rest[0] for item in items if item.rest}
-    ids = bool(tops) and all(
-        words.is_date(top) or words.is_number_of_server(top) or words.is_clip_folder(top) for top in tops
-    )
+    while len(tops) == 1 and all(item.rest for item in items) and _is_no_class_but_for_patients(*tops):
+        for item in items:  # one day, one study, one clip: it divides nothing
+            item.rest = item.rest[1:]
+        tops = {item.rest[0] for item in items if item.rest}
+    ids = len(tops) > 1 and all(map(_is_no_class_but_for_patients, tops))
     patients = patients or reading.folders == "patients" or (ids and not reading.folders)
     days = ids and patients and any(map(words.is_date, tops))
     deeper = defaultdict(set)
@@ -997,6 +1005,11 @@ def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -
         )
 
 
+def _is_no_class_but_for_patients(name: str) -> bool:
+    """Whether a folder is named by a day, a number of a server or a clip."""
+    return words.is_date(name) or words.is_number_of_server(name) or words.is_clip_folder(name)
+
+
 def _a_folder_each(items: list[Item]) -> bool:
     """Whether each image lies in a folder of its own and is called `img` or so there: the folder is its name, and no class."""
     rests = {item.rest for item in items}
@@ -1010,6 +1023,12 @@ def _a_folder_each(items: list[Item]) -> bool:
 
 def _set_aside(source: str, tops: set[str], reading) -> None:
     """ValueError where a folder of what was taken out of the set lies beside the classes."""
+    copies = sorted(top for top in tops if words.original_of(top) in tops)
+    if copies and not reading.folders:
+        raise ValueError(
+            f"{source} can be read in two ways: {_some(copies)} is a class, or holds varied copies of "
+            f"{words.original_of(copies[0])}. Say reading.passed_over=[{', '.join(copies)}] or reading.folders=classes"
+        )
     aside = sorted(top for top in tops if words.says_set_aside(top))
     if aside and len(tops) > len(aside) and not reading.folders:
         raise ValueError(

@@ -241,6 +241,15 @@ def without_quality(stem: str) -> tuple[str, str, str]:
     return rest, "low" if word in GIVEN else "high", word
 
 
+IMAGE_WORDS = "|".join(sorted((word for word in IMAGES if word.isascii()), key=len, reverse=True))
+IMAGE_WORD = re.compile(rf"(?i)[-_ .]+(?:{IMAGE_WORDS})$|^(?:{IMAGE_WORDS})[-_ .]+")
+
+
+def without_image_word(stem: str) -> str:
+    """A file's name without the word that says that it is an image: 7_org -> 7."""
+    return IMAGE_WORD.sub("", stem)
+
+
 def is_fold(name: str) -> bool:
     """Whether a folder is named like a part of a set: fold1, batch_2, site3."""
     return bool(FOLD_NAME.fullmatch(name))
