@@ -597,6 +597,9 @@ def test_folders_of_one_patient_each_are_no_classes(tmp_path):
     assert not any(record.label for record in told.records) and len({record.group for record in told.records}) == 3
     assert any("3 first folders holds the files of one patient" in note for note in told.notes)
     assert [kind.what for kind in told.kinds if kind.role == "image"] == ["without a label"]
+    Image.fromarray(speckle(9)).save(tmp_path / "a" / "dora" / "still.png")
+    told = sources.understand(tmp_path / "a")
+    assert len({record.group for record in told.records}) == 3 and len(told.records) == 7
     named = sources.find_source(tmp_path / "a")  # what scripts that pack nothing read
     assert [(r.label, r.group) for r in named] == [(r.label, r.group) for r in told.records]
     told = archive(tmp_path / "b", benign__1="P1", benign__2="P2", malignant__3="P3", malignant__4="P4")

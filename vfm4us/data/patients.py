@@ -52,15 +52,15 @@ def _say_alike(understood: Understanding, told: Told) -> None:
 
 def _first_folders_of_patients(understood: Understanding, whose: dict[str, str]) -> None:
     """Where each first folder holds one patient, folders are no classes."""
-    of_label = defaultdict(set)
+    of_label: dict[str, set] = defaultdict(set)
     for record in understood.records:
         if not record.reason:
-            of_label[record.label].add(whose.get(record.path, record.path))
-    if "" in of_label or len(of_label) < 2 or any(len(patients) > 1 for patients in of_label.values()):
+            of_label[record.label] |= {whose[record.path]} if record.path in whose else set()
+    if "" in of_label or len(of_label) < 2 or any(len(patients) != 1 for patients in of_label.values()):
         return
     for record in understood.records:
+        record.group = next(iter(of_label.get(record.label, ())), record.group)
         record.label = ""
-        record.group = whose.get(record.path, record.group)
     for label in of_label:
         for kind in [kind for kind in understood.kinds if kind.role == "image" and f"label {label}" in kind.what]:
             understood.kinds.remove(kind)
