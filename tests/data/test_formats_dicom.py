@@ -602,6 +602,11 @@ def test_folders_of_one_patient_each_are_no_classes(tmp_path):
     assert len({record.group for record in told.records}) == 3 and len(told.records) == 7
     named = sources.find_source(tmp_path / "a")  # what scripts that pack nothing read
     assert [(r.label, r.group) for r in named] == [(r.label, r.group) for r in told.records]
+    for number in range(12):
+        Image.fromarray(speckle(20 + number)).save(
+            tmp_path / "a" / ("berta", "carla", "dora")[number % 3] / f"{number}.png"
+        )
+    assert {record.label for record in sources.understand(tmp_path / "a").records} == {"berta", "carla", "dora"}
     told = archive(tmp_path / "b", benign__1="P1", benign__2="P2", malignant__3="P3", malignant__4="P4")
     assert {record.label for record in told.records} == {"benign", "malignant"}
     told = sources.understand(tmp_path / "a", {"folders": "classes"})

@@ -56,6 +56,9 @@ def _first_folders_of_patients(understood: Understanding, whose: dict[str, str])
     for record in understood.records:
         if not record.reason:
             of_label[record.label] |= {whose[record.path]} if record.path in whose else set()
+    files = {record.path for record in understood.records if not record.reason}
+    if len(whose) < len(files) / 2:  # a few DICOM files among others tell nothing of the folders
+        return
     if "" in of_label or len(of_label) < 2 or any(len(patients) != 1 for patients in of_label.values()):
         return
     for record in understood.records:
