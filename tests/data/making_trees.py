@@ -782,6 +782,12 @@ TREES = {
         images=3,
         masks=3,
     ),
+    "running numbers of four digits": Tree(
+        "Running numbers of four digits are no channels",
+        (pairs("images/us_{:04d}.png", "masks/us_{:04d}.png"),),
+        images=3,
+        masks=3,
+    ),
     "VOC": Tree(
         "Pascal VOC, as annotation tools write it",
         (

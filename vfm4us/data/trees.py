@@ -437,13 +437,18 @@ def _endings_of_masks(root: Path, images: list[Item], masks: list[Item]) -> None
 
 def _further_channels(images: list[Item], understood: Understanding) -> None:
     """Leave out x_0001 beside x_0000, where masks are named x: further channels of an image in nnU-Net's form."""
-    first = {image.stem[:-5] for image in images if image.stem.endswith("_0000") and image.masks}
+    first = {
+        image.stem[:-5]
+        for image in images
+        if image.stem.endswith("_0000")
+        and any(without_extension(mask.rsplit("/", 1)[-1]) == image.stem[:-5] for mask in image.masks)
+    }
     if not first:
         return
     known = {(*image.parts, image.stem) for image in images}
     for image in images:
         channel = re.fullmatch(r"(.+)_(\d{4})", image.stem)
-        if channel and channel[2] != "0000" and (*image.parts, f"{channel[1]}_0000") in known:
+        if channel and channel[2] != "0000" and not image.masks and (*image.parts, f"{channel[1]}_0000") in known:
             image.role = "left"
             understood.add("passed over", "further channels of images: x_0001 beside x_0000", image.path)
 
