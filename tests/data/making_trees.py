@@ -996,6 +996,14 @@ TREES = {
         ),
         error="each image has masks numbered _1, _2 .* Say reading.values=binary",
     ),
+    "two masks for each image": Tree(
+        "A plain and a numbered mask for each image",
+        (
+            pairs("images/us{}.png", "masks/us{}.png"),
+            lambda root: [mask(root / f"masks/us{i}_1.png", 5) for i in range(3)][0],
+        ),
+        error="each image has masks numbered _1, without a number .* Say reading.values=binary",
+    ),
     "masks by endings": Tree(
         "A mask for each class, by the ending",
         (
@@ -1115,6 +1123,21 @@ TREES = {
         images=3,
         targets=3,
         reading={"targets": "_b"},
+    ),
+    "masks that look like their images": Tree(
+        "Masks of the bright part of original images",
+        (
+            lambda root: [
+                save((disc(14 + 10 * i, 14 + 18 * i, 10) * speckle(i)).astype(np.uint8), root / f"original/{i}.png")
+                for i in range(3)
+            ][0],
+            lambda root: [
+                save((disc(14 + 10 * i, 14 + 18 * i, 10) * 255).astype(np.uint8), root / f"GT/{i}.png")
+                for i in range(3)
+            ][0],
+        ),
+        images=3,
+        masks=3,
     ),
     "low and high risk": Tree(
         "Classes called low and high",

@@ -269,6 +269,8 @@ def _known_qualities(root: Path, items: list[Item], understood: Understanding) -
         pairs = [(low[key].path, high[key].path) for key in both]
         if len(both) < 2 or len(both) < 0.8 * max(len(low), len(high)) or not looks.same_pictures(root, pairs):
             continue
+        if (looks.share_of_masks(root, [path for _, path in pairs]) or 0) > 0.5:  # GT/ beside original/
+            continue
         for role, members, (_, word) in (("low", low, lows[0]), ("high", high, highs[0])):
             for key, item in members.items():
                 item.role, item.base, item.word, item.role_folder = role, key[1], "", word
@@ -390,7 +392,7 @@ def _masks(root: Path, items: list[Item], arrays: set[str], reading, understood:
 def _masks_by_index(root: Path, matched: list[tuple[Item, Item]], understood: Understanding) -> None:
     """x_1.png and x_2.png of x.png: several lesions where their number differs, else a ValueError, as they may be classes."""
     indices: dict[str, set[str]] = defaultdict(set)
-    example = ""
+    example, plainly = "", {image.path for mask, image in matched if words.same(mask.stem) == words.same(image.stem)}
     for mask, image in matched:
         index = INDEX.search(mask.stem)
         if (
@@ -403,6 +405,8 @@ def _masks_by_index(root: Path, matched: list[tuple[Item, Item]], understood: Un
             if plain in (words.same(image.stem), _tail(words.same(image.stem))):
                 indices[image.path].add(index[0])
                 example = example or mask.path
+    for path in plainly & indices.keys():
+        indices[path].add("without a number")
     several = {path: of for path, of in indices.items() if len(of) > 1}
     if len(several) > 1 and len(several) == len(indices) and len(set(map(frozenset, several.values()))) == 1:
         told = ", ".join(sorted(next(iter(several.values())))[:4])
@@ -413,7 +417,7 @@ def _masks_by_index(root: Path, matched: list[tuple[Item, Item]], understood: Un
         )
     if indices:
         understood.notes.append(
-            f"{len(indices)} images have masks with a number behind the name, taken for further lesions ({example})"
+            f"{len(indices)} images have masks with a number behind the name, taken for further lesions (e.g. {example})"
         )
 
 
@@ -903,9 +907,11 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
     named = bool(below) and all(
         any(map(words.is_no_class, rest)) and not all(map(words.is_side, rest)) for rest in below
     )
-    sides = all(words.is_side(rest[0]) for rest in below)
-    sides = sides or not (all(re.search(r"\d", rest[-1]) for rest in below) or len(below) >= 5 * len(deeper))
-    many = bool(below) and not sides and len(below) >= 2 * len(deeper) and reading.folders not in ("below", "both")
+    numbered = all(re.search(r"\d", rest[-1]) for rest in below) or len(below) >= 5 * len(deeper)
+    one_each = numbered and not all(
+        words.is_side(rest[0]) for rest in below
+    )  # not kinds of a class, nor left and right
+    many = one_each and bool(below) and len(below) >= 2 * len(deeper) and reading.folders not in ("below", "both")
     views_first = bool(tops) and all(map(words.is_view, tops))  # a patient is in every view
     originals, views = _originals(items), {} if reading.groups else _views(items)
     by_name = varied = 0
