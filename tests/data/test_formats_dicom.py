@@ -246,6 +246,13 @@ def test_uncompressed_colours_are_read_as_they_lie(tmp_path, planes, held, said,
     assert ("PlanarConfiguration" in notes) == (planes != bool(planes_said))
 
 
+def test_an_empty_first_frame_says_nothing_of_colours(tmp_path):
+    ybr = np.asarray(Image.fromarray(tissue()).convert("YCbCr"))
+    loop = np.stack([np.zeros_like(ybr), ybr])
+    path = save_dicom(tmp_path / "a.dcm", dicom_dataset(loop, "YBR_FULL"))
+    assert difference(only(path, [1])[0], luminance(tissue())) < 1 and not only(path, [0])[0].any()
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -26,7 +26,7 @@ NAMED_CLASSES = {  # SOP classes, by how they begin after STORAGE, that have no 
     "104": "an encapsulated document, no image",
     "11": "a presentation state, no image",
     "9": "waveforms, no image",
-    "66": "a segmentation or registration object, no ultrasound image",
+    "66": "a segmentation or registration object, no ultrasound image: save masks as PNG or NIfTI",
 }
 DEFLATED = "1.2.840.10008.1.2.1.99"
 PHYSICAL_CM = 3  # of PhysicalUnitsXDirection

@@ -38,6 +38,7 @@ VRS = (b"OB", b"OW", b"OF", b"OD", b"OV", b"UN")  # types of an element of pixel
 ITEM, END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 CODESTREAM_BEGINS = (b"\xff\xd8", b"\xff\x4f", b"\0\0\0\x0c")  # JPEG and JPEG-LS, JPEG 2000 bare and in a box
 LOOKED_AT = 10_000  # pixels that are looked at to tell colours apart
+FEWEST = 100  # pixels to judge by
 GREY, MOSTLY, HARDLY = 6, 0.75, 0.25  # grey levels of compressed pixels that count as no colour; shares of the pixels
 EXACTLY, NEARLY_ALL, BETTER = 2, 0.9, 0.1  # the same of uncompressed pixels
 
@@ -252,8 +253,15 @@ def _said(pixels: Pixels) -> str:
 
 
 def _grey_shares(sample: np.ndarray, tolerance: int) -> dict[str, float]:
-    """The share of pixels (N, 3) without colour, if they are RGB, and if they are luminance and chroma."""
+    """The share of pixels (N, 3) without colour, if they are RGB, and if they are luminance and chroma; 0 where few are written.
+
+    Pixels of three zeros do not count: they are black in RGB, and what an empty frame holds in any kind.
+    """
     one, two, three = (sample.reshape(-1, 3)[:, k].astype(np.int16) for k in range(3))
+    written = (one | two | three) > 0
+    if written.sum() < FEWEST:
+        return {"RGB": 0.0, "YBR": 0.0}
+    one, two, three = one[written], two[written], three[written]
     rgb = (np.abs(one - two) <= tolerance) & (np.abs(two - three) <= tolerance) & (np.abs(one - three) <= tolerance)
     ybr = (np.abs(two - 128) <= tolerance) & (np.abs(three - 128) <= tolerance)
     return {"RGB": float(rgb.mean()), "YBR": float(ybr.mean())}
