@@ -225,6 +225,18 @@ def test_colours_that_nothing_tells_are_the_headers_unless_their_grey_says_other
             only(save_dicom(tmp_path / name, ds))
 
 
+def test_much_colour_does_not_hide_what_colours_are(tmp_path):
+    rgb = tissue()
+    rgb[30:60, 10:50] = (200, 40, 20)  # a third of what is written
+    path = save_dicom(tmp_path / "a.dcm", dicom_dataset(rgb, "YBR_FULL"))
+    assert (only(path)[0] == luminance(rgb)).all()
+    ds = dicom_dataset(rgb, "RGB")
+    ds.compress(uid.RLELossless)
+    ds.PhotometricInterpretation = "YBR_FULL"
+    with pytest.raises(ValueError, match="grey only as RGB"):
+        only(save_dicom(tmp_path / "b.dcm", ds))
+
+
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize("held", ["RGB", "YBR_FULL"])
 @pytest.mark.parametrize("said", ["RGB", "YBR_FULL"])

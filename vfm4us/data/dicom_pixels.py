@@ -39,7 +39,7 @@ ITEM, END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 CODESTREAM_BEGINS = (b"\xff\xd8", b"\xff\x4f", b"\0\0\0\x0c")  # JPEG and JPEG-LS, JPEG 2000 bare and in a box
 LOOKED_AT = 10_000  # pixels that are looked at to tell colours apart
 FEWEST = 100  # pixels to judge by
-GREY, MOSTLY, HARDLY = 6, 0.75, 0.25  # grey levels of compressed pixels that count as no colour; shares of the pixels
+GREY, MOSTLY, HARDLY = 6, 0.6, 0.2  # grey levels of compressed pixels that count as no colour; shares of the pixels
 EXACTLY, NEARLY_ALL, BETTER = 2, 0.9, 0.1  # the same of uncompressed pixels
 
 
@@ -232,7 +232,8 @@ def _look_at_colours(file, pixels: Pixels) -> None:
         return
     share |= shares(not said[1])
     best = max(share, key=lambda laid: share[laid])
-    if share[best] >= NEARLY_ALL and share[best] >= share[said] + BETTER:
+    better = share[best] >= NEARLY_ALL and share[best] >= share[said] + BETTER
+    if better or (share[best] >= MOSTLY and share[said] <= HARDLY):
         pixels.colour, pixels.planar = best
         if best[0] != said[0]:
             _note_colour(pixels)
