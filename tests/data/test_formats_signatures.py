@@ -42,6 +42,13 @@ def test_a_wrong_ending_is_named_with_what_to_do(tmp_path, name, content, words)
     assert words in str(told.value)
 
 
+def test_an_animated_png_is_no_single_picture(tmp_path):
+    first, second = (Image.fromarray(speckle(k)) for k in range(2))
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second], duration=40)
+    with pytest.raises(ValueError, match="an animated PNG, of which one picture would be read"):
+        read_grey(tmp_path / "a.png")
+
+
 def test_a_tiff_that_pillow_does_not_read_is_no_damaged_file(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", speckle() / 255)
     with pytest.raises(ValueError, match="such as 64-bit fractions: save it in 8 or 16 bits"):

@@ -103,6 +103,8 @@ def _opened(data: bytes):
         raise ValueError(f"over the limit of {MAXIMUM_PIXELS // 10**6} megapixels: {one_line(error)}") from error
     except Exception as error:  # decoders of damaged files raise SyntaxError, EOFError, struct.error, KeyError, ...
         raise ValueError(f"damaged header: {one_line(error)}") from error
+    if image.format == "PNG" and getattr(image, "is_animated", False):
+        raise ValueError("an animated PNG, of which one picture would be read: save its pictures as files, or as WebP")
     check_size(*image.size)  # known from the header, before any pixel is decoded
     with hold(image.width * image.height):
         yield image
