@@ -876,6 +876,35 @@ TREES = {
         images=3,
         masks=3,
     ),
+    "words before numbers": Tree(
+        "Several words before the number of an image, one before that of its mask",
+        (pairs("Hospital/Test_Image_{}.png", "Hospital/mask_{}.png"),),
+        images=3,
+        masks=3,
+        labels=("Hospital",),
+    ),
+    "numbered lists": Tree(
+        "Lists of images whose names are numbers",
+        (
+            plain(*(f"images/{k}.png" for k in range(1, 6))),
+            text("train.txt", "1\n2\n3\n"),
+            text("val.txt", "4\n5\n"),
+            text("train_cls.txt", "1.png  0\n2.png  1\n3.png  1\n"),
+            text("val_cls.txt", "4.png  0\n5.png  0\n"),
+        ),
+        images=5,
+        labels=("0", "1"),
+        splits={"train": 3, "val": 2},
+    ),
+    "measurements": Tree(
+        "A column label of measurements",
+        (plain("1a.png", "2a.png", "3a.png"), text("t.csv", "file,label\n1a.png,44.3\n2a.png,50\n3a.png,51.25\n")),
+        images=3,
+        passed_over=1,
+    ),
+    "tiles": Tree(
+        "Tiles of one image", (plain(*(f"us{k}_tile{t}.png" for k in (1, 2) for t in (0, 1))),), images=4, groups=2
+    ),
     "videos first": Tree(
         "Folders of videos and no classes",
         (plain(*(f"video{v}/{k}.png" for v in (1, 2) for k in (1, 2))),),
@@ -986,7 +1015,7 @@ TREES = {
     "set aside": Tree(
         "A folder of what was taken out",
         (plain("a/1.png", "b/2.png", "excluded/3.png"),),
-        error="excluded is a class, or holds what was taken out.*reading.passed_over=excluded",
+        error="excluded is a class, or holds what was taken out.*reading.passed_over=.excluded.*reading.folders=classes",
     ),
     "numbered masks": Tree(
         "The same number of masks for each image",
@@ -995,6 +1024,19 @@ TREES = {
             lambda root: [mask(root / f"masks/{i}_2.png", 5) for i in range(3)][0],
         ),
         error="each image has masks numbered _1, _2 .* Say reading.values=binary",
+    ),
+    "masks of other names": Tree(
+        "Masks in the folder of images whose names fit none",
+        (pairs("scan{}.png", "mask_x7{}z.png"),),
+        error="no mask has an image of the same name",
+    ),
+    "masks of two images": Tree(
+        "A mask that could be of two images",
+        (
+            pairs("images/left_case_{}.png", "masks/mask_{}.png"),
+            plain(*(f"images/right_case_{k}.png" for k in range(3))),
+        ),
+        error="no mask has an image of the same name",
     ),
     "two masks for each image": Tree(
         "A plain and a numbered mask for each image",

@@ -172,6 +172,19 @@ def test_a_table_in_another_encoding_is_read_where_it_is_plain_which_one_and_ref
     assert understood.records[0].label == label and any("Windows-1252" in note for note in understood.notes)
 
 
+def test_a_manifest_whose_labels_are_measurements_is_warned_of(tmp_path):
+    rows = [f"{k}.png,{label}" for k, label in enumerate(("44.25", "51", "60.5", "nan"))]
+    [warning] = [
+        w
+        for w in understand(write_csv(tmp_path, "path,label\n" + "\n".join(rows)), whole=False).warnings
+        if "labels" in w
+    ]
+    assert "numbers that nearly all differ, e.g. 44.25" in warning
+    rows = [f"{k}.png,{label}" for k, label in enumerate(("1", "2.0", "3", "4"))]
+    path = write_csv(tmp_path, "path,label\n" + "\n".join(rows))
+    assert not any("labels" in words for words in understand(path, whole=False).warnings)
+
+
 def test_missing_and_empty_folders_say_what_to_do(tmp_path):
     (tmp_path / "images_here").mkdir()
     (tmp_path / "images_here" / "scan.txt").touch()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vfm4us.data import table_files
 from vfm4us.data.csv_files import shown
-from vfm4us.data.manifests import COLUMNS, label_of, name_files, one_spelling_each, places_of
+from vfm4us.data.manifests import COLUMNS, are_measurements, label_of, name_files, one_spelling_each, places_of
 from vfm4us.data.reading import Reading
 from vfm4us.data.records import SPLIT_SYNONYMS, SPLITS, Record, natural_key, split_name, without_extension
 from vfm4us.data.trees import NO_LABELS
@@ -28,6 +28,7 @@ GROUP_HEADERS = frozenset(name.replace("_", end) for name in COLUMNS["group"] fo
     "nr",
     "no",
 }
+LARGEST_CLASS = 20  # numbers up to it are taken for labels where there is no header
 TITLE_ROWS = 4  # above the header, at most
 NUMBERS_NAMED = 0.9  # share of rows and of images, where names are plain numbers: 7.png is the 7th row only if all are
 
@@ -203,7 +204,10 @@ def _by_names(
                 repeated = repeated or header[column] * (not numbers)
                 continue
             hits = list({place: (place, row) for place, row in reversed(hits)}.values())
-        enough = min(len(hits) / len(rows), len(hits) / images) >= NUMBERS_NAMED
+        listed = (
+            len(header) == 1 and _split_of(path) and len(hits) == len(rows)
+        )  # train.txt of a set whose names are numbers
+        enough = listed or min(len(hits) / len(rows), len(hits) / images) >= NUMBERS_NAMED
         if not numbers or enough or surely:
             keys[column] = (dict(hits), with_ending)
     if not keys or (repeated and not any(with_ending for _, with_ending in keys.values())):
@@ -291,8 +295,10 @@ def _roles(root: Path, one: Joined, rows: list[list[str]], keys) -> None:
         words = [k for k in labels if not all(cell.isdigit() for cell in _cells(rows, k))]
         if len(labels) == 1 and len(header) == 2 or len(words) == 1:
             one.places = {"label": (words or labels)[0]}
-    if "label" in one.places and name_files(_cells(rows, one.places["label"])):
-        del one.places["label"]  # the files of masks
+    if "label" in one.places:
+        cells = _cells(rows, one.places["label"])
+        if name_files(cells) or are_measurements(cells):  # the files of masks, or lengths
+            del one.places["label"]
     if "split" in one.places and header[one.places["split"]] != "split":
         known = {"", *SPLITS, *SPLIT_SYNONYMS}
         if not {cell.lower() for cell in _cells(rows, one.places["split"])} <= known:
@@ -309,7 +315,8 @@ def _roles(root: Path, one: Joined, rows: list[list[str]], keys) -> None:
 
 def _may_be_labels(cells: list[str]) -> bool:
     values = set(cells) - {""}
-    return bool(values) and len(values) <= max(2, len(cells) / 2) and not name_files(cells)
+    small = all(value.isdigit() and int(value) <= LARGEST_CLASS for value in values) and len(values) < len(cells)
+    return bool(values) and (small or len(values) <= max(2, len(cells) / 2)) and not name_files(cells)
 
 
 class Names:

@@ -221,6 +221,14 @@ def name_files(cells: list[str]) -> bool:
     return bool(filled) and all(cell.lower().endswith((*IMAGE_EXTENSIONS, ".npy", ".nii.gz")) for cell in filled)
 
 
+def are_measurements(cells: list[str]) -> bool:
+    """Whether the cells of a column are numbers with fractions, most of which differ: lengths or shares, and no classes."""
+    filled = [cell.replace(",", ".") for cell in cells if cell and label_of(cell)]
+    if len(filled) < 3 or not all(re.fullmatch(r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?", cell) for cell in filled):
+        return False
+    return any(not label_of(cell).lstrip("+-").isdigit() for cell in filled) and len(set(filled)) > len(filled) / 2
+
+
 def label_of(text: str) -> str:
     """A label as it is compared: 1, 1.0 and 1.00 are one class, NaN is no label."""
     if text.strip().lower() in NO_LABEL:
@@ -300,6 +308,11 @@ def _tell(path, understood, places, records, missing, respelled, unlabelled) -> 
         written, existing = respelled[0]
         understood.notes.append(
             f"{len(respelled)} paths are spelled otherwise on the disk, e.g. {written!r} is {existing!r}"
+        )
+    if are_measurements([record.label for record in records]):
+        understood.warnings.append(
+            f"the labels of {path.name} are numbers that nearly all differ, e.g. {records[0].label}: measurements are no classes, "
+            "and each would be one"
         )
     if "label" in places:
         understood.labels = "by the table"

@@ -554,11 +554,24 @@ def _beside_in_one_folder(root: Path, items: list[Item], understood: Understandi
                     f"{name!r} in names is taken for masks, as its {len(pairs)} files have few values in large areas "
                     f"(e.g. {pairs[0][0].path})"
                 )
+    _masks_without_images(root, items, families)
     # a mask by its name whose image is missing, where others have theirs
     taken = {word for name in families if name.startswith("*") for word in [name[1:]]}
     for item in items:
         if item.role in ("", "image") and item.word in taken and item.word not in words.OVERLAYS:
             item.role = "mask"
+
+
+def _masks_without_images(root: Path, items: list[Item], families: dict) -> None:
+    """Files that are called masks, look like masks and pair with nothing are masks all the same, not images."""
+    alone: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        if item.role in ("", "image") and item.word in words.SURELY_MASKS and f"*{item.word}" not in families:
+            alone[item.word].append(item)
+    for members in alone.values():
+        if len(members) > 1 and (looks.share_of_masks(root, [item.path for item in members]) or 0) > 0.75:
+            for item in members:
+                item.role = "mask"
 
 
 def _same_names_in_many_folders(by_folder: dict[tuple, list[Item]]) -> dict[str, list[tuple[Item, Item]]]:
@@ -602,7 +615,8 @@ def _heads(stems: dict[str, Item]) -> dict[str, Item]:
 
 
 def _tail(stem: str) -> str:
-    return re.sub(r"^[^\W\d_]+[-_ ]*", "", stem) or stem
+    """A name without the words before its first number, or without its first word: Test_Image_1 -> 1, bus_a -> a."""
+    return re.sub(r"^(?:[^\W\d_]+[-_ ]*)+(?=\d)|^[^\W\d_]+[-_ ]*", "", stem) or stem
 
 
 def _by_folder(root: Path, items: list[Item], understood: Understanding) -> None:
@@ -784,7 +798,7 @@ def _match(images: list[Item], masks: list[Item], by_class: str) -> list[tuple[I
                 folder = set(words.words_of(mask.parts[-1])) if mask.parts else set()
                 near = [c for c in candidates if c.parts and folder >= set(words.words_of(c.parts[-1]))]
                 candidates = near if len(near) == 1 else candidates
-            if len(candidates) == 1 or (candidates and not loose):
+            if len(candidates) == 1 or (candidates and key is _key and not loose):
                 pairs.append((mask, _best(mask, candidates)))
             elif (
                 not candidates
@@ -1044,7 +1058,7 @@ def _set_aside(source: str, tops: set[str], reading) -> None:
     if aside and len(tops) > len(aside) and not reading.folders:
         raise ValueError(
             f"{source} can be read in two ways: {_some(aside)} is a class, or holds what was taken out of the set. Say "
-            f"reading.passed_over={aside[0]} or reading.folders=classes"
+            f"reading.passed_over=[{', '.join(aside)}] or reading.folders=classes"
         )
 
 

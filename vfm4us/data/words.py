@@ -58,7 +58,7 @@ FILLERS = frozenset("set sets data dataset datasets folder split splits part sub
 # whether there are masks is no class
 SET_ASIDE = frozenset(
     "exclude excluded excludes reject rejected rejects discard discarded trash deleted backup duplicate duplicates unused unusable "
-    "ausgeschlossen papierkorb".split()
+    "ausgeschlossen papierkorb result results figure figures plots output outputs logs docs checkpoints runs screenshots".split()
 )
 LABELLED = frozenset("labelled labeled unlabelled unlabeled annotated unannotated supervised unsupervised".split())
 # what servers and systems leave behind
@@ -81,7 +81,7 @@ FOLD_NAME = re.compile(
     r"(?i)(?:fold|kfold|k|cv|split|batch|chunk)[-_ ]?\d+|"
     r"(?:part|set|center|centre|site|hospital|clinic|klinik|institution)(?:[-_ ]?\d+|[-_ ][a-z]|(?-i:[A-Z]))"
 )
-FRAME_IN_NAME = re.compile(r"(?i)^(.+?)[-_ ]*(?:frame|frm|frames|fr|slice|slc)[-_ ]?\d+$")
+FRAME_IN_NAME = re.compile(r"(?i)^(.+?)[-_ ]*(?:frame|frm|frames|fr|slice|slc|tile|patch|crop)[-_ ]?\d+$")
 
 
 WHOLE = frozenset(SPLITS) | MASKS | OVERLAYS | IMAGES
