@@ -648,6 +648,17 @@ def test_a_patient_in_several_folders_is_one_group(tmp_path):
     assert any("name one patient" in warning for warning in told.warnings)
 
 
+def test_a_patient_in_two_splits_and_patients_above_classes_are_told(tmp_path):
+    told = archive(tmp_path / "a", train__x="P1", train__y="P2", test__x="P2", test__y="P3")
+    assert any("1 groups lie in two splits" in warning and "test and train" in warning for warning in told.warnings)
+    above = {f"{name}__{kind}": name for name in ("anna", "berta") for kind in ("benign", "malignant")}
+    with pytest.raises(ValueError, match="reading.folders=patients where the first are patients"):
+        archive(tmp_path / "b", **above)
+    told = sources.understand(tmp_path / "b", {"folders": "patients"})
+    assert {record.label for record in told.records} == {"benign", "malignant"}
+    assert len({record.group for record in told.records}) == 2
+
+
 def test_ids_that_are_nearly_the_same_are_told(tmp_path):
     told = archive(tmp_path / "a", a="00471-1", b="4711", c="9")
     assert any("1 IDs of patients are written in several ways" in warning for warning in told.warnings)

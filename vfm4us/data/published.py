@@ -2,6 +2,7 @@
 
 camus           patient####/patient####_{2CH,4CH}_{ED,ES}.nii.gz (or .mhd) with _gt: chambers of the heart (Leclerc 2019)
 echonet         Videos/*.avi, FileList.csv, VolumeTracings.csv: EchoNet-Dynamic (Ouyang 2020), the two traced frames of each
+                and a view's folder of EchoNet-Pediatric (Reddy 2023)
 us4             US-4 of USCL (Chen 2021): a folder of frames per video, whose name begins with the class
 ddti_original   <case>_<k>.jpg and <case>.xml: thyroid nodules, outlines and TI-RADS (Pedraza 2015)
 nerve_runs      Kaggle's Ultrasound Nerve Segmentation with train_masks.csv where the mask images are missing

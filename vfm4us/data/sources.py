@@ -522,6 +522,15 @@ def _say_counts(understood: Understanding) -> None:
             "none found: splits are by image and duplicate cluster, so one patient may lie in two splits"
         )
     splits = Counter(record.split for record in records if record.split)
+    lies_in = defaultdict(set)
+    for record in records:
+        if record.group and record.split:
+            lies_in[record.group].add(record.split)
+    if divided := sorted(group for group, names in lies_in.items() if len(names) > 1):
+        understood.warnings.append(
+            f"{len(divided)} groups lie in two splits, e.g. {divided[0]} in {' and '.join(sorted(lies_in[divided[0]]))}: packing "
+            "refuses that, so put each into one split, or leave the splits out"
+        )
     if splits:
         counts = ", ".join(f"{split} {splits[split]}" for split in ("train", "val", "test") if splits[split])
         open_ = sum(not record.split for record in records)

@@ -1026,7 +1026,7 @@ def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -
         raise ValueError(
             f"{source} can be read in two ways: the classes are the first folders ({_some(first)}) or those below them "
             f"({_some(repeated)}). Say reading.folders=classes, reading.folders=below, or reading.folders=both for classes such as "
-            f"{first[0] + ' ' + repeated[0]!r}"
+            f"{first[0] + ' ' + repeated[0]!r}; reading.folders=patients where the first are patients"
         )
 
 
