@@ -258,6 +258,19 @@ def test_uncompressed_colours_are_read_as_they_lie(tmp_path, planes, held, said,
     assert ("PlanarConfiguration" in notes) == (planes != bool(planes_said))
 
 
+@pytest.mark.parametrize("planes", [False, True])
+def test_flat_and_smooth_colours_are_what_the_header_says(tmp_path, planes):
+    rgb = np.repeat((np.arange(64 * 80).reshape(64, 80) // 2 % 200)[..., None], 3, axis=2).astype(np.uint8)
+    rgb[..., 2] //= 2  # a tint that rises slowly
+    rgb[20:50, 10:70] = (255, 255, 0)
+    ds = dicom_dataset(rgb, "RGB", PlanarConfiguration=int(planes))
+    if planes:
+        ds.PixelData = np.ascontiguousarray(rgb.transpose(2, 0, 1)).tobytes()
+    path = save_dicom(tmp_path / "a.dcm", ds)
+    assert (only(path)[0] == luminance(rgb)).all()
+    assert not any("read as" in note for note in frames.contents_of(path).notes)
+
+
 def test_an_empty_first_frame_says_nothing_of_colours(tmp_path):
     ybr = np.asarray(Image.fromarray(tissue()).convert("YCbCr"))
     loop = np.stack([np.zeros_like(ybr), ybr])
@@ -274,6 +287,7 @@ def test_an_empty_first_frame_says_nothing_of_colours(tmp_path):
         ("examples_ybr_color.dcm", "YBR_FULL_422"),
         ("GDCMJ2K_TextGBR.dcm", "YBR_RCT"),
         ("SC_rgb_jls_lossy_sample.dcm", "RGB"),
+        ("ExplVR_BigEnd.dcm", "RGB"),  # nearly all of it one yellow, plane by plane
     ],
 )
 def test_files_of_other_writers_look_as_pydicom_shows_them(name, kind):

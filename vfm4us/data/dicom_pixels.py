@@ -256,10 +256,12 @@ def _said(pixels: Pixels) -> str:
 def _grey_shares(sample: np.ndarray, tolerance: int) -> dict[str, float]:
     """The share of pixels (N, 3) without colour, if they are RGB, and if they are luminance and chroma; 0 where few are written.
 
-    Pixels of three zeros do not count: they are black in RGB, and what an empty frame holds in any kind.
+    Pixels of three zeros do not count: they are black in RGB, and what an empty frame holds in any kind. Nor do those that differ
+    little from the next: where planes are flat or rise slowly, three neighbours in one plane would pass for a grey pixel.
     """
     one, two, three = (sample.reshape(-1, 3)[:, k].astype(np.int16) for k in range(3))
     written = (one | two | three) > 0
+    written[:-1] &= np.abs(np.diff(one)) > 3 * tolerance
     if written.sum() < FEWEST:
         return {"RGB": 0.0, "YBR": 0.0}
     one, two, three = one[written], two[written], three[written]

@@ -510,6 +510,8 @@ def _say_counts(understood: Understanding) -> None:
         rest = f", and {len(named) - 12} more" if len(named) > 12 else ""
         none = f"; {labels['']} without a label" if labels[""] else ""
         understood.labels = f"{len(named)} ({understood.labels}): {shares}{rest}{none}"
+    else:
+        understood.labels = ""
     groups = {record.group for record in records if record.group}
     if groups:
         ungrouped = sum(not record.group for record in records)
