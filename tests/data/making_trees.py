@@ -462,7 +462,7 @@ TREES = {
     ),
     "table in Chinese letters": Tree(
         "The same in another",
-        (plain("a.png", "b.png"), text("t.csv", "file,label\na.png,良性\nb.png,恶性\n", "gbk")),
+        (plain("a.png", "b.png"), text("t.csv", "id,label\na,良性\nb,恶性\n", "gbk")),
         error="t.csv names images here and is not a CSV in UTF-8",
     ),
     "labels in JSON": Tree(

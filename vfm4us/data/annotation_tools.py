@@ -17,6 +17,7 @@ from PIL import Image
 from vfm4us.data.limits import MAXIMUM_PIXELS, check_size
 from vfm4us.data.shapes import Bitmap, Box, Outline, ellipse, with_size
 
+LARGEST_BRUSH = 16_000_000  # pixels; they are unpacked to four values each
 LARGEST_BITMAP = 64 * 1024**2  # bytes of a PNG within a file of annotations
 
 
@@ -65,7 +66,13 @@ def is_label_studio(content) -> bool:
     return (
         isinstance(content, list)
         and bool(content)
-        and all(isinstance(task, dict) and {"data", "annotations"} <= task.keys() for task in content)
+        and all(
+            isinstance(task, dict)
+            and isinstance(task.get("data"), dict)
+            and isinstance(task.get("annotations"), list)
+            and all(isinstance(entry, dict) for entry in task["annotations"])
+            for task in content
+        )
     )
 
 
@@ -121,6 +128,10 @@ def _mark(mark: dict, number: int):
         return with_size([outline], height, width)[0]
     if kind == "brushlabels":
         check_size(width, height)
+        if width * height > LARGEST_BRUSH:
+            raise ValueError(
+                f"a brush of {width} x {height} pixels is over the limit of {LARGEST_BRUSH // 10**6} megapixels"
+            )
         flat = _brush(value["rle"], width * height * 4)
         return Bitmap(flat.reshape(height, width, 4)[..., 3] > 127, 0, 0, number, (height, width))
     return Box(f"a mark of the kind {kind!r}")

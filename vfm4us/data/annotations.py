@@ -77,7 +77,7 @@ def label_studio(folder: Path) -> list[Record] | None:
                 choice
                 for mark in annotation_tools.results_of_task(task)
                 if mark.get("type") == "choices"
-                for choice in mark["value"].get("choices", [])
+                for choice in (mark.get("value") or {}).get("choices", [])
             ]
             record = of_key.get(annotation_tools.image_of_task(task))
             if record is not None and len(choices) == 1:

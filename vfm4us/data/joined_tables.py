@@ -163,9 +163,10 @@ def _names_any(path: Path, names: dict[str, int | None]) -> bool:
     if path.suffix.lower() not in table_files.TEXTS:
         return False
     cells = re.split(r"[,;\t|\r\n]", path.read_bytes()[:100_000].decode("latin-1"))
-    return (
-        sum(without_extension(cell) != cell and _named(cell, names) is not None for cell in map(str.strip, cells)) > 1
-    )
+    hits = {
+        place for cell in cells if not cell.strip().isdigit() and (place := _named(cell.strip(), names)) is not None
+    }
+    return len(hits) >= FEWEST
 
 
 def _cells(rows: list[list[str]], column: int) -> list[str]:
@@ -371,12 +372,8 @@ def _stem(path: str) -> str:
 
 def _split_of(path: str) -> str:
     """The split that the name of a table says: train.csv, test_list.txt, test_fold1.txt."""
-    stem = _stem(path)
-    return (
-        folder_of(stem).split
-        or split_within(re.sub(r"[-_ ]*(?:fold|cv)?[-_ ]*\d+$", "", stem) + "_.")[1]
-        or split_within(stem)[1]
-    )
+    stem = re.sub(r"[-_ ]*(?:fold|cv)?[-_ ]*\d+$", "", _stem(path))
+    return folder_of(stem).split or split_within(stem)[1]
 
 
 def _splits_by_name(root: Path, joined: list[Joined], understood: Understanding) -> None:
