@@ -245,4 +245,4 @@ def test_boxes_leave_a_plain_tree(tmp_path):
     box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4]}
     content = {"images": [{"id": 0, "file_name": "0.png"}], "annotations": [box], "categories": []}
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    assert annotations.yolo(tmp_path) is None and annotations.coco(tmp_path) is None
+    assert annotations.recognise(tmp_path) is None

@@ -20,7 +20,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from vfm4us.data import annotation_tools, frames, limits, polygons
-from vfm4us.data.records import SPLIT_SYNONYMS, Record, image_files, joined_paths, without_extension
+from vfm4us.data.records import (
+    SPLIT_SYNONYMS,
+    Record,
+    folders_below,
+    image_files,
+    joined_paths,
+    without_extension,
+)
 
 LARGEST_JSON = 64 * 1024**2  # bytes that are looked into to see what a file is
 HASH_BEFORE = re.compile(r"^[0-9a-f]{6,10}-(?=.)")  # Label Studio puts it before the names of files
@@ -30,10 +37,23 @@ def recognise(folder: Path) -> tuple[str, list[Record]] | None:
     """The form and the records of a folder with outlines of an annotation tool; None where there are none."""
     if not Path(folder).is_dir():
         return None
+    texts = _texts(Path(folder))
     for name, form in FORMS.items():
-        if (records := form(Path(folder))) is not None:
+        if (records := form(Path(folder), texts)) is not None:
             return name, records
     return None
+
+
+def _texts(folder: Path) -> dict[str, list[Path]]:
+    """Ending -> the files below a folder that may hold outlines, in order; hidden ones are left out."""
+    found: dict[str, list[Path]] = {ending: [] for ending in polygons.FORMS}
+    for prefix, folders, names in folders_below(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if ending in found and not name.startswith("."):
+                found[ending].append(folder / prefix / name)
+    return {ending: sorted(files) for ending, files in found.items()}
 
 
 def files_of(records: list[Record]) -> set[str]:
@@ -46,23 +66,23 @@ def is_annotation(file: Path) -> bool:
     return bool(_kind_of(file))
 
 
-def coco(folder: Path) -> list[Record] | None:
+def coco(folder: Path, texts: dict[str, list[Path]]) -> list[Record] | None:
     """Outlines in COCO's form; classes by category, splits where files or folders are named so."""
-    return _of_files(folder, _of_kind(folder, "coco"))
+    return _of_files(folder, _of_kind(texts, "coco"))
 
 
-def via(folder: Path) -> list[Record] | None:
+def via(folder: Path, texts: dict[str, list[Path]]) -> list[Record] | None:
     """Outlines of the VGG Image Annotator, as JSON or CSV; classes by the attribute that differs."""
-    tables = _of_kind(folder, "via")
-    for path in sorted(folder.glob("**/*.csv")):
+    tables = _of_kind(texts, "via")
+    for path in texts[".csv"]:
         with open(path, "rb") as stream:
             tables += [path] * (b"region_shape_attributes" in stream.readline(4096))
     return _of_files(folder, tables)
 
 
-def label_studio(folder: Path) -> list[Record] | None:
+def label_studio(folder: Path, texts: dict[str, list[Path]]) -> list[Record] | None:
     """Outlines and brushes of Label Studio, classes by their names; a choice for the whole image is its label."""
-    tables = _of_kind(folder, "label_studio")
+    tables = _of_kind(texts, "label_studio")
     records = _of_files(folder, tables)
     for table in tables if records else ():
         name = table.relative_to(folder).as_posix()
@@ -70,7 +90,7 @@ def label_studio(folder: Path) -> list[Record] | None:
             polygons.split_reference(mask)[1]: record
             for record in records
             for mask in record.mask_paths
-            if mask.startswith(name)
+            if mask.startswith(f"{name}::")
         }
         for task in json.loads(limits.file_bytes(table)):
             choices = [
@@ -85,10 +105,10 @@ def label_studio(folder: Path) -> list[Record] | None:
     return records
 
 
-def cvat(folder: Path) -> list[Record] | None:
+def cvat(folder: Path, texts: dict[str, list[Path]]) -> list[Record] | None:
     """Outlines and masks of CVAT's XML for images, classes by their names."""
     tables = []
-    for path in sorted(folder.glob("**/*.xml")):
+    for path in texts[".xml"]:
         with open(path, "rb") as stream:
             tables += [path] * (b"<annotations>" in stream.read(400))
     return _of_files(folder, tables)
@@ -100,12 +120,13 @@ def _of_files(folder: Path, tables: list[Path]) -> list[Record] | None:
     if not tables:
         return None
     images = image_files(folder)
+    by_name = _by_name(images)
     records = {image: Record(id=without_extension(image), path=image) for image in images}
     for table in tables:
         table_name = table.relative_to(folder).as_posix()
         split = next((named for part in reversed(_words(table_name)) if (named := _split(part))), "")
         for key in _keys(table):
-            matches = _matching(key, images, table_name)
+            matches = _matching(key, by_name, table_name)
             if len(matches) > 1:
                 raise ValueError(f"{table}: {key} could be {matches[0]} or {matches[1]}: give their paths in file_name")
             path = matches[0] if matches else key  # a missing image is listed in rejected.csv when it is packed
@@ -118,17 +139,17 @@ def _of_files(folder: Path, tables: list[Path]) -> list[Record] | None:
     return list(records.values())
 
 
-def labelme(folder: Path) -> list[Record] | None:
+def labelme(folder: Path, texts: dict[str, list[Path]]) -> list[Record] | None:
     """Outlines in LabelMe's form, one JSON file for each image; classes by their names, splits where folders are named so."""
-    tables = {file: _keys(file)[0] for file in _of_kind(folder, "labelme") if _outlines(file)}
+    tables = {file: _keys(file)[0] for file in _of_kind(texts, "labelme") if _outlines(file)}
     return _of_each(
         folder, {file: (Path(file).parent / key.replace("\\", "/")).as_posix() for file, key in tables.items()}, tables
     )
 
 
-def supervisely(folder: Path) -> list[Record] | None:
+def supervisely(folder: Path, texts: dict[str, list[Path]]) -> list[Record] | None:
     """Outlines and bitmaps of Supervisely: img/x.png with ann/x.png.json; classes by their names."""
-    tables = [file for file in _of_kind(folder, "supervisely") if _outlines(file)]
+    tables = [file for file in _of_kind(texts, "supervisely") if _outlines(file)]
     named = {file: (file.parent.parent / "img" / file.name.removesuffix(".json")).as_posix() for file in tables}
     return _of_each(folder, named, dict.fromkeys(tables, ""))
 
@@ -138,9 +159,7 @@ def _of_each(folder: Path, named: dict[Path, str], keys: dict[Path, str]) -> lis
     if not named:
         return None
     images = image_files(folder)
-    by_name: dict[str, list[str]] = {}
-    for image in images:
-        by_name.setdefault(Path(image).name, []).append(image)
+    by_name = _by_name(images)
     records = {image: Record(id=without_extension(image), path=image) for image in images}
     for file, place in named.items():
         table, there = file.relative_to(folder).as_posix(), os.path.relpath(os.path.normpath(place), folder)
@@ -161,18 +180,18 @@ def _of_each(folder: Path, named: dict[Path, str], keys: dict[Path, str]) -> lis
     return list(records.values())
 
 
-def yolo(folder: Path) -> list[Record] | None:
+def yolo(folder: Path, texts: dict[str, list[Path]]) -> list[Record] | None:
     """Outlines in text files of YOLO; an image beside others without a file has no mask."""
-    texts = {file.relative_to(folder).as_posix() for file in folder.glob("**/*.txt")}
+    notes = {file.relative_to(folder).as_posix() for file in texts[".txt"]}
     records, outlined = [], 0
-    for image in image_files(folder) if texts else ():
+    for image in image_files(folder) if notes else ():
         *folders, name = image.split("/")
         own = frames.stem_of(name) + ".txt"
         labels = ["/".join([*folders, own])]
         if "images" in folders:
             place = len(folders) - 1 - folders[::-1].index("images")
             labels.insert(0, "/".join([*folders[:place], "labels", *folders[place + 1 :], own]))
-        label = next((text for text in labels if text in texts), "")
+        label = next((text for text in labels if text in notes), "")
         outlined += bool(label) and _draws(folder / label)
         split = next((named for part in folders if (named := _split(part))), "")
         mask = joined_paths([polygons.reference(label, "")] * bool(label))
@@ -183,8 +202,8 @@ def yolo(folder: Path) -> list[Record] | None:
 # what a file is
 
 
-def _of_kind(folder: Path, kind: str) -> list[Path]:
-    return [file for file in sorted(folder.glob("**/*.json")) if _kind_of(file) == kind]
+def _of_kind(texts: dict[str, list[Path]], kind: str) -> list[Path]:
+    return [file for file in texts[".json"] if _kind_of(file) == kind]
 
 
 def _kind_of(file: Path) -> str:
@@ -246,15 +265,20 @@ def _draws(file: Path) -> bool:
         return False
 
 
-def _matching(key: str, images: list[str], table: str) -> list[str]:
+def _by_name(images: list[str]) -> dict[str, list[str]]:
+    """Name of a file -> the images of that name, in whatever folder."""
+    named: dict[str, list[str]] = {}
+    for image in images:
+        named.setdefault(image.rsplit("/", 1)[-1], []).append(image)
+    return named
+
+
+def _matching(key: str, by_name: dict[str, list[str]], table: str) -> list[str]:
     """The images that a name in a table means: the nearest folder of the table first."""
     key = key.replace("\\", "/").lstrip("./")
-    matches = [image for image in images if image == key or image.endswith("/" + key)]
     name = Path(key).name
-    if not matches:
-        matches = [image for image in images if Path(image).name == name]
-    if not matches and HASH_BEFORE.match(name):
-        matches = [image for image in images if Path(image).name == HASH_BEFORE.sub("", name)]
+    matches = by_name.get(name) or by_name.get(HASH_BEFORE.sub("", name), [])
+    matches = [image for image in matches if image == key or image.endswith("/" + key)] or matches
     parts = table.split("/")[:-1]
     while parts and len(matches) > 1:
         near = [image for image in matches if image.startswith("/".join(parts) + "/")]
@@ -280,7 +304,7 @@ def _split(word: str) -> str:
     return word if word in ("train", "val", "test") else ""
 
 
-FORMS: dict[str, Callable[[Path], list[Record] | None]] = {
+FORMS: dict[str, Callable[[Path, dict[str, list[Path]]], list[Record] | None]] = {
     "coco": coco,
     "via": via,
     "label_studio": label_studio,

@@ -5,8 +5,10 @@ pages, or several channels of each, a reader of pages would take one thing for a
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -28,6 +30,12 @@ def page_contents(path) -> Contents | None:
     Raises ValueError with the reason where pages are not what they seem.
     """
     limits.refuse_special(path)
+    status = os.stat(path)
+    return _page_contents(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)  # to count the pages is to go through all of them, and each page that is read asks
+def _page_contents(path: str, _size: int, _time: int) -> Contents | None:
     try:
         with Image.open(path, formats=PAGE_FORMATS) as image:
             count = getattr(image, "n_frames", 1)

@@ -19,16 +19,17 @@ def settle(understood: Understanding, told: Told, reading: Reading) -> None:
     whose = told.patients
     if not whose or reading.groups == "none":
         return
-    if len(set(whose.values())) > 1:
+    patients = set(whose.values())
+    if len(patients) > 1:
         if understood.labels == BY_FIRST_FOLDER and not reading.folders:
             _first_folders_of_patients(understood, whose)
         if understood.groups.startswith(BY_PLACE):
             _join(understood, whose)
-    records = [record for record in understood.records if record.group in set(whose.values())]
+    records = [record for record in understood.records if record.group in patients]
     if records:
         others = any(record.group and record.path not in whose for record in understood.records)
         understood.groups = "of DICOM files the patient, as a keyed hash" + "; of other clips the file" * others
-    if len(set(whose.values())) == 1 < len(whose):
+    if len(patients) == 1 < len(whose):
         where = understood.groups if not records else ""
         understood.warnings.append(
             f"all {len(whose)} DICOM files name one patient: if the same ID was written into all, "
