@@ -286,6 +286,11 @@ def test_label_studio(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(tasks))
     with pytest.raises(ValueError, match="a brush is cut short"):
         read(tmp_path / "result.json", "set/b.png")
+    (tmp_path / "result.json").write_text(json.dumps([*tasks, {**tasks[0], "id": 4}]))
+    with pytest.raises(
+        ValueError, match=r"result.json: task 4 is of .*a.png, as an earlier one: keep one task of each"
+    ):
+        understand(tmp_path)
     tasks[0]["annotations"] *= 2
     (tmp_path / "result.json").write_text(json.dumps(tasks))
     with pytest.raises(ValueError, match=r"result.json: task 1 .* has 2 annotations: keep one of each task"):
@@ -367,6 +372,7 @@ def test_damaged_files_say_so(tmp_path):
         ("a.json", "[]"),
         ("b.json", '{"images": 3, "annotations": []}'),
         ("c.csv", "a,b\n1,2\n"),
+        ("c.csv", 'image,rle\nx,"' + "1 2 " * 40_000),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError):

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 from making_trees import plain
 
+from vfm4us.data.records import COLUMNS, read_manifest
 from vfm4us.data.sources import understand
 from vfm4us.data.table_files import tables_of
 
@@ -70,11 +71,20 @@ def test_merged_cells_of_excel_have_the_value_of_the_first(tmp_path):
     assert [(r.group, r.label) for r in understand(tmp_path).records] == [("P1", "x"), ("P1", "y"), ("P2", "x")]
 
 
+def broken_off(path):
+    """An Excel file whose compressed workbook holds other bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/_rels/workbook.xml.rels", "<a>" + "".join(map(str, range(3000))) + "</a>")
+    data = path.read_bytes()
+    path.write_bytes(data[:60] + bytes(byte ^ 0x5A for byte in data[60:90]) + data[90:])
+
+
 @pytest.mark.parametrize(
     "damage, words",
     [
         (lambda path: path.write_bytes(b"PK no zip"), "no Excel file that can be read"),
         (lambda path: excel(path, [["a"], ["b"]], before="<!DOCTYPE x>"), "names entities"),
+        (broken_off, "no Excel file that can be read"),
     ],
 )
 def test_a_damaged_excel_file_is_said(tmp_path, damage, words):
@@ -103,3 +113,27 @@ def test_a_damaged_excel_file_is_said(tmp_path, damage, words):
 def test_json_is_a_table_where_it_is_flat(tmp_path, content, rows):
     (tmp_path / "t.json").write_text(json.dumps(content))
     assert tables_of(tmp_path / "t.json") == ([rows] if rows else [])
+
+
+def test_a_quotation_mark_without_an_end_is_said(tmp_path):
+    plain("a.png", "b.png")(tmp_path)
+    text = 'path,label\na.png,"x\n' + "b.png,y\n" * 20_000
+    (tmp_path / "notes.txt").write_text(text.replace("png", "PDF"))
+    [kind] = [kind for kind in understand(tmp_path).kinds if kind.role == "passed over"]
+    assert "the row of line 2 has no end" in kind.what and kind.paths == ["notes.txt"]
+    (tmp_path / "manifest.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest.csv: the row of line 2 has no end .* close its quotation mark"):
+        understand(tmp_path)
+    (tmp_path / "manifest.csv").write_text(",".join(COLUMNS) + text[10:])
+    with pytest.raises(ValueError, match="manifest.csv is damaged"):
+        read_manifest(tmp_path / "manifest.csv")
+
+
+@pytest.mark.parametrize(
+    "folder, cell", [("patient_{:03d}", "{:03d}"), ("patient_{:03d}", "{}"), ("Patient {}", "{:03d}")]
+)
+def test_patients_of_a_table_are_those_of_the_folders_whatever_their_zeros(tmp_path, folder, cell):
+    plain(*(f"{folder.format(k)}/{name}.png" for k in (1, 2, 13) for name in "ab"))(tmp_path)
+    rows = [f"{cell.format(k)},{label}" for k, label in ((1, "x"), (2, "y"), (13, "x"))]
+    (tmp_path / "patients.csv").write_text("\n".join(["patient,label", *rows]))
+    assert [record.label for record in understand(tmp_path).records] == ["x", "x", "y", "y", "x", "x"]

@@ -98,7 +98,11 @@ def results_of_task(task: dict) -> list[dict]:
 
 def label_studio(content: list):
     """Polygons, ellipses and brushes of each task; points are in percent of the image."""
-    results = {image_of_task(task): results_of_task(task) for task in content}
+    results: dict[str, list[dict]] = {}
+    for task in content:
+        if (image := image_of_task(task)) in results:
+            raise ValueError(f"task {task.get('id')} is of {image}, as an earlier one: keep one task of each image")
+        results[image] = results_of_task(task)
     names = sorted({name for marks in results.values() for mark in marks if (name := _name_of(mark))})
     return {
         image: [_mark(mark, names.index(_name_of(mark)) + 1) for mark in marks if _name_of(mark)]

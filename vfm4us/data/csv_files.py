@@ -146,11 +146,16 @@ def guessed_delimiter(text: str) -> str | None:
 
 
 def table_rows(text: str, delimiter: str):
-    """(line number, cells) of the rows that hold anything, the header first."""
+    """(line number, cells) of the rows that hold anything, the header first. ValueError where a row has no end."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    for row in reader:
-        if any(cell.strip() for cell in row):
-            yield reader.line_num, row
+    begin = 1
+    try:
+        for row in reader:
+            begin = reader.line_num + 1
+            if any(cell.strip() for cell in row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"the row of line {begin} has no end ({error}): close its quotation mark") from error
 
 
 def shown(text: str) -> str:

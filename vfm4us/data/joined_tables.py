@@ -258,7 +258,7 @@ def _by_groups(root: Path, path: str, rows: list[list[str]], records: list[Recor
     tail_of = {group: same(group.rsplit("/", 1)[-1]) for group in members}
     tails = Counter(tail_of.values())
     of = {tail: members[group] for group, tail in tail_of.items() if tails[tail] == 1}
-    if all(is_patient_folder(tail) for tail in tails):  # Patient 007 is the 7 of a table
+    if all(is_patient_folder(tail) or tail.isdecimal() for tail in tails):  # patient_007 is the 7 or the 007 of a table
         numbers = Counter(int(re.sub(r"\D", "", tail)) for tail in of)
         of |= {f"{n}": of[tail] for tail in list(of) if numbers[n := int(re.sub(r"\D", "", tail))] == 1}
     headed = bool(rows) and not any(same(cell.strip()) in of for cell in rows[0])
@@ -272,6 +272,7 @@ def _by_groups(root: Path, path: str, rows: list[list[str]], records: list[Recor
     rows = rows[headed:]
     for column in range(len(header)):
         cells = [same(label_of(cell)) for cell in _cells(rows, column)]
+        cells = [cell if cell in of or not cell.isdecimal() else str(int(cell)) for cell in cells]
         if all(cell.isdigit() for cell in cells) and same(header[column]) not in GROUP_HEADERS:
             continue  # an age, a running number
         hits = [(cell, row) for cell, row in zip(cells, rows, strict=True) if cell in of]

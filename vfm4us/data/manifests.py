@@ -119,7 +119,10 @@ def understand_manifest(path: Path, understood: Understanding, whole: bool = Tru
     disk = NamesOnDisk(path.parent)
     header, places, records, line_of = None, {}, [], {}
     missing, respelled, unlabelled = [], [], 0
-    table = list(table_rows(text, delimiter))
+    try:
+        table = list(table_rows(text, delimiter))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     for line, row in table:
         if header is None:
             header = [name.strip().lower() for name in row]

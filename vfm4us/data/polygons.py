@@ -83,10 +83,7 @@ def _says_nothing(path) -> bool:
 def _of_file(path) -> dict[str, list]:
     if _says_nothing(path):
         return {"": []}
-    outlines = _parsed(*_state(path))[0]
-    if isinstance(outlines, ValueError):
-        raise outlines
-    return outlines
+    return _parsed(*_state(path))[0]
 
 
 def _state(path) -> tuple:
@@ -104,7 +101,7 @@ def _parsed(path: str, _size: int, _time: int) -> tuple[dict[str, list], dict[in
     readers = {".json": _json, ".csv": _table, ".xml": _xml, ".txt": _yolo}
     try:
         return readers[Path(path).suffix.lower()](data)
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError, csv.Error) as error:
         raise ValueError(
             f"its outlines are damaged: {' '.join(str(error).split())[:80] or type(error).__name__}"
         ) from None

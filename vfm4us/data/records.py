@@ -203,7 +203,10 @@ def read_manifest(path) -> list[Record]:
 
 def _read_row_by_row(path: Path) -> list[Record]:
     """As `read_manifest`; where a row is damaged, a ValueError that names its line."""
-    header, rows = read_rows(path)
+    try:
+        header, rows = read_rows(path)
+    except csv.Error as error:
+        raise ValueError(f"{path} is damaged ({error}): prepare it again") from error
     missing = [name for name in COLUMNS if name not in header and name not in LATER_COLUMNS]
     if missing:
         raise ValueError(f"{path} is not the manifest of a prepared dataset: it lacks {', '.join(missing)}")

@@ -7,6 +7,7 @@ holds else (outlines, settings) is none.
 import json
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,6 +22,7 @@ LARGEST = 64 * 1024**2  # bytes of a file, and of a part of one
 WRAPPERS = ("data", "images", "items", "samples", "records", "files")  # keys under which JSON files put their rows
 MOST_LISTS = 50  # of a JSON file: more keys with lists are no splits or labels
 SHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError, IndexError, ElementTree.ParseError)
 RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
 
 
@@ -128,7 +130,7 @@ def _sheets(path: Path) -> list[list[list[str]]]:
                 targets.get(sheet.get(RELATION)) for sheet in _xml(archive, "xl/workbook.xml").iter(f"{SHEET}sheet")
             ]
             sheets = [_rows(_xml(archive, f"xl/{place}"), strings) for place in places if place]
-    except (OSError, zipfile.BadZipFile, KeyError, IndexError, ElementTree.ParseError, NotImplementedError) as error:
+    except (OSError, *DAMAGES) as error:
         raise ValueError(f"is no Excel file that can be read ({error}): save the sheet as CSV (UTF-8)") from error
     return [rows for rows in sheets if len(rows) > 1]
 
