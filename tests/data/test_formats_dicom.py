@@ -543,13 +543,14 @@ def test_a_file_without_ending_is_known_by_its_content(tmp_path):
     assert frames.kind_of(tmp_path / "README") == ""
 
 
-def test_a_file_without_preamble_is_read_by_its_ending(tmp_path):
+def test_a_file_without_preamble_is_read(tmp_path):
     ds = dicom_dataset(speckle())
     ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
     ds["PixelData"].VR = "OW"
-    with open(tmp_path / "a.dcm", "wb") as file:
-        pydicom.filewriter.write_dataset(pydicom.filebase.DicomFileLike(file), bare(ds))
-    assert (only(tmp_path / "a.dcm")[0] == speckle()).all()
+    for name in ("a.dcm", "IM0001", "IM0002.US"):
+        with open(tmp_path / name, "wb") as file:
+            pydicom.filewriter.write_dataset(pydicom.filebase.DicomFileLike(file), bare(ds))
+        assert frames.kind_of(tmp_path / name) == "DICOM" and (only(tmp_path / name)[0] == speckle()).all()
 
 
 def bare(ds):

@@ -28,6 +28,7 @@ NAMED_CLASSES = {  # SOP classes, by how they begin after STORAGE, that have no 
     "9": "waveforms, no image",
     "66": "a segmentation or registration object, no ultrasound image: save masks as PNG or NIfTI",
 }
+FIRST_ELEMENTS = tuple(b"\x08\0" + bytes([element, 0]) for element in (0x00, 0x01, 0x05, 0x08, 0x16))
 DEFLATED = "1.2.840.10008.1.2.1.99"
 PHYSICAL_CM = 3  # of PhysicalUnitsXDirection
 MAXIMUM_FRAMES = 1_000_000
@@ -90,6 +91,18 @@ def is_dicom(path) -> bool:
         return limits.first_bytes(path, 132)[128:] == b"DICM"
     except ValueError:
         return False
+
+
+def begins_like_dicom(path) -> bool:
+    """`is_dicom`, or the first element of a file without a preamble, as old archives have them: of the group 0008."""
+    try:
+        beginning = limits.first_bytes(path, 132)
+    except ValueError:
+        return False
+    if beginning[128:] == b"DICM":
+        return True
+    typed, length = beginning[4:6] in (b"UL", b"CS", b"UI", b"SH"), int.from_bytes(beginning[4:8], "little")
+    return beginning[:4] in FIRST_ELEMENTS and (typed or 0 < length <= 64)
 
 
 def contents(path, regions=("b-mode",)) -> Contents:
@@ -175,7 +188,7 @@ def _header(path, extra=()):
         raise ValueError("DICOM: deflated as a whole, which is not read here: convert it, e.g. with dcmconv +te")
     if str(header.get("SOPClassUID")) == VOLUME_CLASS:
         _lift_shared(header)
-    if not named and "Rows" not in header:
+    if not named and "Rows" not in header and "SOPClassUID" not in header:
         raise ValueError("not a DICOM file" + (what_file_is(path) or ", or its header is damaged"))
     return header, begin
 

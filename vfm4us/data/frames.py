@@ -164,7 +164,7 @@ def kind_of(path) -> str:
         return "pages"
     if ending in ARRAY_EXTENSIONS:
         return "arrays"
-    if ending in DICOM_EXTENSIONS or (ending not in OTHER_EXTENSIONS and dicom.is_dicom(path)):
+    if ending in DICOM_EXTENSIONS or (ending not in OTHER_EXTENSIONS and dicom.begins_like_dicom(path)):
         return "DICOM"
     return ""
 
