@@ -36,33 +36,9 @@ MINIMUM_REGION = 16  # pixels
 BEYOND_BY = 0.02  # of its size, by which a region may reach beyond the picture
 BEYOND = "names a region that reaches beyond the picture, which was cut or resized after the scan"
 NOBODY = (  # what is written into PatientID in the place of an ID, its letters and digits in capitals
-    *(
-        "",
-        "ANON",
-        "ANONYM",
-        "ANONYMOUS",
-        "ANONYMIZED",
-        "ANONYMISED",
-        "ANONYMOUSPATIENT",
-        "DEIDENTIFIED",
-        "REMOVED",
-        "NONE",
-    ),
-    *(
-        "UNKNOWN",
-        "UNNAMED",
-        "NOID",
-        "NONAME",
-        "NA",
-        "NULL",
-        "NAN",
-        "PATIENT",
-        "PATIENTID",
-        "NAME",
-        "ID",
-        "TEST",
-        "DEFAULT",
-    ),
+    "",
+    *"ANON ANONYM ANONYMOUS ANONYMIZED ANONYMISED ANONYMOUSPATIENT DEIDENTIFIED REMOVED NONE UNKNOWN UNNAMED NOID".split(),
+    *"NONAME NA NULL NAN PATIENT PATIENTID NAME ID TEST DEFAULT".split(),
 )
 MAXIMUM_RATE = 1000  # frames a second; what says more has another unit
 VOLUME_CLASS = STORAGE + "6.2"
