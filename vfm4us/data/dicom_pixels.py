@@ -36,7 +36,7 @@ LUMA_FIRST = ("YBR_FULL", "YBR_FULL_422")  # their first channel is the luminanc
 UNKNOWN_LENGTH = 0xFFFFFFFF
 VRS = (b"OB", b"OW", b"OF", b"OD", b"OV", b"UN")  # types of an element of pixels, where they are written
 ITEM, END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
-CODESTREAM_BEGINS = (b"\xff\xd8", b"\xff\x4f", b"\0\0\0\x0c")  # JPEG and JPEG-LS, JPEG 2000 bare and in a box
+CODESTREAM_BEGINS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")  # JPEG, JPEG 2000 bare and in a box
 LOOKED_AT = 10_000  # pixels that are looked at to tell colours apart
 FEWEST = 100  # pixels to judge by
 GREY, MOSTLY, HARDLY = 6, 0.6, 0.2  # grey levels of compressed pixels that count as no colour; shares of the pixels
@@ -282,7 +282,7 @@ def _compressed(file, pixels: Pixels, said: int) -> None:
         frames = []
         for place, size in fragments:
             file.seek(place)
-            if not frames or file.read(4).startswith(CODESTREAM_BEGINS):
+            if not frames or file.read(6).startswith(CODESTREAM_BEGINS):
                 frames.append([])
             frames[-1].append((place, size))
     if said and len(frames) > said:
