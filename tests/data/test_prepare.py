@@ -773,7 +773,9 @@ def test_another_source_does_not_replace_a_prepared_dataset_and_a_moved_one_is_t
 def test_one_file_under_two_labels_and_archives_beside_are_warned_of(tmp_path):
     plain("set/a/1.png", "set/a/2.png", "set/b/3.png")(tmp_path)
     shutil.copy(tmp_path / "set/a/1.png", tmp_path / "set/b/4.png")
-    (tmp_path / "set/more.zip").write_bytes(b"PK")
+    for name in ("more.zip", "~$t.xlsx", "t.xls"):
+        (tmp_path / "set" / name).write_bytes(b"PK")
     warnings = " ".join(prepare(tmp_path / "set", tmp_path / "out", size=32, progress=False).description["warnings"])
     assert "1 images stand under two labels, e.g. a/1.png (a) and b/4.png (b)" in warnings
     assert "1 archives beside the images are not unpacked, e.g. more.zip" in warnings
+    assert "1 spreadsheets are not used, e.g. t.xls" in warnings

@@ -437,6 +437,7 @@ def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
     """Count every file that has no role yet, by its kind."""
     used = {polygons.split_reference(file)[0] for kind in understood.kinds for file in kind.paths}
     archives: list[str] = []
+    sheets: list[str] = []
     for file in files:
         if file in used or file == READING_FILE:
             continue
@@ -460,8 +461,13 @@ def _remaining(root: Path, files: list[str], understood: Understanding) -> None:
         elif ending in (*ARCHIVES, *SHEETS):
             understood.add("passed over", f"{ending} files: unpack archives, save sheets as CSV", file)
             archives += [file] * (ending in ARCHIVES)
+            sheets += [file] * (ending in SHEETS and not file.rsplit("/", 1)[-1].startswith("~$"))
         else:
             understood.add("passed over", f"{ending or 'no ending'}: not read{REMEDIES.get(ending, '')}", file)
+    if sheets:
+        understood.warnings.append(
+            f"{len(sheets)} spreadsheets are not used, e.g. {sheets[0]}: save what names the images as CSV (UTF-8)"
+        )
     if archives:
         understood.warnings.append(
             f"{len(archives)} archives beside the images are not unpacked, e.g. {archives[0]}: do so if they belong to the set"
