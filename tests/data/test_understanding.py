@@ -228,3 +228,11 @@ def test_patients_hidden_in_running_numbers_are_warned_of_and_plain_images_are_n
     assert "are alike" in hidden_groups(records(4, mixed), [False] * 240)[0]
     assert "share their label" in hidden_groups(records(1, np.repeat(["a", "b"] * 30, 4).tolist()), [False] * 240)[0]
     assert not hidden_groups(records(4, mixed), [True] * 240)  # whose they are is known
+
+
+def test_a_file_that_reading_does_not_pass_over_has_one_role(tmp_path):
+    plain("1.png", "2.png", "1_mask.png")(tmp_path)
+    save(disc(), tmp_path / "mask_2.png")
+    understood = understand(tmp_path, {"passed_over": "mask"})
+    assert [record.mask for record in understood.records] == ["", "mask_2.png"]
+    assert [kind.role for kind in understood.kinds if "mask_2.png" in kind.paths] == ["mask"]

@@ -118,7 +118,7 @@ def _apply_reading(items: list[Item], reading, understood: Understanding) -> Non
                     item.role, item.base, item.word, hit = role, item.stem[: -len(name)], name, True
             if role == "left":
                 for item in items:
-                    if item.role == "left" and item.role_folder == name or item.word == name:
+                    if item.role == "left" and name in (item.role_folder, item.word):
                         understood.add("passed over", f"as reading.passed_over says ({name})", item.path)
             if not hit:
                 key = {"image": "images", "mask": "masks", "high": "targets", "left": "passed_over"}[role]
@@ -492,7 +492,9 @@ def _masked_beside_others(root: Path, images: list[Item], masks: list[Item]) -> 
     strange = [
         item
         for item in images
-        if item.role == "" and not item.split and not any(tuple(item.parts[: len(parts)]) == parts for parts in inner)
+        if item.role == ""
+        and not item.split
+        and not any(tuple(item.parts[:depth]) in inner for depth in range(len(item.parts) + 1))
     ]
     if inner and strange:
         first = "/".join(sorted(inner)[0])
@@ -625,11 +627,15 @@ def _by_folder(root: Path, items: list[Item], understood: Understanding) -> None
     for item in items:
         if item.role in ("mask", "overlay") and item.role_folder:
             folders[item.role, item.role_folder].append(item)
+    others: list[Item] | None = None
     for (role, name), members in folders.items():
-        others = [
-            item for item in items if item.role in ("", "image") and (item.role_folder or item.rest or not item.parts)
-        ]
-        keys = {_key(item) for item in others} | {_key(item, loose=True) for item in others}
+        if others is None:
+            others = [
+                item
+                for item in items
+                if item.role in ("", "image") and (item.role_folder or item.rest or not item.parts)
+            ]
+            keys = {_key(item) for item in others} | {_key(item, loose=True) for item in others}
         pairing = sum(_key(item) in keys or _key(item, loose=True) in keys for item in members)
         share = looks.share_of_masks(root, [item.path for item in members])
         if role == "overlay":
@@ -660,6 +666,7 @@ def _by_folder(root: Path, items: list[Item], understood: Understanding) -> None
             else:
                 for item in members:  # a class that is called lesion
                     item.role, item.rest = "", tuple(p for p in item.parts if not words.folder_of(p).split)
+                others = None  # these are among them now
     if not any(item.role == "mask" for item in items):
         _unnamed_mask_folders(root, items, understood)
 
@@ -929,11 +936,11 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
     views_first = bool(tops) and all(map(words.is_view, tops))  # a patient is in every view
     originals, views = _originals(items), {} if reading.groups else _views(items)
     by_name = varied = 0
+    repeated = len(set(below)) < len(below)
     for item in items:
         label = group = ""
         if patients:
             group = item.rest[0] if item.rest else ""
-            repeated = len({r for several in deeper.values() for r in several}) < len(below)
             label = item.rest[1] if len(item.rest) > 1 and kinds and repeated else ""
         elif item.rest:
             label = item.rest[0]
@@ -1117,10 +1124,10 @@ def _apart_in_splits(understood: Understanding) -> None:
     for record in understood.records:
         if record.group and record.split:
             seen[record.group].add(record.split)
-    both = sorted(group for group, splits in seen.items() if len(splits) > 1)
+    both = {group for group, splits in seen.items() if len(splits) > 1}
     if both:
         understood.warnings.append(
-            f"{len(both)} names of patients or clips occur in two split folders, e.g. {both[0]}: taken for different "
+            f"{len(both)} names of patients or clips occur in two split folders, e.g. {min(both)}: taken for different "
             "ones, as numbers "
             "often begin anew; if they are the same, the test is not independent"
         )
