@@ -1113,6 +1113,22 @@ TREES = {
         (pairs("images/{}.png", "masks/{}.png"), pairs("images/{}.png", "roi/{}.png")),
         error="two ways.*reading.masks=",
     ),
+    "two masks, said": Tree(
+        "The same, decided",
+        (pairs("images/{}.png", "masks/{}.png"), pairs("images/{}.png", "roi/{}.png")),
+        images=3,
+        masks=3,
+        passed_over=3,
+        reading={"masks": "roi"},
+    ),
+    "two endings of masks, said": Tree(
+        "Masks of two people, by endings, decided",
+        (pairs("us{}.png", "us{}_seg_A.png"), pairs("us{}.png", "us{}_seg_B.png")),
+        images=3,
+        masks=3,
+        passed_over=3,
+        reading={"masks": "seg_A"},
+    ),
     "masks per class folder": Tree(
         "A folder of masks for each class",
         (pairs("images/{}.png", "masks/0/{}.png"), pairs("images/{}.png", "masks/1/{}.png")),

@@ -115,7 +115,8 @@ def _apply_reading(items: list[Item], reading, understood: Understanding) -> Non
                     item.role, item.role_folder, hit = role, name, True
                     item.rest = tuple(part for part in item.rest if part != name)
                 elif item.stem.endswith(name) and item.stem != name:
-                    item.role, item.base, item.word, hit = role, item.stem[: -len(name)], name, True
+                    base = item.stem[: -len(name)].rstrip("-_ .")
+                    item.role, item.base, item.word, hit = role, base, name, True
             if role == "left":
                 for item in items:
                     if item.role == "left" and name in (item.role_folder, item.word):
@@ -837,6 +838,8 @@ def _main_kind(
         per_split[mask.role_folder or "", mask.word].add(id(image))
     if len(kinds) == 1:
         return set(kinds)
+    if named := {kind for kind in kinds if {kind[0], kind[1]} & {name.strip("/") for name in reading.masks}}:
+        return named
     (first, count), (second, next_count) = kinds.most_common(2)
     shared = len(per_split[first] & per_split[second])
     if not shared:  # another word for other images: train_masks and test_masks
