@@ -5,8 +5,9 @@ unless `reading.table` names the table: where the two differ, that is an error.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from vfm4us.data import table_files
@@ -105,7 +106,6 @@ def join_tables(root: Path, tables: list[str], reading: Reading, understood: Und
 
 def _joined(root: Path, path: str, names: "Names", understood: Understanding, surely: bool) -> Joined | None:
     """The table with the column that names the images one to one; None where no column does, which is said."""
-    records = understood.records
     try:
         tables = table_files.tables_of(root / path)
     except ValueError as error:
@@ -129,7 +129,7 @@ def _joined(root: Path, path: str, names: "Names", understood: Understanding, su
         if found and path.endswith((".txt", ".lst")):  # whole lines name images: words of them are not looked at
             break
     if not found and not repeated:
-        found = [one for rows in tables if (one := _by_groups(root, path, rows, records))]
+        found = [one for rows in tables if (one := _by_groups(root, path, rows, names.groups))]
     if len(found) > 1:
         raise ValueError(f"{root / path} has {len(found)} sheets that name images: save the one that counts as CSV")
     if not found and not repeated and (unclear := _unclear(tables, names.below("")[0])):
@@ -249,18 +249,8 @@ def _titles(rows: list[list[str]]) -> int:
     return 0
 
 
-def _by_groups(root: Path, path: str, rows: list[list[str]], records: list[Record]) -> Joined | None:
-    """The table by a column that names groups of images: a row for each patient."""
-    members: dict[str, list[int]] = {}
-    for place, record in enumerate(records):
-        if record.group:
-            members.setdefault(record.group, []).append(place)
-    tail_of = {group: same(group.rsplit("/", 1)[-1]) for group in members}
-    tails = Counter(tail_of.values())
-    of = {tail: members[group] for group, tail in tail_of.items() if tails[tail] == 1}
-    if all(is_patient_folder(tail) or tail.isdecimal() for tail in tails):  # patient_007 is the 7 or the 007 of a table
-        numbers = Counter(int(re.sub(r"\D", "", tail)) for tail in of)
-        of |= {f"{n}": of[tail] for tail in list(of) if numbers[n := int(re.sub(r"\D", "", tail))] == 1}
+def _by_groups(root: Path, path: str, rows: list[list[str]], of: dict[str, list[int]]) -> Joined | None:
+    """The table by a column that names groups of images, `Names.groups`: a row for each patient."""
     headed = bool(rows) and not any(same(cell.strip()) in of for cell in rows[0])
     header = (
         [name.strip() for name in rows[0]]
@@ -322,19 +312,44 @@ def _may_be_labels(cells: list[str]) -> bool:
 
 
 class Names:
-    """Every way to name an image, among all of them or those below a folder."""
+    """Every way to name an image, among all of them or those below a folder, or a group of images."""
 
     def __init__(self, records: list[Record]):
-        self.paths = [record.path for record in records]
+        self.records = records
         self.known: dict[str, tuple[dict[str, int | None], int]] = {}
+
+    @cached_property
+    def places(self) -> dict[str, list[int]]:
+        """Folder -> the images in it and below; "" are all."""
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, record in enumerate(self.records):
+            folders = record.path.split("/")[:-1]
+            for depth in range(len(folders) + 1):
+                places["/".join(folders[:depth])].append(place)
+        return places
+
+    @cached_property
+    def groups(self) -> dict[str, list[int]]:
+        """The last part of a group's name, and the number of a patient -> the images; nothing where it could be several groups."""
+        members: dict[str, list[int]] = defaultdict(list)
+        for place, record in enumerate(self.records):
+            if record.group:
+                members[record.group].append(place)
+        tail_of = {group: same(group.rsplit("/", 1)[-1]) for group in members}
+        tails = Counter(tail_of.values())
+        of = {tail: members[group] for group, tail in tail_of.items() if tails[tail] == 1}
+        if all(is_patient_folder(tail) or tail.isdecimal() for tail in tails):  # patient_007 is the 7 or 007 of a table
+            numbers = Counter(int(re.sub(r"\D", "", tail)) for tail in of)
+            of |= {f"{n}": of[tail] for tail in list(of) if numbers[n := int(re.sub(r"\D", "", tail))] == 1}
+        return of
 
     def below(self, folder: str) -> tuple[dict[str, int | None], int]:
         """Name -> the image's place, None where it could be several, and how many images lie below the folder."""
         if folder not in self.known:
             names: dict[str, int | None] = {}
-            places = [k for k, path in enumerate(self.paths) if not folder or path.startswith(f"{folder}/")]
+            places = self.places.get(folder, [])
             for place in places:
-                parts = self.paths[place].split("/")
+                parts = self.records[place].path.split("/")
                 for begin in range(len(parts)):
                     tail = same("/".join(parts[begin:]))
                     for name in {tail, without_extension(tail)}:
