@@ -1214,6 +1214,11 @@ TREES = {
         (plain("images/0.png", "images/1.png", first=0), overlays("masks/{}.png", 2)),
         error="many greys",
     ),
+    "empty class deeper": Tree(
+        "A class without images, deeper",
+        (plain("data/a/1.png", "data/ta/1.png"), text("data/c/1.heic", "x")),
+        error="data/c lies beside class folders and gives no image",
+    ),
     "empty class": Tree(
         "A class without images", (plain("a/1.png", "b/1.png"), text("c/1.heic", "x")), error="gives no image"
     ),

@@ -406,22 +406,20 @@ def _all_files(root: Path) -> tuple[list[str], list[str]]:
 
 def _empty_classes(root: Path, understood: Understanding, files: list[str], empty: list[str]) -> None:
     """A folder beside class folders that gives no image: a class that would be missing without a word."""
-    labels = {record.label for record in understood.records if record.label}
-    if len(labels) < 1:
-        return
-    parents = {
-        record.path.split(f"{record.label}/")[0]
-        for record in understood.records
-        if record.label and f"{record.label}/" in record.path
-    }
+    parents = set()
+    for record in understood.records:
+        folders = record.path.split("/")[:-1]
+        if record.label in folders:
+            parents.add("/".join(folders[: folders.index(record.label)]))
     used = {file for kind in understood.kinds for file in kind.paths}
     below = defaultdict(list)
     for file in files:
-        for parent in parents:
-            if file.startswith(parent) and "/" in (rest := file[len(parent) :]):
-                below[parent + rest.split("/")[0]].append(file)
+        folders = file.split("/")[:-1]
+        for depth in range(len(folders)):
+            if "/".join(folders[:depth]) in parents:
+                below["/".join(folders[: depth + 1])].append(file)
     for folder in empty:
-        if not is_litter(folder) and any(folder.startswith(p) and "/" not in folder[len(p) :] for p in parents):
+        if not is_litter(folder) and folder.rpartition("/")[0] in parents:
             below.setdefault(folder, [])
     for folder, kinds in sorted(below.items()):
         if not any(file in used for file in kinds):
