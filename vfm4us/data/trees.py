@@ -885,7 +885,30 @@ def _same_in_another_form(
 # ---- labels and groups ----------------------------------------------------------------------------------------------
 
 
-def _labels_and_groups(items: list[Item], reading, understood: Understanding) -> None:
+@dataclass
+class Levels:
+    """What the folders around images are, level by level.
+
+    tops:        names of the first folders
+    below:       the further folders of each first one that has any
+    patients:    the first folders are patients, days or clips
+    days:        they are days
+    labelled:    the folders below patients are labels
+    grouped:     the folders below classes are groups
+    views_first: the first folders are views, and a patient is in every one
+    """
+
+    tops: set[str]
+    below: list[tuple[str, ...]]
+    patients: bool
+    days: bool
+    labelled: bool
+    grouped: bool
+    views_first: bool
+
+
+def _levels(items: list[Item], reading, understood: Understanding) -> Levels:
+    """What the folders are; those that say nothing are taken out of `rest`. ValueError where two readings are possible."""
     if items and not all(item.role == "image" for item in items):
         for item in items:  # a class called `original` beside others
             if item.role == "image" and not item.masks and item.word != "target":
@@ -936,23 +959,32 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
         words.is_side(rest[0]) for rest in below
     )  # not kinds of a class, nor left and right
     many = one_each and bool(below) and len(below) >= 2 * len(deeper) and reading.folders not in ("below", "both")
-    views_first = bool(tops) and all(map(words.is_view, tops))  # a patient is in every view
+    views_first = bool(tops) and all(map(words.is_view, tops))
+    labelled = bool(kinds) and len(set(below)) < len(below)
+    return Levels(tops, below, patients, days, labelled, named or many, views_first)
+
+
+def _label_and_group(rest: tuple[str, ...], levels: Levels, reading) -> tuple[str, str]:
+    """What the folders of an image say, "" for what they do not say."""
+    if not rest:
+        return "", ""
+    if levels.patients:
+        return rest[1] if len(rest) > 1 and levels.labelled else "", rest[0]
+    label = rest[0]
+    if reading.folders == "below":
+        label = rest[1] if len(rest) > 1 else ""
+    elif reading.folders == "both":
+        label = " ".join(rest[:2])
+    return label, "/".join(_patient_of(rest)[levels.views_first :]) if len(rest) > 1 and levels.grouped else ""
+
+
+def _labels_and_groups(items: list[Item], reading, understood: Understanding) -> None:
+    """Add a record for each image, with the label and the group that folders and names say, and tell where they come from."""
+    levels = _levels(items, reading, understood)
     originals, views = _originals(items), {} if reading.groups else _views(items)
     by_name = varied = 0
-    repeated = len(set(below)) < len(below)
     for item in items:
-        label = group = ""
-        if patients:
-            group = item.rest[0] if item.rest else ""
-            label = item.rest[1] if len(item.rest) > 1 and kinds and repeated else ""
-        elif item.rest:
-            label = item.rest[0]
-            if reading.folders == "below":
-                label = item.rest[1] if len(item.rest) > 1 else ""
-            elif reading.folders == "both":
-                label = " ".join(item.rest[:2])
-            if len(item.rest) > 1 and (named or many):
-                group = "/".join(_patient_of(item.rest)[views_first:])
+        label, group = _label_and_group(item.rest, levels, reading)
         record = Record(id=without_extension(item.path), path=item.path, label=label, group=group, split=item.split)
         if item.word == "target":
             record.target = item.masks[0]
@@ -975,49 +1007,62 @@ def _labels_and_groups(items: list[Item], reading, understood: Understanding) ->
         understood.records.append(record)
         understood.add("image", _what(record), item.path)
     _apart_in_splits(understood)
+    _tell_groups(understood, levels, by_name)
+    _tell_copies(understood, originals, views, varied)
+    if levels.days:
+        understood.notes.append(
+            "the first folders are days, which are taken for groups and not for classes: a patient who came on several days may "
+            "lie in two splits"
+        )
+    if levels.patients and not levels.days and not any(r.label for r in understood.records):
+        understood.notes.append(NO_LABELS)
+
+
+def _tell_groups(understood: Understanding, levels: Levels, by_name: int) -> None:
+    """Say where groups come from; numbered names that give each image a group of its own give none.
+
+    by_name: images whose name says their group
+    """
     groups = {record.group for record in understood.records if record.group}
-    if patients:
-        whose = "days" if days else "clips" if all(map(words.is_clip_folder, tops)) else "patients"
-        understood.groups = f"folders of {whose}, e.g. {sorted(tops)[0]}/"
-    elif named or many:
-        understood.groups = f"folders below the classes, e.g. {'/'.join(sorted(below)[0])}/"
-        if not views_first and (twice := sorted(rest for rest, times in Counter(below).items() if times > 1)):
+    if levels.patients:
+        whose = "days" if levels.days else "clips" if all(map(words.is_clip_folder, levels.tops)) else "patients"
+        understood.groups = f"folders of {whose}, e.g. {min(levels.tops)}/"
+    elif levels.grouped:
+        understood.groups = f"folders below the classes, e.g. {'/'.join(min(levels.below))}/"
+        if not levels.views_first and (
+            twice := sorted(rest for rest, times in Counter(levels.below).items() if times > 1)
+        ):
             understood.notes.append(
                 f"{len(twice)} names of folders stand below several classes (e.g. {'/'.join(twice[0])}/) and are taken for "
                 "different patients: if one is the same patient, name the groups in a manifest.csv, or splits may divide a patient"
             )
-    elif below:
+    elif levels.below:
         understood.notes.append(
-            f"folders below the first one are used neither as labels nor as groups, e.g. {'/'.join(sorted(below)[0])}/"
+            f"folders below the first one are used neither as labels nor as groups, e.g. {'/'.join(min(levels.below))}/"
         )
     if by_name and len(groups) < len(understood.records):
         example = next(
             r for r in understood.records if r.group and words.group_of_name(without_extension(r.path.split("/")[-1]))
         )
         understood.groups = f"by the names of files: {example.path} belongs to {example.group}"
-    elif by_name and not (patients or named or many):
+    elif by_name and not (levels.patients or levels.grouped):
         for record in understood.records:  # each its own: duplicates are found as ever
             record.group = ""
+
+
+def _tell_copies(understood: Understanding, originals: dict[str, str], views: dict[str, str], varied: int) -> None:
+    """Say that varied copies and views are in the groups of their originals; varied: images that are in one of a copy."""
     if varied:
-        example = next(path for path in originals)
         understood.notes.append(
-            f"{varied} images are varied copies by their names, and their originals (e.g. {example}): each copy is in the group of "
+            f"{varied} images are varied copies by their names, and their originals (e.g. {next(iter(originals))}): each copy is in the group of "
             "its original; copies in val and test are no independent images"
         )
         understood.groups = understood.groups or "by the names of varied copies"
-    if any(record.group == views.get(record.path) for record in understood.records):
-        example = next(record for record in understood.records if record.group == views.get(record.path))
+    if example := next((record for record in understood.records if record.group == views.get(record.path)), None):
         understood.groups = (
             understood.groups
             or f"by the names of files without view or version: {example.path} belongs to {example.group}"
         )
-    if days:
-        understood.notes.append(
-            "the first folders are days, which are taken for groups and not for classes: a patient who came on several days may "
-            "lie in two splits"
-        )
-    if patients and not days and not any(r.label for r in understood.records):
-        understood.notes.append(NO_LABELS)
 
 
 def _classes_at_one_level(source: str, tops: set[str], deeper: dict[str, set]) -> None:
