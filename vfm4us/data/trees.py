@@ -1054,8 +1054,8 @@ def _tell_copies(understood: Understanding, originals: dict[str, str], views: di
     """Say that varied copies and views are in the groups of their originals; varied: images that are in one of a copy."""
     if varied:
         understood.notes.append(
-            f"{varied} images are varied copies by their names, and their originals (e.g. {next(iter(originals))}): each copy is in the group of "
-            "its original; copies in val and test are no independent images"
+            f"{varied} images are varied copies by their names, and their originals (e.g. {next(iter(originals))}): each copy "
+            "is in the group of its original; copies in val and test are no independent images"
         )
         understood.groups = understood.groups or "by the names of varied copies"
     if example := next((record for record in understood.records if record.group == views.get(record.path)), None):
