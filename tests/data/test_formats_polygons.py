@@ -133,8 +133,16 @@ def test_via(tmp_path, form):
         path = tmp_path / "via.json"
         path.write_text(json.dumps({"_via_img_metadata": content} if form == "project" else content))
     mask = read(path, "a.png")
-    assert polygons.class_names(path) == {1: "cyst", 2: "nodule"}
+    assert polygons.keys(path) == ["a.png"] and polygons.class_names(path) == {1: "cyst", 2: "nodule"}
     assert ((mask == 2) == square()).mean() > 0.98 and mask[45, 60] == 1 and abs(int((mask == 1).sum()) - 201) < 20
+
+
+def test_names_of_images_that_are_numbers_are_text(tmp_path):
+    region = {"shape_attributes": {"name": "polygon", "all_points_x": [1, 9, 9], "all_points_y": [1, 1, 9]}}
+    (tmp_path / "via.json").write_text(json.dumps({"7": {"filename": 7, "size": 1, "regions": [region]}}))
+    grey(tmp_path / "7.png", 0)
+    assert polygons.keys(tmp_path / "via.json") == ["7"]
+    assert {record.path for record in understand(tmp_path).records} == {"7", "7.png"}  # the first is missing
 
 
 def labelme(path, shapes, image="a.png"):
@@ -263,6 +271,7 @@ def test_label_studio(tmp_path):
     painted = [
         mark("brushlabels", format="rle", rle=brush(square(40, 5, 8, 9)), brushlabels=["node"]),
         mark("choices", choices=["benign"]),
+        mark("choices", choices=None),
     ]
     tasks = [
         {"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-a.png"}, "annotations": [{"result": marks}]},

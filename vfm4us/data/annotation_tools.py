@@ -96,6 +96,14 @@ def results_of_task(task: dict) -> list[dict]:
     return done[0]["result"] if done else []
 
 
+def choice_of_task(task: dict) -> str:
+    """The choice for the whole image of a task; "" where there is none, or more than one."""
+    values = [mark.get("value") or {} for mark in results_of_task(task) if mark.get("type") == "choices"]
+    lists = [value["choices"] for value in values if isinstance(value.get("choices"), list)]
+    choices = [choice for several in lists for choice in several]
+    return str(choices[0]) if len(choices) == 1 else ""
+
+
 def label_studio(content: list):
     """Polygons, ellipses and brushes of each task; points are in percent of the image."""
     results: dict[str, list[dict]] = {}

@@ -93,15 +93,8 @@ def label_studio(folder: Path, texts: dict[str, list[Path]]) -> list[Record] | N
             if mask.startswith(f"{name}::")
         }
         for task in json.loads(limits.file_bytes(table)):
-            choices = [
-                choice
-                for mark in annotation_tools.results_of_task(task)
-                if mark.get("type") == "choices"
-                for choice in (mark.get("value") or {}).get("choices", [])
-            ]
-            record = of_key.get(annotation_tools.image_of_task(task))
-            if record is not None and len(choices) == 1:
-                record.label = str(choices[0])
+            if (record := of_key.get(annotation_tools.image_of_task(task))) is not None:
+                record.label = annotation_tools.choice_of_task(task)
     return records
 
 

@@ -226,7 +226,7 @@ def _via(regions: list[tuple[str, dict]], entries=()):
         )
     words = sorted(values[naming[0]]) if naming else [""]
     shapes = {str(entry["filename"]): [] for entry in entries}
-    for file, region in regions:
+    for file, region in ((str(name), region) for name, region in regions):
         word = _word((region.get("region_attributes") or {}).get(naming[0])) if naming else ""
         number = words.index(word) + 1 if word in words else 1
         shape = region["shape_attributes"]
