@@ -46,7 +46,7 @@ def recognise(folder: Path) -> tuple[str, list[Record]] | None:
 
 def _texts(folder: Path) -> dict[str, list[Path]]:
     """Ending -> the files below a folder that may hold outlines, in order; hidden ones are left out."""
-    found: dict[str, list[Path]] = {ending: [] for ending in polygons.FORMS}
+    found: dict[str, list[Path]] = {ending: [] for ending in polygons.ENDINGS}
     for prefix, folders, names in folders_below(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:

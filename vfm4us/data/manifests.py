@@ -34,6 +34,7 @@ COLUMNS = {
     "target": "target target_path high_quality".split(),
 }
 NO_LABEL = frozenset(("", "nan", "<na>", "null", "#n/a", "n/a"))
+MISSING = "is not there"  # why an image of a table is not read
 MOST_MISSING = 0.5  # of the images a table names
 
 
@@ -158,7 +159,7 @@ def understand_manifest(path: Path, understood: Understanding, whole: bool = Tru
             target=_found(disk, cells.get("target", ""), "target", understood),
         )
         if whole and image in missing[-1:]:
-            record.reason = f"is not there{disk.nearest(written) if len(missing) <= 20 else ''}"
+            record.reason = MISSING + (disk.nearest(written) if len(missing) <= 20 else "")
         records.append(record)
     if not records:
         raise ValueError(f"{path} lists no images: it has a header line and nothing else")
@@ -302,9 +303,8 @@ def _tell(path, understood, places, records, missing, respelled, unlabelled) -> 
             understood.add("target", "named in the table", record.target)
     for record in records:
         if record.reason:
-            understood.add(
-                "unmatched", f"named in the table, and {record.reason.split(' (')[0]}", record.path + record.reason[12:]
-            )
+            nearest = record.reason.removeprefix(MISSING)
+            understood.add("unmatched", f"named in the table, and {MISSING}", record.path + nearest)
     if missing:
         understood.warnings.append(f"{len(missing)} of {len(records)} images of the table are not there")
     if respelled:

@@ -21,7 +21,7 @@ from vfm4us.data import annotation_tools, limits
 from vfm4us.data.shapes import Box, Outline, Runs, ellipse, with_size
 
 SEPARATOR = "::"
-FORMS = (".json", ".csv", ".xml", ".txt")
+ENDINGS = (".json", ".csv", ".xml", ".txt")
 MAXIMUM_FILE = 512 * 1024**2  # bytes of one annotation file
 
 
@@ -33,7 +33,7 @@ def reference(file: str, key: str) -> str:
 def split_reference(name: str) -> tuple[str, str | None]:
     """The file and the key of a mask's name; the key is None for a mask that is a file of its own."""
     file, sign, key = name.partition(SEPARATOR)
-    return (file, key) if sign and Path(file).suffix.lower() in FORMS else (name, None)
+    return (file, key) if sign and Path(file).suffix.lower() in ENDINGS else (name, None)
 
 
 def read_mask(path, key: str, height: int, width: int, part: bool = False) -> np.ndarray:

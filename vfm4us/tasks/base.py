@@ -506,24 +506,8 @@ def report_duplicates(
             row = int(test[leak.protected_index])
             found.add(row)
             rows.append(["pretraining", other.name, dataset.records[row].path, "test", leak.kind])
-    told, same = [], []
-    for split in ("test", "val"):
-        of_split = dataset.indices(split)
-        alike = seen.among((dataset.sha256[i] for i in of_split), known)
-        anew = seen.looks_like(dataset.phash[of_split], weights) & ~alike
-        same += (again := of_split[alike | anew].tolist())
-        told.append(f"{len(again)} of {len(of_split)} {split} images")
-        copies = set(of_split[anew].tolist())
-        rows += [
-            [
-                "pretraining",
-                weights,
-                dataset.records[i].path,
-                split,
-                "the same picture" if i in copies else "the same file",
-            ]
-            for i in again
-        ]
+    seen_rows, warning = _seen_by(dataset, weights, known)
+    rows += seen_rows
     write_rows(folder / "duplicates.csv", ["kind", "cluster_or_dataset", "path", "split", "how"], rows)
     images = int(counts[counts > 1].sum())
     text = f"{len(several)} clusters of near-duplicates with {images} images; {divided} of them lie in two splits"
@@ -533,10 +517,24 @@ def report_duplicates(
             "labels. Prepare the folder once (scripts/prepare_data.py folder) and give both the prepared one: its splits are fixed"
         )
     text += f"; {len(found)} test images occur in the pretraining data" if compared else ""
+    return text + warning
+
+
+def _seen_by(dataset: PreparedDataset, weights: str, known: np.ndarray) -> tuple[list[list[str]], str]:
+    """Rows of duplicates.csv for the test and val images that an encoder has seen, and a warning; nothing where there are none."""
+    told, rows = [], []
+    for split in ("test", "val"):
+        of_split = dataset.indices(split)
+        same_file = seen.among((dataset.sha256[i] for i in of_split), known)
+        again = same_file | seen.looks_like(dataset.phash[of_split], weights)
+        told.append(f"{again.sum()} of {len(of_split)} {split} images")
+        for i, same in zip(of_split[again].tolist(), same_file[again].tolist(), strict=True):
+            how = "the same file" if same else "the same picture"
+            rows.append(["pretraining", weights, dataset.records[i].path, split, how])
+    if not rows:
+        return [], ""
     remedy = RELEASED_REMEDY if weights in released.names() else REMEDY
-    return text + (
-        f"\nWARNING: {' and '.join(told)} are among those that {weights!r} was trained on{remedy}" if same else ""
-    )
+    return rows, f"\nWARNING: {' and '.join(told)} are among those that {weights!r} was trained on{remedy}"
 
 
 # ---- a run per seed -------------------------------------------------------------------------------------------------
