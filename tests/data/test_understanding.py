@@ -13,6 +13,7 @@ from vfm4us.data.prepare import hidden_groups, open_or_prepare, prepare
 from vfm4us.data.reading import Reading, parse_readings, reading_of
 from vfm4us.data.records import Record
 from vfm4us.data.sources import find_source, understand
+from vfm4us.data.understanding import MOST_KINDS, Understanding
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -236,3 +237,18 @@ def test_a_file_that_reading_does_not_pass_over_has_one_role(tmp_path):
     understood = understand(tmp_path, {"passed_over": "mask"})
     assert [record.mask for record in understood.records] == ["", "mask_2.png"]
     assert [kind.role for kind in understood.kinds if "mask_2.png" in kind.paths] == ["mask"]
+
+
+def test_many_reasons_fill_no_screen():
+    understood = Understanding("set", "a folder of images")
+    for k in range(60):
+        understood.add("unreadable", f"holds {k} bytes", *(f"{k}-{i}.dcm" for i in range(1 + (k == 59))))
+    understood.add("image", "without a label", "a.png")
+    lines = understood.lines()
+    assert len(lines) == 1 + 1 + MOST_KINDS + 1 + 3
+    assert lines[2].split() == ["2", "unreadable", "holds", "59", "bytes:", "59-0.dcm,", "59-1.dcm"]
+    assert (
+        lines[2 + MOST_KINDS].split()
+        == f"{60 - MOST_KINDS} unreadable {60 - MOST_KINDS} further kinds, not larger than these".split()
+    )
+    assert len(understood.to_plain()["files"]) == 61

@@ -1,5 +1,6 @@
 """What a source is understood to be, in words, before anything is packed: `sources.understand` makes it."""
 
+import heapq
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from vfm4us.data.csv_files import shown
 from vfm4us.data.records import Record, natural_key
 
 EXAMPLES = 3
+MOST_KINDS = 40  # of one role, that are printed: each damaged file may have a reason of its own
 ROLES = ("image", "mask", "target", "table", "unmatched", "unreadable", "passed over")
 
 
@@ -23,7 +25,7 @@ class Kind:
     @property
     def examples(self) -> list[str]:
         """The first few paths, in the order people count."""
-        return sorted(self.paths, key=natural_key)[:EXAMPLES]
+        return heapq.nsmallest(EXAMPLES, self.paths, key=natural_key)
 
 
 @dataclass
@@ -72,10 +74,17 @@ class Understanding:
     def lines(self) -> list[str]:
         """The short table that is printed."""
         lines = [f"{shown(self.source)} is understood as {self.layout}" + (f": {self.said}" if self.said else "")]
-        for kind in sorted(self.kinds, key=lambda kind: ROLES.index(kind.role)):
-            examples = ", ".join(shown(path) for path in kind.examples)
-            more = ", ..." if len(kind.paths) > len(kind.examples) else ""
-            lines.append(f"  {len(kind.paths):7d}  {kind.role:<12}{kind.what}: {examples}{more}")
+        for role in ROLES:
+            kinds = [kind for kind in self.kinds if kind.role == role]
+            if len(kinds) > MOST_KINDS:
+                kinds.sort(key=lambda kind: -len(kind.paths))
+            for kind in kinds[:MOST_KINDS]:
+                examples = ", ".join(shown(path) for path in kind.examples)
+                more = ", ..." if len(kind.paths) > len(kind.examples) else ""
+                lines.append(f"  {len(kind.paths):7d}  {role:<12}{kind.what}: {examples}{more}")
+            if left := kinds[MOST_KINDS:]:
+                count = sum(len(kind.paths) for kind in left)
+                lines.append(f"  {count:7d}  {role:<12}{len(left)} further kinds, not larger than these")
         for name, text in (("labels", self.labels), ("groups", self.groups), ("splits", self.splits)):
             lines.append(f"  {name:<9}{text or 'none'}")
         lines += [f"  note     {shown(note)}" for note in self.notes]
