@@ -1214,6 +1214,16 @@ TREES = {
         (plain("images/0.png", "images/1.png", first=0), overlays("masks/{}.png", 2)),
         error="many greys",
     ),
+    "two folders of each patient": Tree(
+        "Images and masks in two folders of each patient",
+        (
+            pairs("patient_01_images/1.png", "patient_01_masks/1.png", 1),
+            pairs("patient_02_images/1.png", "patient_02_masks/1.png", 1, first=1),
+        ),
+        images=2,
+        masks=2,
+        groups=2,
+    ),
     "empty class deeper": Tree(
         "A class without images, deeper",
         (plain("data/a/1.png", "data/ta/1.png"), text("data/c/1.heic", "x")),

@@ -175,16 +175,19 @@ def folder_of(name: str) -> Folder:
         and not word.isdigit()
     ]
     split = splits[0] if len(set(splits)) == 1 and (domain or not others) else ""
-    role = ""
+    role, whose = "", without_image_word(name)
     if any(word in OVERLAYS for word in words):
         role = "overlay"
     elif any(word in MASKS for word in words):
         role = "mask"
-    elif roles and not [word for word in others if len(word) > 1 and word not in FORMS]:
+    elif roles and (is_patient_folder(whose) or not [word for word in others if len(word) > 1 and word not in FORMS]):
         role = "image"
     if role in ("mask", "overlay") and not split and [w for w in others if len(w) > 1] and set(roles) <= PERHAPS_MASKS:
         role = ""  # "malignant lesions" is a class
     rest = "" if split or role or (words and set(words) <= FILLERS) else name  # data/ around everything says nothing
+    if role in ("image", "mask") and not split:  # p007_images/ beside p007_masks/
+        whose = whose if role == "image" else without_role(name)[0]
+        rest = whose if is_patient_folder(whose) else ""
     return Folder(name, split, role, domain, rest)
 
 
