@@ -117,7 +117,7 @@ def test_inspection_says_what_is_inside_and_what_it_fills(tmp_path, monkeypatch,
         and "1, e.g. b.bn1.bias" in printed
         and "does not load: the given dict: 1 encoder" in printed
     )
-    assert "refused     it is no checkpoint" in printed
+    assert "refused     it is a text, not a checkpoint" in printed
 
 
 def test_torch_hub_loads_from_this_folder(tmp_path):
