@@ -225,7 +225,9 @@ def test_imagenet_weights_that_cannot_be_fetched_say_where_to_put_them(monkeypat
         raise URLError("no network")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", closed)
-    with pytest.raises(FileNotFoundError, match=f"resnet18-.*is not in {tmp_path}.*give its path in the place of imagenet"):
+    with pytest.raises(
+        FileNotFoundError, match=f"resnet18-.*is not in {tmp_path}.*give its path in the place of imagenet"
+    ):
         finetune.make_encoder(finetune.InitialEncoderConfig(weights="imagenet"), 0)
 
 

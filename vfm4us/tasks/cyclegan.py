@@ -114,10 +114,8 @@ class UNet(nn.Module):
 
         def two(before: int, after: int, stride: int = 1) -> nn.Sequential:
             first, second = (nn.Conv2d(a, after, 3, stride=s, padding=1) for a, s in ((before, stride), (after, 1)))
-            for layer in (
-                first,
-                second,
-            ):  # with torch's, of a third of the size, runs stood still for hundreds of steps
+            # with torch's weights, 2.4 times smaller, runs stood still for hundreds of steps
+            for layer in (first, second):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
             return nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
