@@ -295,6 +295,10 @@ def test_label_studio(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(tasks))
     with pytest.raises(ValueError, match="a brush is cut short"):
         read(tmp_path / "result.json", "set/b.png")
+    twice = mark("polygonlabels", points=corner, polygonlabels=["node", "cyst"])
+    (tmp_path / "result.json").write_text(json.dumps([tasks[0], {**tasks[1], "annotations": [{"result": [twice]}]}]))
+    with pytest.raises(ValueError, match=r"result.json: .*has 2 labels, 'node' and 'cyst': keep one of each mark"):
+        understand(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps([*tasks, {**tasks[0], "id": 4}]))
     with pytest.raises(
         ValueError, match=r"result.json: task 4 is of .*a.png, as an earlier one: keep one task of each"

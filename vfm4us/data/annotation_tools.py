@@ -119,9 +119,15 @@ def label_studio(content: list):
 
 
 def _name_of(mark: dict) -> str:
-    """The class of a mark that lies somewhere in the image."""
+    """The class of a mark that lies somewhere in the image; ValueError where it has several."""
     words = mark.get("value", {}).get(str(mark.get("type")))
-    return str(words[0]) if words and str(mark["type"]).endswith("labels") else ""
+    if not words or not str(mark["type"]).endswith("labels"):
+        return ""
+    if isinstance(words, list) and len(words) > 1:
+        raise ValueError(
+            f"a mark ({mark.get('id')}) has {len(words)} labels, {words[0]!r} and {words[1]!r}: keep one of each mark"
+        )
+    return str(words[0])
 
 
 def _mark(mark: dict, number: int):
