@@ -6,6 +6,7 @@ import zipfile
 import pytest
 from making_trees import plain
 
+from vfm4us.data.reading import Reading
 from vfm4us.data.records import COLUMNS, read_manifest
 from vfm4us.data.sources import understand
 from vfm4us.data.table_files import tables_of
@@ -137,3 +138,18 @@ def test_patients_of_a_table_are_those_of_the_folders_whatever_their_zeros(tmp_p
     rows = [f"{cell.format(k)},{label}" for k, label in ((1, "x"), (2, "y"), (13, "x"))]
     (tmp_path / "patients.csv").write_text("\n".join(["patient,label", *rows]))
     assert [record.label for record in understand(tmp_path).records] == ["x", "x", "y", "y", "x", "x"]
+
+
+def test_folders_that_a_table_calls_patients_are_not_taken_for_classes_unasked(tmp_path):
+    plain(*(f"p{k}/{name}.png" for k in (1, 2, 13) for name in "ab"))(tmp_path)
+    (tmp_path / "patients.csv").write_text("patient,label\np1,x\np2,y\np13,x\n")
+    with pytest.raises(
+        ValueError, match=r"p1, p2, p13 are classes, .* 'patient' of patients.csv says. Say reading.fol"
+    ):
+        understand(tmp_path)
+    as_patients = understand(tmp_path, Reading(folders="patients")).records
+    assert [(record.group, record.label) for record in as_patients[:3]] == [("p1", "x"), ("p1", "x"), ("p2", "y")]
+    as_classes = understand(tmp_path, Reading(folders="classes")).records
+    assert {record.label for record in as_classes} == {"p1", "p2", "p13"}
+    (tmp_path / "patients.csv").write_text("patient,label\nQ1,x\nQ2,y\nQ3,x\n")
+    assert {record.label for record in understand(tmp_path).records} == {"p1", "p2", "p13"}, "of others"

@@ -74,7 +74,9 @@ def join_tables(root: Path, tables: list[str], reading: Reading, understood: Und
         tables = [table for table in tables if table not in placeholders]
     tables = sorted(given_tables if reading.table else tables, key=natural_key)
     names = Names(understood.records)
-    joined = [one for path in tables if (one := _joined(root, path, names, understood, bool(reading.table)))]
+    joined = [
+        one for path in tables if (one := _joined(root, path, names, understood, bool(reading.table), reading.folders))
+    ]
     _splits_by_name(root, joined, understood)
     for role in ROLES:
         with_role = [one for one in joined if role in one.places]
@@ -104,7 +106,9 @@ def join_tables(root: Path, tables: list[str], reading: Reading, understood: Und
         )
 
 
-def _joined(root: Path, path: str, names: "Names", understood: Understanding, surely: bool) -> Joined | None:
+def _joined(
+    root: Path, path: str, names: "Names", understood: Understanding, surely: bool, folders: str
+) -> Joined | None:
     """The table with the column that names the images one to one; None where no column does, which is said."""
     try:
         tables = table_files.tables_of(root / path)
@@ -130,6 +134,8 @@ def _joined(root: Path, path: str, names: "Names", understood: Understanding, su
             break
     if not found and not repeated:
         found = [one for rows in tables if (one := _by_groups(root, path, rows, names.groups))]
+        if not found and not folders:
+            _check_classes_are_no_patients(root, path, tables, names.records)
     if len(found) > 1:
         raise ValueError(f"{root / path} has {len(found)} sheets that name images: save the one that counts as CSV")
     if not found and not repeated and (unclear := _unclear(tables, names.below("")[0])):
@@ -247,6 +253,20 @@ def _titles(rows: list[list[str]]) -> int:
         if len({same(cell.strip()) for cell in row} & known) > 1:
             return count
     return 0
+
+
+def _check_classes_are_no_patients(root: Path, path: str, tables: list[list[list[str]]], records: list[Record]) -> None:
+    """ValueError where every class that the folders say is a patient of a table."""
+    classes = sorted({record.label for record in records if record.label}, key=natural_key)
+    for rows in tables:
+        for column, title in enumerate(rows[0] if len(classes) > 1 and rows else []):
+            patients = {same(label_of(cell)) for cell in _cells(rows[1:], column)}
+            if same(title.strip()) in GROUP_HEADERS and {same(name) for name in classes} <= patients:
+                some = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+                raise ValueError(
+                    f"{root} can be read in two ways: {some} are classes, as folders are, or patients, as the column "
+                    f"{title.strip()!r} of {path} says. Say reading.folders=patients or reading.folders=classes"
+                )
 
 
 def _by_groups(root: Path, path: str, rows: list[list[str]], of: dict[str, list[int]]) -> Joined | None:
