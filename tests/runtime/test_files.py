@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vfm4us import checkpoints
+from vfm4us.data.csv_files import write_rows
 from vfm4us.runtime import files
 
 
@@ -68,3 +69,17 @@ def test_nothing_is_left_where_writing_fails(tmp_path):
 def test_a_name_that_is_not_utf8_is_written(tmp_path):
     files.write_text(tmp_path / "a.csv", "path\nb\udcff.png\n")
     assert (tmp_path / "a.csv").read_bytes() == b"path\nb\xff.png\n"
+
+
+def test_a_table_that_cannot_be_written_to_its_end_leaves_the_one_before(tmp_path):
+    """leakage_*.csv, duplicates.csv, per_image.csv: a run that goes on writes them anew."""
+    path = tmp_path / "a.csv"
+    write_rows(path, ["name", "value"], [["a", 1]])
+
+    def cut_short():
+        yield ["b", 2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(path, ["name", "value"], cut_short())
+    assert path.read_text() == "name,value\na,1\n" and list(tmp_path.iterdir()) == [path]

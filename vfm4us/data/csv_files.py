@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vfm4us.runtime.files import unfinished
+
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would take for a formula, or what we have marked before
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 MARKED = re.compile(r"'+[=+\-@\t\r]")
@@ -22,9 +24,15 @@ WESTERN = frozenset(map(chr, range(0xC0, 0x100))) - set("×÷") | set("\xa0°µ�
 
 
 def write_rows(path, header, rows) -> None:
-    """Write a CSV in UTF-8 with commas; text that begins with = + - @ gets a leading ', which `read_rows` takes away."""
+    """Write a CSV in UTF-8 with commas, whole or not at all.
+
+    Text that begins with = + - @ gets a leading ', which `read_rows` takes away.
+    """
     # surrogateescape: a file name that is not UTF-8 comes back as the same bytes
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (
+        unfinished(path) as beside,
+        open(beside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         _write(file, header, rows)
 
 
