@@ -34,7 +34,7 @@ def taken(function):
 )
 def test_values_and_gradients_are_those_of_the_convolution(side, stride, padding):
     plain, small = layer(stride=stride, padding=padding)
-    x = torch.randn(32, 128, side, side, generator=generator(1)).bfloat16()
+    x = torch.randn(64, 128, side, side, generator=generator(1)).bfloat16()
     made, products = taken(lambda: small(x.requires_grad_()))
     assert products and made.dtype == torch.bfloat16
     exact = x.detach().double().requires_grad_()
@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_the_convolution(side, stride, padding
 def test_what_is_not_asked_for_is_not_computed():
     _, small = layer()
     small.requires_grad_(False)
-    x = torch.randn(32, 128, 2, 2, requires_grad=True)
+    x = torch.randn(64, 128, 2, 2, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         small(x).sum().backward()
     assert x.grad.shape == x.shape and x.grad.dtype == torch.float32 and small.weight.grad is None
@@ -75,10 +75,10 @@ def test_the_compiler_is_told_the_truth():
 
 def test_larger_maps_few_images_and_float32_are_convolved_as_ever():
     plain, small = layer()
-    for x in (torch.rand(32, 128, 4, 4), torch.rand(31, 128, 2, 2)):
+    for x in (torch.rand(64, 128, 4, 4), torch.rand(63, 128, 2, 2)):
         made, products = taken(lambda x=x: small(x))
         assert not products and torch.equal(made, taken(lambda x=x: plain(x))[0])
-    x = torch.rand(32, 128, 2, 2)
+    x = torch.rand(64, 128, 2, 2)
     assert torch.equal(small(x), plain(x))
 
 
@@ -105,7 +105,7 @@ def test_an_encoder_has_the_same_names_features_and_cost():
     choose_kernels(faster, torch.device("cpu"), "bfloat16")
     assert sum(isinstance(m, small_maps.SmallMapConv2d) for m in faster.modules()) == 11
     assert faster.state_dict().keys() == encoder.state_dict().keys()
-    x = torch.rand(32, 1, 64, 64, generator=generator(0))
+    x = torch.rand(64, 1, 64, 64, generator=generator(0))
     with FlopCounterMode(display=False) as theirs:
         before, _ = taken(lambda: encoder(x))
         before.sum().backward()

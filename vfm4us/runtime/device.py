@@ -78,10 +78,8 @@ def device_name() -> str:
     """The GPU's name, else the CPU's with the number of threads in use."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names, count = (
-        [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")],
-        torch.get_num_threads(),
-    )
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    count = torch.get_num_threads()
     return f"{names[0] if names else platform.machine()}, {count} thread{'s'[: count > 1]}"
 
 

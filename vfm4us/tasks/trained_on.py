@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from vfm4us.checkpoints import seen
 from vfm4us.data.dataset import PreparedDataset, valid_part
@@ -46,15 +47,18 @@ def digests_of(root: Path, records: list[Record]) -> np.ndarray:
     for path in dict.fromkeys(record.path for record in records):
         with contextlib.suppress(ValueError):  # what cannot be read is named where the images are read
             several[path] = is_container(root / path)
-    for i, record in enumerate(records):
-        if several.get(record.path) is False:
-            with contextlib.suppress(ValueError):
-                found[i] = seen.digests([hashlib.sha256(file_bytes(root / record.path)).hexdigest()])[0]
     rows = [i for i, record in enumerate(records) if several.get(record.path)]
     unfilled = (replace(records[i], filled=None) for i in rows)  # burnt-in text is filled after an image got its number
-    for i, grey in zip(rows, read_records(root, unfilled), strict=True):
-        if isinstance(grey, np.ndarray):
-            found[i] = seen.digests([pixels_sha256(grey)])[0]
+    with tqdm(total=len(records), unit="image", desc="comparing with the training images", delay=1, leave=False) as bar:
+        for i, record in enumerate(records):
+            if several.get(record.path) is False:
+                with contextlib.suppress(ValueError):
+                    found[i] = seen.digests([hashlib.sha256(file_bytes(root / record.path)).hexdigest()])[0]
+                bar.update()
+        for i, grey in zip(rows, read_records(root, unfilled), strict=True):
+            if isinstance(grey, np.ndarray):
+                found[i] = seen.digests([pixels_sha256(grey)])[0]
+            bar.update()
     return found
 
 
